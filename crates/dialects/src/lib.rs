@@ -1,0 +1,48 @@
+//! Host half of the paravirtual dialects: what a guest finds when it looks for a hypervisor.
+//!
+//! A dialect is reached by five doors only: CPUID leaves, MSRs, I/O ports, the VMCALL/VMMCALL instruction, and guest memory.
+//! It never knows which backend runs the processors. [`Dialect`] has one method for each door.
+
+use vmm::{CpuidTable, Hypercall, MsrFault, VcpuId};
+
+/// One hypervisor's paravirtual interface, host half. Shared by all processors of a machine.
+pub trait Dialect: Send + Sync {
+    /// Name as `--dialect` takes it.
+    fn name(&self) -> &'static str;
+
+    /// Adds the dialect's leaves at `base` (0x40000000 + n * 0x100) to what CPUID answers.
+    fn add_cpuid(&self, base: u32, table: &mut CpuidTable);
+
+    /// RDMSR. `None` when the index is not the dialect's.
+    fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {
+        let _ = (vcpu, index);
+        None
+    }
+
+    /// WRMSR. `None` when the index is not the dialect's.
+    fn write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>> {
+        let _ = (vcpu, index, value);
+        None
+    }
+
+    /// IN. `None` when the port is not the dialect's.
+    fn port_in(&self, vcpu: VcpuId, port: u16, size: u8) -> Option<u32> {
+        let _ = (vcpu, port, size);
+        None
+    }
+
+    /// OUT. `false` when the port is not the dialect's.
+    fn port_out(&self, vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
+        let _ = (vcpu, port, size, value);
+        false
+    }
+
+    /// VMCALL or VMMCALL. `false` when the call is not the dialect's.
+    fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool {
+        let _ = (vcpu, call);
+        false
+    }
+
+    /// The machine was reset: forget what the guest registered.
+    fn reset(&self);
+}

@@ -1,0 +1,2 @@
+//! `vmctl`: runs and controls virtual machines from the command line.
+fn main() {}

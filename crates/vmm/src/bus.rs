@@ -1,0 +1,55 @@
+//! The doors by which a virtual processor reaches the rest of its machine.
+//!
+//! A backend calls these while a guest instruction is under way, on the processor's own thread. Every method may decline
+//! (`None` or `false`); then the access ends [`crate::Vcpu::run`] with the matching [`crate::Exit`], or, for MSRs and
+//! hypercalls, has the architecture's own answer (#GP, #UD). Guest memory is the fifth door; it needs no method.
+
+/// Number of a processor within its machine, from 0; also its initial APIC id.
+pub type VcpuId = u32;
+
+/// Answer to an MSR access that has to end in #GP(0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsrFault;
+
+/// Devices and dialects as a processor sees them. Shared by all processors of a machine.
+pub trait Bus: Send + Sync {
+    /// IN of `size` bytes (1, 2 or 4) from `port`. Ports nobody owns read as all ones; only a bus that wants the exit says `None`.
+    fn port_in(&self, vcpu: VcpuId, port: u16, size: u8) -> Option<u32>;
+
+    /// OUT of `size` bytes to `port`. `false` asks for the exit.
+    fn port_out(&self, vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool;
+
+    /// Read of `data.len()` bytes (1 to 8, not crossing an 8-byte boundary unless the guest did) at a guest physical address without memory.
+    fn mmio_read(&self, vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool;
+
+    /// Write to a guest physical address without memory.
+    fn mmio_write(&self, vcpu: VcpuId, gpa: u64, data: &[u8]) -> bool;
+
+    /// RDMSR of an index that the processor itself does not have. `None`: nobody has it (#GP, logged once).
+    fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>>;
+
+    /// WRMSR of an index that the processor itself does not have. `None`: nobody has it (#GP, logged once).
+    fn write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>>;
+
+    /// VMCALL or VMMCALL. `false`: nobody answers (#UD).
+    fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool;
+
+    /// The local APIC of some processor ended a level-triggered interrupt (EOI broadcast to the I/O APIC).
+    fn end_of_interrupt(&self, vector: u8);
+
+    /// Interrupt acknowledge cycle: the vector of the 8259 pair's highest request (a spurious one if it went away).
+    fn acknowledge_extint(&self) -> u8;
+}
+
+/// Registers of a hypercall; what the callee changes is written back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Hypercall {
+    /// General registers in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8 to R15.
+    pub gpr: [u64; 16],
+    /// Privilege level of the caller, 0 to 3.
+    pub cpl: u8,
+    /// Whether the caller is in 64-bit mode.
+    pub long_mode: bool,
+    /// `true` for VMMCALL (AMD's opcode), `false` for VMCALL.
+    pub vmmcall: bool,
+}

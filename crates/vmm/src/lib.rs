@@ -1,0 +1,26 @@
+//! The monitor: what every virtual machine here is made of, whatever executes its processors.
+//!
+//! [`backend`] is the seam between a machine and the thing that runs its processors (Linux KVM, our own software CPU).
+//! [`bus`] is the seam in the other direction: the five doors by which a processor reaches devices and dialects.
+//! [`memory`], [`registers`], [`cpuid`] and [`time`] are the plain data both sides share.
+//!
+//! ```text
+//!   Vcpu::run --access--> Bus --> devices, dialects
+//!      ^                                |
+//!      +---- BackendVm::signal_msi <----+
+//! ```
+
+pub mod backend;
+pub mod bus;
+pub mod cpuid;
+pub mod exit;
+pub mod memory;
+pub mod registers;
+pub mod time;
+
+pub use backend::{Backend, BackendError, BackendVm, Entry, Inject, Vcpu, VcpuStats, VmConfig};
+pub use bus::{Bus, Hypercall, MsrFault, VcpuId};
+pub use cpuid::{CpuidEntry, CpuidTable};
+pub use exit::Exit;
+pub use memory::{GuestMemory, Protection};
+pub use registers::{DescriptorTable, RegisterMask, Registers, Segment};
