@@ -1,1 +1,4 @@
-//! abi
+//! The words both sides agree on: constants and wire structures of every interface, no logic.
+#![cfg_attr(not(test), no_std)]
+
+pub mod kvm;

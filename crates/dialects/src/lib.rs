@@ -3,6 +3,8 @@
 //! A dialect is reached by five doors only: CPUID leaves, MSRs, I/O ports, the VMCALL/VMMCALL instruction, and guest memory.
 //! It never knows which backend runs the processors. [`Dialect`] has one method for each door.
 
+pub mod kvm;
+
 use vmm::{CpuidTable, Hypercall, MsrFault, VcpuId};
 
 /// One hypervisor's paravirtual interface, host half. Shared by all processors of a machine.
