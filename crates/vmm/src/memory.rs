@@ -2,16 +2,26 @@
 //!
 //! vm-memory's traits are the accessor. RAM is anonymous memory of the monitor, mapped once when the machine is made and never
 //! moved, so that a backend may keep host addresses of its pages for the life of the [`GuestMemory`].
+//!
+//! Each region carries a [`CodeMap`], vm-memory's "dirty bitmap" hook: it tells the software CPU that a device wrote to
+//! instructions which it has decoded. A device that fills guest memory behind vm-memory's back (`preadv` into a host pointer)
+//! has to call `mark_dirty` itself, as vm-memory asks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use zerocopy::FromZeros;
 
 /// Size of a page, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
 /// All memory of a guest, shared between processors and devices.
-pub type GuestMemory = Arc<GuestMemoryMmap<()>>;
+pub type GuestMemory = Arc<GuestMemoryMmap<CodeMap>>;
+
+/// One contiguous part of [`GuestMemory`].
+pub type GuestRegion = GuestRegionMmap<CodeMap>;
 
 /// Maps zeroed memory at the given guest physical ranges (address and size in bytes, page aligned, ascending).
 ///
@@ -28,6 +38,115 @@ pub fn map(ranges: &[(u64, u64)]) -> Result<GuestMemory, std::io::Error> {
     GuestMemoryMmap::from_ranges(&ranges).map(Arc::new).map_err(std::io::Error::other)
 }
 
+/// Which pages of a region hold instructions that a processor has decoded, and how often that was invalidated.
+///
+/// Per page: a state word (bit 0: decoded instructions exist; the other bits: a generation that changes whenever they became
+/// invalid) and a bitmap of the 64-byte granules they came from. Clones share the same state.
+#[derive(Debug, Clone)]
+pub struct CodeMap {
+    pages: Arc<CodePages>,
+    /// Where this slice starts in the region, in bytes.
+    base: usize,
+}
+
+#[derive(Debug)]
+struct CodePages {
+    state: Box<[AtomicU32]>,
+    granules: Box<[AtomicU64]>,
+}
+
+/// Bit 0 of a page's state word.
+const HAS_CODE: u32 = 1;
+
+impl CodeMap {
+    /// The state word of page `page` of the region; decoded instructions are valid as long as it stays the same.
+    pub fn state(&self, page: usize) -> &AtomicU32 {
+        &self.pages.state[page]
+    }
+
+    /// Whether page `page` of the region holds decoded instructions, so that writes have to be told by [`CodeMap::written`].
+    pub fn has_code(&self, page: usize) -> bool {
+        self.pages.state[page].load(Ordering::SeqCst) & HAS_CODE != 0
+    }
+
+    /// Notes that instructions are about to be decoded from bytes `[start, end)` of page `page` and returns the state word they
+    /// are valid for, and whether the page had none before.
+    pub fn add_code(&self, page: usize, start: usize, end: usize) -> (u32, bool) {
+        let first = start / 64;
+        let last = (end.max(start + 1) - 1) / 64;
+        let mask = (u64::MAX >> (63 - (last - first).min(63))) << first.min(63);
+        self.pages.granules[page].fetch_or(mask, Ordering::SeqCst);
+        let old = self.pages.state[page].fetch_or(HAS_CODE, Ordering::SeqCst);
+        (old | HAS_CODE, old & HAS_CODE == 0)
+    }
+
+    /// Notes a write of `len` bytes at `offset` of page `page`; returns whether decoded instructions became invalid.
+    pub fn written(&self, page: usize, offset: usize, len: usize) -> bool {
+        let state = &self.pages.state[page];
+        if state.load(Ordering::SeqCst) & HAS_CODE == 0 {
+            return false;
+        }
+        let first = offset / 64;
+        let last = ((offset + len.max(1) - 1) / 64).min(63);
+        let mask = (u64::MAX >> (63 - (last - first))) << first;
+        if self.pages.granules[page].load(Ordering::SeqCst) & mask == 0 {
+            return false;
+        }
+        self.pages.granules[page].store(0, Ordering::SeqCst);
+        // A new generation with bit 0 clear.
+        let _ = state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(old.wrapping_add(2) & !HAS_CODE));
+        true
+    }
+}
+
+impl Default for CodeMap {
+    /// A map of no pages.
+    fn default() -> CodeMap {
+        CodeMap::with_len(0)
+    }
+}
+
+impl NewBitmap for CodeMap {
+    fn with_len(len: usize) -> Self {
+        let pages = len.div_ceil(PAGE_SIZE as usize);
+        // Zeroed by the allocator, so that pages nobody executes cost no memory.
+        let state = <[AtomicU32]>::new_box_zeroed_with_elems(pages).unwrap_or_default();
+        let granules = <[AtomicU64]>::new_box_zeroed_with_elems(pages).unwrap_or_default();
+        CodeMap { pages: Arc::new(CodePages { state, granules }), base: 0 }
+    }
+}
+
+impl WithBitmapSlice<'_> for CodeMap {
+    type S = CodeMap;
+}
+
+impl BitmapSlice for CodeMap {}
+
+impl Bitmap for CodeMap {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        let mut at = self.base + offset;
+        let end = at + len;
+        while at < end {
+            let page = at / PAGE_SIZE as usize;
+            let page_end = (page + 1) * PAGE_SIZE as usize;
+            if page >= self.pages.state.len() {
+                return;
+            }
+            self.written(page, at % PAGE_SIZE as usize, end.min(page_end) - at);
+            at = page_end;
+        }
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        let _ = offset;
+        false
+    }
+
+    fn slice_at(&self, offset: usize) -> CodeMap {
+        CodeMap { pages: Arc::clone(&self.pages), base: self.base + offset }
+    }
+}
+
 bitflags::bitflags! {
     /// What a guest may do with a page (as the protection argument of `MPROTECT_EPT`: PROT_READ 1, PROT_WRITE 2, PROT_EXEC 4).
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,5 +157,24 @@ bitflags::bitflags! {
         const WRITE = 2;
         /// Instruction fetches.
         const EXECUTE = 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+
+    #[test]
+    fn device_write_to_decoded_instructions_changes_the_generation() {
+        let memory = map(&[(0, 0x10000)]).unwrap();
+        let map = memory.iter().next().unwrap().bitmap();
+        let (state, first) = map.add_code(2, 0x100, 0x140);
+        assert!(first);
+        memory.write_slice(&[1; 16], GuestAddress(0x2200)).unwrap();
+        assert_eq!(map.state(2).load(Ordering::SeqCst), state, "another granule");
+        memory.write_slice(&[1; 16], GuestAddress(0x20f8)).unwrap();
+        assert_ne!(map.state(2).load(Ordering::SeqCst), state);
+        assert!(!map.has_code(2));
     }
 }
