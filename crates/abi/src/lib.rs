@@ -1,4 +1,5 @@
 //! The words both sides agree on: constants and wire structures of every interface, no logic.
 #![cfg_attr(not(test), no_std)]
 
+pub mod apic;
 pub mod kvm;

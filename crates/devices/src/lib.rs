@@ -10,6 +10,9 @@
 //!                     +------------------- MSI-X message ------------------------------^
 //! ```
 
+pub mod lapic;
+pub mod snapshot;
+
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -39,6 +42,16 @@ impl MsiSink for Arc<dyn vmm::BackendVm> {
     fn signal_msi(&self, address: u64, data: u32) {
         vmm::BackendVm::signal_msi(self.as_ref(), address, data);
     }
+}
+
+/// What a device does to the whole machine.
+pub trait MachineEvents: Send + Sync {
+    /// The guest switched the power off.
+    fn power_off(&self);
+    /// The guest asked for a reset of all processors and devices.
+    fn reset(&self);
+    /// The guest ended the run with this value (isa-debug-exit); the exit status is `(value << 1) | 1`.
+    fn debug_exit(&self, value: u32);
 }
 
 /// One interrupt input of the board (a GSI); level as seen by the controller. Edge-triggered devices pulse it.
