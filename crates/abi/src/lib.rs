@@ -2,4 +2,6 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod apic;
+pub mod boot;
 pub mod kvm;
+pub mod multiboot;

@@ -1,1 +1,3 @@
-//! vmd
+//! Assembles and runs machines.
+
+pub mod boot;

@@ -1,0 +1,68 @@
+//! BIOS: a ROM that ends at 4 GiB, whose last 128 KiB are at 0xe0000 too, and the processor's own reset state.
+//!
+//! The BIOS is SeaBIOS as Debian's package `seabios` has it. Shadow memory is plain RAM here: writes to 0xc0000 to 0xfffff
+//! need no unlocking.
+
+use std::path::Path;
+
+use vm_memory::{Bytes, GuestAddress};
+use vmm::{GuestMemory, Registers};
+
+use super::memory_map::{EXTENDED_START, ROM_END};
+use super::{BootConfig, BootError, Image, Loaded, recognise};
+
+/// Where hosts keep SeaBIOS.
+const PATHS: [&str; 4] =
+    ["/usr/share/seabios/bios-256k.bin", "/usr/share/seabios/bios.bin", "/usr/share/qemu/bios-256k.bin", "/etc/firmware/vmm-bios"];
+
+/// ROM sizes are whole 64 KiB blocks, up to 16 MiB as chipsets decode it.
+const BLOCK: usize = 0x1_0000;
+const SIZE_MAX: usize = 16 << 20;
+/// Bytes of the ROM that are below 1 MiB too.
+const SHADOW: usize = 0x2_0000;
+/// The reset vector, counted from the end.
+const RESET_VECTOR: usize = 16;
+/// Jumps that a reset vector begins with: far, near, short (Intel SDM vol. 2, JMP).
+const JUMPS: [u8; 3] = [0xea, 0xe9, 0xeb];
+
+/// Whether `data` looks like a BIOS: the size of a ROM, with a jump at the reset vector.
+pub(super) fn is_image(data: &[u8]) -> bool {
+    !data.is_empty()
+        && data.len() <= SIZE_MAX
+        && data.len().is_multiple_of(BLOCK)
+        && data.get(data.len() - RESET_VECTOR).is_some_and(|first| JUMPS.contains(first))
+}
+
+/// The host's SeaBIOS.
+///
+/// # Errors
+/// [`BootError::NoBios`] where there is none, naming where it was looked for.
+pub fn find() -> Result<Image, BootError> {
+    match PATHS.iter().map(Path::new).find(|path| path.is_file()) {
+        Some(path) => recognise(path),
+        None => Err(BootError::NoBios { tried: PATHS.join(", ") }),
+    }
+}
+
+/// Loads the ROM. `memory` has to have room for it below 4 GiB, see [`super::layout`].
+pub(super) fn load(image: &Image, memory: &GuestMemory, config: &BootConfig) -> Result<Loaded, BootError> {
+    let refused = |option: &str| Err(BootError::NotTaken { format: "a BIOS", option: option.into() });
+    if !config.modules.is_empty() {
+        return refused("--initrd (it boots from a disk)");
+    }
+    if !config.cmdline.is_empty() {
+        return refused("--cmdline (it boots from a disk)");
+    }
+    let shadow = &image.data[image.data.len() - image.data.len().min(SHADOW)..];
+    for (end, bytes) in [(ROM_END, image.data.as_slice()), (EXTENDED_START, shadow)] {
+        let start = end - bytes.len() as u64;
+        memory.write_slice(bytes, GuestAddress(start)).map_err(|_| BootError::NoRoom {
+            what: "the BIOS".into(),
+            start,
+            end,
+            ram: "no ROM there".into(),
+        })?;
+    }
+    let description = format!("BIOS {} ({} KiB), from the reset vector", image.path.display(), image.data.len() / 1024);
+    Ok(Loaded { registers: Registers::reset(), description })
+}
