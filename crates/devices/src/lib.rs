@@ -10,7 +10,10 @@
 //!                     +------------------- MSI-X message ------------------------------^
 //! ```
 
+pub mod interrupts;
+pub mod ioapic;
 pub mod lapic;
+pub mod pic;
 pub mod snapshot;
 
 use std::ops::RangeInclusive;
