@@ -1,0 +1,132 @@
+//! Each boot protocol with a guest of ours, whole machine, on the software CPU. And guests that misbehave.
+
+// Tests fail by panicking; the lint knows only functions marked as tests.
+#![allow(clippy::unwrap_used)]
+
+mod guests;
+
+use std::time::Duration;
+
+use guests::{EXIT_DIED, EXIT_OK, boot_disk, build, read_until, run_soft, start, vmctl, wait, write};
+use tempfile::TempDir;
+
+#[test]
+fn multiboot_guest_reads_its_command_line_and_modules() {
+    let directory = TempDir::new().unwrap();
+    let kernel = build("hello", directory.path());
+    let module = write(directory.path(), "module", b"contents of the module");
+    let first = format!("{} first argument", module.display());
+    let run = run_soft(&kernel, &["--cmdline", "one two", "--initrd", &first, "--initrd", module.to_str().unwrap()]);
+    run.expect(
+        EXIT_OK,
+        &[
+            "hello from protected mode\n",
+            &format!("command line: {} one two\n", kernel.display()),
+            "memory: 523264 KiB above 1 MiB\n",
+            &format!("module: {first} holds contents of the module\n"),
+            &format!("module: {} holds contents of the module\n", module.display()),
+        ],
+    );
+    assert!(run.errors.contains("multiboot 1 kernel"), "what was recognised is printed: {run}");
+}
+
+#[test]
+fn guest_walks_through_all_modes() {
+    let directory = TempDir::new().unwrap();
+    let run = run_soft(&build("longmode", directory.path()), &[]);
+    run.expect(
+        EXIT_OK,
+        &["protected mode\nreal mode\nunreal mode reached above 1 MiB\nprotected mode again\ncompatibility mode\nlong mode\n"],
+    );
+}
+
+#[test]
+fn pvh_guest_finds_start_info() {
+    let directory = TempDir::new().unwrap();
+    let kernel = build("pvh", directory.path());
+    let module = write(directory.path(), "module", b"contents");
+    let run = run_soft(&kernel, &["--cmdline", "one two", "--initrd", &format!("{} argument", module.display())]);
+    run.expect(EXIT_OK, &["hello from a PVH entry\n", "command line: one two\n", "RSDP: RSD PTR \n", "module: argument holds contents\n"]);
+}
+
+#[test]
+fn openbsd_guest_finds_its_boot_arguments() {
+    let directory = TempDir::new().unwrap();
+    let run = run_soft(&build("openbsd", directory.path()), &["--cmdline", "-s", "--memory", "64M"]);
+    run.expect(
+        EXIT_OK,
+        &[
+            "boothowto 00000002, bootdev a0000004, version 0000000e\n",
+            "memory 00000000 size 0009fc00\n",
+            "memory 00100000 size 03f00000\n",
+            "console device 00000800 port 000003f8 speed 115200\n",
+            "random bytes are there\n",
+        ],
+    );
+}
+
+#[test]
+fn boot_sector_starts_by_seabios_from_a_virtio_disk() {
+    let directory = TempDir::new().unwrap();
+    let disk = boot_disk(directory.path());
+    let disk = format!("{},format=raw", disk.display());
+    let run = vmctl(&["run", "--backend", "soft", "--debug-exit", "--no-reboot", "--disk", &disk]);
+    run.expect(EXIT_OK, &["hello from the boot sector\n", "hello from the second sector\n", "memory map found\n"]);
+}
+
+#[test]
+fn two_processors_count_at_once_and_lose_nothing() {
+    let directory = TempDir::new().unwrap();
+    let run = run_soft(&build("smp", directory.path()), &["--cpus", "2"]);
+    run.expect(EXIT_OK, &["processors: 2, APIC ids:00000002\n", "atomic: 100000, under a lock: 100000\n"]);
+}
+
+#[test]
+fn triple_fault_ends_with_status_3_and_a_register_dump() {
+    let directory = TempDir::new().unwrap();
+    let run = run_soft(&build("triple", directory.path()), &[]);
+    run.expect(EXIT_DIED, &["about to fault three times\n"]);
+    assert!(run.errors.contains("triple fault") && run.errors.contains("rip"), "{run}");
+}
+
+#[test]
+fn jump_into_nothing_ends_with_status_3() {
+    let directory = TempDir::new().unwrap();
+    let run = run_soft(&build("nowhere", directory.path()), &[]);
+    run.expect(EXIT_DIED, &["jumping into nothing\n"]);
+    assert!(run.errors.contains("rip"), "{run}");
+}
+
+#[test]
+fn halt_with_interrupts_off_sleeps_until_it_is_ended() {
+    let directory = TempDir::new().unwrap();
+    let kernel = build("hlt_off", directory.path());
+    let mut child = start(&["run", "--backend", "soft", "--kernel", kernel.to_str().unwrap()]);
+    let seen = read_until(child.stdout.as_mut().unwrap(), "halting for ever\n");
+    assert!(seen.contains("halting for ever"), "{seen}");
+    let before = processor_time(child.id());
+    assert_eq!(wait(&mut child, Duration::from_secs(1)), None, "it must not end by itself");
+    let used = processor_time(child.id()) - before;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(used < 0.2, "a halted machine used {used} seconds of processor time in one second");
+}
+
+#[test]
+fn garbage_everywhere_hurts_only_the_guest() {
+    let directory = TempDir::new().unwrap();
+    let run = run_soft(&build("garbage", directory.path()), &["--disk", boot_disk(directory.path()).to_str().unwrap()]);
+    run.expect_no_panic();
+    for line in ["garbage begins", "model-specific registers: ", "interrupt controllers and timers done", "PCI devices: ", "garbage ends"] {
+        assert!(run.output.contains(line), "no «{line}» in:\n{run}");
+    }
+    // After its last message it writes to what may reset the machine or turn it off.
+    assert!(matches!(run.status, Some(0 | EXIT_DIED | EXIT_OK)), "{run}");
+}
+
+/// Seconds of processor time of a process, from /proc (proc_pid_stat(5), fields 14 and 15, in hundredths).
+fn processor_time(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..=12].iter().map(|f| f.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+}
