@@ -16,6 +16,10 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> u64;
     /// Time of day, since 1970-01-01 00:00 UTC.
     fn wall(&self) -> Duration;
+    /// Moves a stepped clock forward to `now`; clocks that move by themselves ignore it.
+    fn advance_to(&self, now: u64) {
+        let _ = now;
+    }
 }
 
 /// The host's clocks.
@@ -42,7 +46,7 @@ impl Clock for HostClock {
     }
 }
 
-/// A clock that moves only by [`StepClock::advance_to`].
+/// A clock that moves only by [`Clock::advance_to`].
 #[derive(Debug)]
 pub struct StepClock {
     now: AtomicU64,
@@ -55,11 +59,6 @@ impl StepClock {
     pub fn new(epoch: Duration) -> StepClock {
         StepClock { now: AtomicU64::new(0), epoch }
     }
-
-    /// Moves time forward to `now`; an earlier time is ignored.
-    pub fn advance_to(&self, now: u64) {
-        self.now.fetch_max(now, Ordering::Relaxed);
-    }
 }
 
 impl Clock for StepClock {
@@ -69,6 +68,10 @@ impl Clock for StepClock {
 
     fn wall(&self) -> Duration {
         self.epoch + Duration::from_nanos(self.now())
+    }
+
+    fn advance_to(&self, now: u64) {
+        self.now.fetch_max(now, Ordering::Relaxed);
     }
 }
 

@@ -1,0 +1,445 @@
+//! Blocks: runs of decoded instructions, and the cache that finds them.
+//!
+//! A block is found by guest *physical* address and code width, so that it serves every mapping of its page; nothing in it
+//! depends on the linear address (see `RIP_BASE`). In front of that stands the jump cache, by linear address and address space.
+//! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under.
+//!
+//! An instruction that crosses into another page makes a block of its own, which is found only by way of the physical map, where
+//! the second page is compared.
+#![allow(unsafe_code)] // Blocks keep pointers to state words and hand out pointers to their ops.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+
+use crate::attention;
+use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
+use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
+use crate::native::Natives;
+use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
+use crate::{integer, native, system};
+
+/// Instructions in a block at most.
+const MAX_INSTRUCTIONS: usize = 32;
+/// Longest instruction (Intel SDM vol. 2 section 2.3.11).
+const MAX_LENGTH: usize = 15;
+const PAGE: u64 = 4096;
+/// Entries of the jump cache.
+const JUMPS: usize = 8192;
+/// Ops kept before the whole cache is emptied; 48 bytes each.
+const MAX_OPS: usize = 160 * 1024;
+
+/// What a lowering knows besides the instruction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lowering {
+    /// Code width.
+    pub width: Width,
+    /// Addressing form of the instruction's memory operand: `FLAT_BASE`, `FLAT_SIB` or `GENERAL`.
+    pub ea: u8,
+}
+
+/// One run of decoded instructions.
+struct Block {
+    ops: Box<[Op]>,
+    gpa: u64,
+    len: u16,
+    /// Second page, when the only instruction crosses into it.
+    crosses: Option<Second>,
+    state: *const AtomicU32,
+    value: u32,
+}
+
+/// Where an instruction that crosses pages goes on.
+struct Second {
+    gpa: u64,
+    len: u16,
+    state: *const AtomicU32,
+    value: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Jump {
+    va: u64,
+    space: u64,
+    block: u32,
+}
+
+const NO_JUMP: Jump = Jump { va: 0, space: u64::MAX, block: 0 };
+
+/// All blocks of one processor.
+pub(crate) struct BlockCache {
+    blocks: Vec<Block>,
+    by_address: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
+    jumps: Box<[Jump; JUMPS]>,
+    natives: Natives,
+    ops: usize,
+    /// Guest physical ranges of the running block.
+    running: [(u64, u64); 2],
+}
+
+// SAFETY: the pointers lead into the code maps of the machine's memory, which the processor keeps alive (`Cpu::vm`) and which
+// any thread may read.
+unsafe impl Send for BlockCache {}
+
+/// Multiplicative hash: keys are addresses, and nobody outside chooses them to collide at a price we would notice.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _bytes: &[u8]) {}
+    fn write_u64(&mut self, value: u64) {
+        let hash = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = hash ^ hash >> 32;
+    }
+}
+
+impl BlockCache {
+    pub fn new() -> BlockCache {
+        BlockCache {
+            blocks: Vec::new(),
+            by_address: HashMap::default(),
+            jumps: Box::new([NO_JUMP; JUMPS]),
+            natives: Natives::new(),
+            ops: 0,
+            running: [(0, 0); 2],
+        }
+    }
+
+    /// Whether the running block was decoded from any byte of `[start, end)`.
+    pub fn runs_in(&self, start: u64, end: u64) -> bool {
+        self.running.iter().any(|&(from, to)| start < to && from < end)
+    }
+
+    /// Nothing is running: memory accesses from outside blocks never have to wait for themselves.
+    pub fn stop_running(&mut self) {
+        self.running = [(0, 0); 2];
+    }
+
+    fn clear(&mut self) {
+        self.blocks.clear();
+        self.by_address.clear();
+        self.jumps.fill(NO_JUMP);
+        self.natives.clear();
+        self.ops = 0;
+    }
+
+    /// Whether what a block was decoded from has not changed.
+    #[inline(always)]
+    fn is_fresh(block: &Block) -> bool {
+        // SAFETY: see `Send`.
+        unsafe { &*block.state }.load(Ordering::Relaxed) == block.value
+            && block.crosses.as_ref().is_none_or(|second| {
+                // SAFETY: see `Send`.
+                unsafe { &*second.state }.load(Ordering::Relaxed) == second.value
+            })
+    }
+}
+
+impl Cpu {
+    /// The block at RIP, decoded if need be, ready to run; `single` asks for one instruction only.
+    #[inline(always)]
+    pub fn enter_block(&mut self, single: bool) -> Result<Cursor, Trap> {
+        let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
+        let space = self.tlb.address_space() | (self.width as u64) << 56;
+        self.regs[RIP_BASE] = self.rip;
+        if !single {
+            let jump = self.blocks.jumps[jump_index(va)];
+            if jump.va == va && jump.space == space {
+                let block = &self.blocks.blocks[jump.block as usize];
+                if BlockCache::is_fresh(block) {
+                    self.blocks.running[0] = (block.gpa, block.gpa + u64::from(block.len));
+                    self.blocks.running[1].1 = 0;
+                    return Ok(Cursor::first(block.ops.as_ptr()));
+                }
+            }
+        }
+        self.find_block(va, space, single)
+    }
+
+    /// CS limit check and linear address of RIP outside 64-bit code.
+    fn fetch_linear(&mut self) -> Result<u64, Trap> {
+        if self.rip > u64::from(self.seg[CS].limit) {
+            return Err(self.gp());
+        }
+        Ok(self.seg[CS].base.wrapping_add(self.rip) & 0xffff_ffff)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_block(&mut self, va: u64, space: u64, single: bool) -> Result<Cursor, Trap> {
+        self.blocks.stop_running();
+        let gpa = self.fetch_address(va)?;
+        // One-instruction blocks are kept apart from ordinary ones; physical addresses have at most 46 bits.
+        let key = gpa | (self.width as u64) << 56 | u64::from(single) << 60;
+        let known = self.blocks.by_address.get(&key).copied();
+        if let Some(index) = known {
+            let block = &self.blocks.blocks[index as usize];
+            let second = block.crosses.as_ref().map(|second| second.gpa);
+            let same = BlockCache::is_fresh(block)
+                && match second {
+                    None => true,
+                    Some(second) => self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))? == second,
+                };
+            if same {
+                return Ok(self.start(index, va, space, single));
+            }
+        }
+        if self.blocks.ops > MAX_OPS {
+            self.blocks.clear();
+        }
+        let known = self.blocks.by_address.get(&key).copied();
+        let block = self.decode(va, gpa, single)?;
+        self.blocks.ops += block.ops.len();
+        let index = match known {
+            Some(index) => {
+                let old = &mut self.blocks.blocks[index as usize];
+                self.blocks.ops -= old.ops.len();
+                *old = block;
+                index
+            }
+            None => {
+                let index = self.blocks.blocks.len() as u32;
+                self.blocks.blocks.push(block);
+                self.blocks.by_address.insert(key, index);
+                index
+            }
+        };
+        Ok(self.start(index, va, space, single))
+    }
+
+    fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
+        let block = &self.blocks.blocks[index as usize];
+        self.blocks.running[0] = (block.gpa, block.gpa + u64::from(block.len));
+        match &block.crosses {
+            Some(second) => self.blocks.running[1] = (second.gpa, second.gpa + u64::from(second.len)),
+            None => {
+                self.blocks.running[1].1 = 0;
+                if !single {
+                    self.blocks.jumps[jump_index(va)] = Jump { va, space, block: index };
+                }
+            }
+        }
+        Cursor::first(block.ops.as_ptr())
+    }
+
+    /// Decodes the block at `gpa`, which the code runs at linear address `va`.
+    fn decode(&mut self, va: u64, gpa: u64, single: bool) -> Result<Block, Trap> {
+        loop {
+            let start = (gpa & (PAGE - 1)) as usize;
+            // Executing where there is no memory: the bus floats high, and FF FF is no instruction.
+            if self.vm.ram(gpa).is_none() {
+                return Err(self.ud());
+            }
+            let (state, value) = self.watch_code(gpa, start, start + 1);
+            let mut bytes = [0; (MAX_INSTRUCTIONS + 1) * MAX_LENGTH];
+            let available = (PAGE as usize - start).min(MAX_INSTRUCTIONS * MAX_LENGTH);
+            self.vm.read_page(gpa, start, &mut bytes[..available]);
+            let limit = if single { 1 } else { MAX_INSTRUCTIONS };
+            let mut block = match self.decode_bytes(&bytes[..available], limit) {
+                Some(ops) => {
+                    let len = ops.last().map_or(0, |op| op.start);
+                    Block { ops: ops.into_boxed_slice(), gpa, len, crosses: None, state, value }
+                }
+                None => {
+                    let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
+                    if self.vm.ram(next).is_none() {
+                        return Err(self.ud());
+                    }
+                    let (second_state, second_value) = self.watch_code(next, 0, MAX_LENGTH);
+                    self.vm.read_page(next, 0, &mut bytes[available..available + MAX_LENGTH]);
+                    // Fifteen more bytes complete any instruction; one that is longer is invalid and decodes as that.
+                    let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
+                    let len = u16::from(ops[0].len).saturating_sub(available as u16);
+                    let crosses = Some(Second { gpa: next, len, state: second_state, value: second_value });
+                    Block { ops: ops.into_boxed_slice(), gpa, len: available as u16, crosses, state, value }
+                }
+            };
+            let end = start + usize::from(block.len.max(1));
+            let (_, value) = self.watch_code(gpa, start, end);
+            block.value = value;
+            // Somebody may have written between the reading and the watching of the later bytes.
+            let mut again = [0; MAX_INSTRUCTIONS * MAX_LENGTH];
+            self.vm.read_page(gpa, start, &mut again[..usize::from(block.len)]);
+            if again[..usize::from(block.len)] == bytes[..usize::from(block.len)] && BlockCache::is_fresh(&block) {
+                return Ok(block);
+            }
+        }
+    }
+
+    /// Makes sure that from now on every write to these bytes of the page at `gpa` is noticed.
+    fn watch_code(&mut self, gpa: u64, start: usize, end: usize) -> (*const AtomicU32, u32) {
+        let vm = std::sync::Arc::clone(&self.vm);
+        let Some((_, code, page)) = vm.ram(gpa) else { unreachable!("the caller has looked") };
+        let (value, first) = code.add_code(page, start, end);
+        if first {
+            let gpa = gpa & !(PAGE - 1);
+            self.tlb.write_protect(gpa);
+            vm.tell_code_page(self.id, gpa);
+            while vm.code_page_unseen(self.id) {
+                // The others may be waiting for us in the same way.
+                if self.attention.flags() & attention::CODE_PAGES != 0 {
+                    self.see_code_pages();
+                }
+                std::hint::spin_loop();
+            }
+        }
+        (code.state(page), value)
+    }
+
+    /// Gives up write access to pages in which other processors found code.
+    pub fn see_code_pages(&mut self) {
+        self.attention.clear(attention::CODE_PAGES);
+        for gpa in self.vm.take_code_pages(self.id) {
+            self.tlb.write_protect(gpa);
+        }
+        self.vm.code_pages_seen(self.id);
+    }
+
+    /// Decodes up to `limit` instructions; `None` when not even the first is complete.
+    fn decode_bytes(&mut self, bytes: &[u8], limit: usize) -> Option<Vec<Op>> {
+        let bits = match self.width {
+            Width::Bits16 => 16,
+            Width::Bits32 => 32,
+            Width::Bits64 => 64,
+        };
+        // Addresses in the decoded instructions are relative to the block's start.
+        let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+        let mut instructions: Vec<Instruction> = Vec::with_capacity(limit);
+        while instructions.len() < limit && decoder.can_decode() {
+            let instruction = decoder.decode();
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
+            }
+            instructions.push(instruction);
+            if instruction.is_invalid() || instruction.flow_control() != FlowControl::Next {
+                break;
+            }
+        }
+        if instructions.is_empty() { None } else { Some(self.lower(&instructions, bytes)) }
+    }
+
+    /// Turns instructions into ops and ends the block.
+    fn lower(&mut self, instructions: &[Instruction], bytes: &[u8]) -> Vec<Op> {
+        let mut ops = Vec::with_capacity(instructions.len() + 1);
+        let mut done = 0;
+        while done < instructions.len() {
+            let instruction = &instructions[done];
+            let start = instruction.ip() as u16;
+            let mut op = Op::new(slow::<Undefined>, start, instruction.len().max(1) as u8, done as u8 + 1);
+            let lowering = Lowering { width: self.width, ea: memory_operand(instruction, self.width, &mut op) };
+            let template = op;
+            let mut taken = 0;
+            if !instruction.is_invalid() {
+                taken = integer::lower(&lowering, &instructions[done..], &mut op);
+                if taken == 0 {
+                    op = template;
+                    if system::lower(&lowering, instruction, &mut op) {
+                        taken = 1;
+                    }
+                }
+                if taken == 0 {
+                    op = template;
+                    let at = usize::from(start);
+                    let raw = &bytes[at..at + instruction.len()];
+                    if native::lower(&mut self.blocks.natives, &lowering, instruction, raw, &mut op) {
+                        taken = 1;
+                    }
+                }
+            }
+            if taken == 0 {
+                op = template;
+                op.run = slow::<Undefined>;
+                taken = 1;
+            }
+            op.count = taken as u8;
+            op.seq = (done + taken) as u8;
+            let last = &instructions[done + taken - 1];
+            op.len = (last.ip() + last.len().max(1) as u64 - instruction.ip()) as u8;
+            ops.push(op);
+            done += taken;
+        }
+        let end = ops.last().map_or(0, |op| op.start + u16::from(op.len));
+        let mut last = Op::new(end_of_block, end, 0, done as u8);
+        last.count = 0;
+        ops.push(last);
+        ops
+    }
+}
+
+/// An instruction that does not exist, or that this processor does not have.
+struct Undefined;
+
+impl Slow for Undefined {
+    fn execute(cpu: &mut Cpu, _op: &Op) -> Result<crate::op::Flow, Trap> {
+        Err(cpu.ud())
+    }
+}
+
+#[inline(always)]
+fn jump_index(va: u64) -> usize {
+    (va ^ va >> 13) as usize & (JUMPS - 1)
+}
+
+/// Number of a segment register in encoding order.
+fn segment_number(register: Register) -> usize {
+    match register {
+        Register::ES => ES,
+        Register::CS => CS,
+        Register::SS => SS,
+        Register::FS => FS,
+        Register::GS => GS,
+        _ => DS,
+    }
+}
+
+/// Fills the op's memory operand from the instruction and says which addressing form computes it fastest.
+fn memory_operand(instruction: &Instruction, width: Width, op: &mut Op) -> u8 {
+    let segment = segment_number(instruction.memory_segment());
+    op.seg = segment as u8;
+    if !instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
+        return GENERAL;
+    }
+    let base = instruction.memory_base();
+    let index = instruction.memory_index();
+    let sized = if base != Register::None { base } else { index };
+    op.addr_size = match sized {
+        Register::None => match instruction.memory_displ_size() {
+            2 => 2,
+            4 => 4,
+            _ => 8,
+        },
+        Register::RIP => 8,
+        Register::EIP => 4,
+        other => other.size() as u8,
+    };
+    // disp32 without registers in 64-bit code is sign extended to 64 bits; iced says 8 or 4 by the address size.
+    op.disp = match op.addr_size {
+        8 => instruction.memory_displacement64() as i64,
+        4 => i64::from(instruction.memory_displacement32() as i32),
+        _ => i64::from(instruction.memory_displacement32() as u16),
+    };
+    op.base = match base {
+        Register::None => ZERO as u8,
+        Register::RIP | Register::EIP => RIP_BASE as u8,
+        register => register.number() as u8,
+    };
+    op.index = if index == Register::None { ZERO as u8 } else { index.number() as u8 };
+    op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
+    op.seg_base = match segment {
+        FS => FS_BASE as u8,
+        GS => GS_BASE as u8,
+        _ => ZERO as u8,
+    };
+    if width != Width::Bits64 || op.addr_size != 8 {
+        GENERAL
+    } else if index == Register::None && segment != FS && segment != GS {
+        FLAT_BASE
+    } else {
+        FLAT_SIB
+    }
+}

@@ -1,0 +1,936 @@
+//! From linear addresses to host memory: the TLB, the guest's page tables, and every load and store.
+//!
+//! The TLB is direct mapped by linear page. A tag is the page address with the *context* in its low 12 bits: a number that
+//! stands for the current PCID (a fresh one whenever that PCID was flushed) and whether accesses are those of CPL 3. So a
+//! usual access is one compare and one host access, an access that crosses a page misses by itself, and a CR3 write or a
+//! change of privilege costs nothing. A page gets a write tag only when it is dirty, allowed to be written, and holds no
+//! decoded instructions. Specification: Intel SDM vol. 3 chapter 4.
+//!
+//! Guest memory is shared with other processors and devices, so every access is one host instruction on the same address and
+//! of the same size: the host's memory order is the guest's.
+#![allow(unsafe_code)] // Guest RAM is reached by host pointers; the TLB is what makes them valid.
+
+use std::arch::asm;
+use vmm::Exit;
+use vmm::exit::Access;
+use vmm::memory::Protection;
+
+use crate::cpu::{Cpu, FS, FS_BASE, GS, GS_BASE, REG_MASK, SS, TrapKind, Width, access, cr0, cr4, efer, vector};
+use crate::op::{Op, Trap};
+
+/// Addressing form of an op's memory operand: base + displacement, 64-bit, no segment base.
+pub(crate) const FLAT_BASE: u8 = 0;
+/// Base + scaled index + displacement + FS or GS base, 64-bit.
+pub(crate) const FLAT_SIB: u8 = 1;
+/// Anything: any segment with its limit, any address size.
+pub(crate) const GENERAL: u8 = 2;
+
+/// Entries of the data TLB.
+const TLB_ENTRIES: usize = 2048;
+/// Entries of the instruction TLB.
+const FETCH_ENTRIES: usize = 256;
+/// Contexts before the TLB has to be emptied: what fits a tag's low bits above the user bit.
+const CONTEXTS: u64 = 2047;
+const PAGE: u64 = 4096;
+const PAGE_MASK: u64 = !(PAGE - 1);
+/// A tag that no access has: its low bits are context 2047, which is never given out.
+const NO_TAG: u64 = u64::MAX;
+
+/// Page-table entry bits (Intel SDM vol. 3 table 4-19).
+mod pte {
+    pub const P: u64 = 1;
+    pub const RW: u64 = 1 << 1;
+    pub const US: u64 = 1 << 2;
+    pub const A: u64 = 1 << 5;
+    pub const D: u64 = 1 << 6;
+    pub const PS: u64 = 1 << 7;
+    pub const NX: u64 = 1 << 63;
+}
+
+/// Page-fault error code bits (Intel SDM vol. 3 section 4.7).
+mod fault {
+    pub const P: u32 = 1;
+    pub const W: u32 = 2;
+    pub const U: u32 = 4;
+    pub const RSVD: u32 = 8;
+    pub const I: u32 = 16;
+}
+
+/// Physical address bits that CPUID promises (leaf 0x80000008).
+pub(crate) const PHYSICAL_BITS: u32 = 46;
+const PHYSICAL_MASK: u64 = (1 << PHYSICAL_BITS) - 1;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+struct Entry {
+    read: u64,
+    write: u64,
+    /// Host address minus linear address.
+    addend: u64,
+    /// Guest physical page address.
+    gpa: u64,
+}
+
+const EMPTY: Entry = Entry { read: NO_TAG, write: NO_TAG, addend: 0, gpa: NO_TAG };
+
+#[derive(Clone, Copy)]
+struct FetchEntry {
+    tag: u64,
+    gpa: u64,
+}
+
+/// Everything cached about translation.
+pub(crate) struct Tlb {
+    /// Context of the current PCID and privilege, as the low bits of tags.
+    key: u64,
+    entries: Box<[Entry; TLB_ENTRIES]>,
+    fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// Context number by PCID; 0 means none given out yet.
+    contexts: Box<[u16; 4096]>,
+    next_context: u64,
+    /// Bit (address >> 30) mod 64 is set when an entry comes from a large page there, so that INVLPG there has to empty all.
+    large: u64,
+    /// Counts events after which a cached linear-to-block mapping may be stale.
+    pub epoch: u32,
+}
+
+impl Tlb {
+    pub fn new() -> Tlb {
+        Tlb {
+            key: 2,
+            entries: Box::new([EMPTY; TLB_ENTRIES]),
+            fetch: Box::new([FetchEntry { tag: NO_TAG, gpa: 0 }; FETCH_ENTRIES]),
+            contexts: Box::new([0; 4096]),
+            next_context: 1,
+            large: 0,
+            epoch: 0,
+        }
+    }
+
+    /// What distinguishes linear addresses now: context, privilege and epoch.
+    #[inline(always)]
+    pub fn address_space(&self) -> u64 {
+        self.key | u64::from(self.epoch) << 16
+    }
+
+    fn clear(&mut self) {
+        self.entries.fill(EMPTY);
+        self.fetch.fill(FetchEntry { tag: NO_TAG, gpa: 0 });
+        self.contexts.fill(0);
+        self.next_context = 1;
+        self.large = 0;
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    /// The context of `pcid`; a new one when it has none or when `fresh`.
+    fn context(&mut self, pcid: usize, fresh: bool) -> u64 {
+        if fresh || self.contexts[pcid] == 0 {
+            if self.next_context >= CONTEXTS {
+                self.clear();
+            }
+            self.contexts[pcid] = self.next_context as u16;
+            self.next_context += 1;
+        }
+        u64::from(self.contexts[pcid])
+    }
+
+    /// Takes the write tags from all entries of a physical page, because it holds decoded instructions now.
+    pub fn write_protect(&mut self, gpa: u64) {
+        for entry in self.entries.iter_mut() {
+            if entry.gpa == gpa {
+                entry.write = NO_TAG;
+            }
+        }
+    }
+}
+
+/// What a linear page maps to.
+#[derive(Clone, Copy)]
+struct Mapping {
+    gpa: u64,
+    /// Writes are allowed at this privilege and the page is marked dirty.
+    writable: bool,
+    large: bool,
+}
+
+/// Kind of access to translate for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Fetch,
+}
+
+/// An unsigned integer that one host instruction loads or stores.
+pub(crate) trait Word: Copy + Eq + 'static {
+    const SIZE: u64;
+    fn from_u64(value: u64) -> Self;
+    fn into_u64(self) -> u64;
+    /// # Safety
+    /// `at` must be readable memory of the right size; alignment does not matter.
+    unsafe fn read(at: *const u8) -> Self;
+    /// # Safety
+    /// `at` must be writable memory of the right size; alignment does not matter.
+    unsafe fn write(at: *mut u8, value: Self);
+    /// One attempt of a locked compare-exchange; returns what was there.
+    /// # Safety
+    /// `at` must be writable memory of the right size inside one page; alignment does not matter.
+    unsafe fn compare_exchange(at: *mut u8, expected: Self, new: Self) -> Self;
+}
+
+macro_rules! word {
+    ($t:ty, $size:literal, $class:ident, $reg:literal, $accumulator:tt) => {
+        impl Word for $t {
+            const SIZE: u64 = $size;
+
+            #[inline(always)]
+            fn from_u64(value: u64) -> $t {
+                value as $t
+            }
+
+            #[inline(always)]
+            fn into_u64(self) -> u64 {
+                u64::from(self)
+            }
+
+            #[inline(always)]
+            unsafe fn read(at: *const u8) -> $t {
+                let value: $t;
+                // SAFETY: the caller says that `at` is readable.
+                unsafe { asm!(concat!("mov {0", $reg, "}, [{1}]"), out($class) value, in(reg) at, options(nostack, preserves_flags, readonly)) };
+                value
+            }
+
+            #[inline(always)]
+            unsafe fn write(at: *mut u8, value: $t) {
+                // SAFETY: the caller says that `at` is writable.
+                unsafe { asm!(concat!("mov [{1}], {0", $reg, "}"), in($class) value, in(reg) at, options(nostack, preserves_flags)) };
+            }
+
+            #[inline(always)]
+            unsafe fn compare_exchange(at: *mut u8, expected: $t, new: $t) -> $t {
+                let old: $t;
+                // SAFETY: the caller says that `at` is writable; x86 allows locked access at any alignment.
+                unsafe {
+                    asm!(concat!("lock cmpxchg [{1}], {0", $reg, "}"), in($class) new, in(reg) at,
+                        inlateout($accumulator) expected => old, options(nostack))
+                };
+                old
+            }
+        }
+    };
+}
+
+word!(u8, 1, reg_byte, "", "al");
+word!(u16, 2, reg, ":x", "ax");
+word!(u32, 4, reg, ":e", "eax");
+word!(u64, 8, reg, ":r", "rax");
+
+impl Cpu {
+    // ---- addresses -----------------------------------------------------------------------------------------------
+
+    /// Linear address of the op's memory operand, in the form chosen when it was decoded.
+    #[inline(always)]
+    pub fn ea<const K: u8>(&mut self, op: &Op, size: u64, write: bool) -> Result<u64, Trap> {
+        match K {
+            FLAT_BASE => Ok(self.regs[usize::from(op.base) & REG_MASK].wrapping_add(op.disp as u64)),
+            FLAT_SIB => Ok(self.regs[usize::from(op.base) & REG_MASK]
+                .wrapping_add(self.regs[usize::from(op.index) & REG_MASK] << (op.scale & 3))
+                .wrapping_add(op.disp as u64)
+                .wrapping_add(self.regs[usize::from(op.seg_base) & REG_MASK])),
+            _ => {
+                let offset = self.effective_address(op);
+                self.linear(usize::from(op.seg), offset, size, write)
+            }
+        }
+    }
+
+    /// Offset of the op's memory operand within its segment, masked to the address size (what LEA gives).
+    #[inline(always)]
+    pub fn effective_address(&self, op: &Op) -> u64 {
+        let sum = self.regs[usize::from(op.base) & REG_MASK]
+            .wrapping_add(self.regs[usize::from(op.index) & REG_MASK] << (op.scale & 3))
+            .wrapping_add(op.disp as u64);
+        match op.addr_size {
+            8 => sum,
+            4 => sum & 0xffff_ffff,
+            _ => sum & 0xffff,
+        }
+    }
+
+    /// Segmentation: the linear address of `size` bytes at `offset` of a segment. In 64-bit code only FS and GS have a base; in
+    /// other code limit, type and presence are checked (Intel SDM vol. 3 section 5.3).
+    #[inline]
+    pub fn linear(&mut self, segment: usize, offset: u64, size: u64, write: bool) -> Result<u64, Trap> {
+        if self.width == Width::Bits64 {
+            return Ok(match segment {
+                FS => offset.wrapping_add(self.regs[FS_BASE]),
+                GS => offset.wrapping_add(self.regs[GS_BASE]),
+                _ => offset,
+            });
+        }
+        self.linear_legacy(segment, offset, size, write)
+    }
+
+    fn linear_legacy(&mut self, segment: usize, offset: u64, size: u64, write: bool) -> Result<u64, Trap> {
+        let s = self.seg[segment];
+        let code = s.access & 8 != 0;
+        let allowed = if s.access & (access::UNUSABLE) != 0 || s.access & access::P == 0 {
+            false
+        } else if !self.protected() {
+            true
+        } else if write {
+            !code && s.access & 2 != 0
+        } else {
+            !code || s.access & 2 != 0
+        };
+        let last = offset.wrapping_add(size.saturating_sub(1));
+        let limit = u64::from(s.limit);
+        let inside = if !code && s.access & 4 != 0 {
+            // Expand-down: valid above the limit, up to the size that B gives.
+            let top = if s.access & access::DB != 0 { 0xffff_ffff } else { 0xffff };
+            offset > limit && last <= top && last >= offset
+        } else {
+            last <= limit && last >= offset
+        };
+        if !allowed || !inside {
+            let vector = if segment == SS { vector::SS } else { vector::GP };
+            return Err(self.raise_code(vector, 0));
+        }
+        Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    // ---- loads and stores ----------------------------------------------------------------------------------------
+
+    /// Host address of an access that the TLB knows.
+    #[inline(always)]
+    fn hit<T: Word, const WRITE: bool>(&self, va: u64) -> Option<*mut u8> {
+        let entry = &self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)];
+        let tag = if WRITE { entry.write } else { entry.read };
+        // The page of the *last* byte: an access that crosses into the next page misses.
+        if tag == (va.wrapping_add(T::SIZE - 1) & PAGE_MASK) | self.tlb.key { Some(va.wrapping_add(entry.addend) as *mut u8) } else { None }
+    }
+
+    /// Loads a word.
+    #[inline(always)]
+    pub fn load<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+        match self.hit::<T, false>(va) {
+            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+            Some(at) => Ok(unsafe { T::read(at) }),
+            None => self.load_slow(va),
+        }
+    }
+
+    /// Stores a word.
+    #[inline(always)]
+    pub fn store<T: Word>(&mut self, va: u64, value: T) -> Result<(), Trap> {
+        match self.hit::<T, true>(va) {
+            Some(at) => {
+                // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+                unsafe { T::write(at, value) };
+                Ok(())
+            }
+            None => self.store_slow(va, value),
+        }
+    }
+
+    /// Loads a word that will be stored back: a page that cannot be written faults now, as a write.
+    #[inline(always)]
+    pub fn load_for_write<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+        match self.hit::<T, true>(va) {
+            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+            Some(at) => Ok(unsafe { T::read(at) }),
+            None => {
+                self.check_write(va, T::SIZE)?;
+                self.load_slow(va)
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn load_slow<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+        let mut bytes = [0; 8];
+        let size = T::SIZE as usize;
+        self.watch(va, T::SIZE, false);
+        if (va & (PAGE - 1)) + T::SIZE <= PAGE {
+            let mapping = self.translate(va, Kind::Read, self.cpl == 3)?;
+            if let Some(host) = self.fill(va, mapping) {
+                // SAFETY: `fill` returns host addresses of guest RAM, and the access stays in the page.
+                return Ok(unsafe { T::read(host) });
+            }
+            self.mmio_read(mapping.gpa | va & (PAGE - 1), &mut bytes[..size])?;
+        } else {
+            self.load_bytes(va, &mut bytes[..size])?;
+        }
+        Ok(T::from_u64(u64::from_le_bytes(bytes)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow<T: Word>(&mut self, va: u64, value: T) -> Result<(), Trap> {
+        let bytes = value.into_u64().to_le_bytes();
+        let size = T::SIZE as usize;
+        self.watch(va, T::SIZE, true);
+        if (va & (PAGE - 1)) + T::SIZE <= PAGE {
+            let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
+            if let Some(host) = self.fill(va, mapping) {
+                self.note_write(mapping.gpa, va & (PAGE - 1), T::SIZE)?;
+                // SAFETY: `fill` returns host addresses of guest RAM, and the access stays in the page.
+                unsafe { T::write(host, value) };
+                return Ok(());
+            }
+            self.mmio_write(mapping.gpa | va & (PAGE - 1), &bytes[..size])
+        } else {
+            self.store_bytes(va, &bytes[..size])
+        }
+    }
+
+    /// Faults where a store of `size` bytes would.
+    #[cold]
+    #[inline(never)]
+    fn check_write(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+        let mut at = va;
+        let end = va.wrapping_add(size);
+        loop {
+            let mapping = self.translate(at, Kind::Write, self.cpl == 3)?;
+            let piece = (PAGE - (at & (PAGE - 1))).min(end.wrapping_sub(at));
+            if self.fill(at, mapping).is_some() {
+                self.check_alone(mapping.gpa, at & (PAGE - 1), piece)?;
+            }
+            at = at.wrapping_add(piece);
+            if at == end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Loads any number of bytes, which may cross pages.
+    pub fn load_bytes(&mut self, va: u64, into: &mut [u8]) -> Result<(), Trap> {
+        self.watch(va, into.len() as u64, false);
+        let mut done = 0;
+        while done < into.len() {
+            let at = self.wrap(va.wrapping_add(done as u64));
+            let piece = (PAGE - (at & (PAGE - 1))).min((into.len() - done) as u64) as usize;
+            let mapping = self.translate(at, Kind::Read, self.cpl == 3)?;
+            match self.fill(at, mapping) {
+                // SAFETY: the piece lies in one page of guest RAM, and `into` is memory of ours.
+                Some(host) => unsafe { copy(host, into[done..done + piece].as_mut_ptr(), piece) },
+                None => self.mmio_read(mapping.gpa | at & (PAGE - 1), &mut into[done..done + piece])?,
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Stores any number of bytes, which may cross pages; all pages are checked before the first byte is written.
+    pub fn store_bytes(&mut self, va: u64, from: &[u8]) -> Result<(), Trap> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        if (va & (PAGE - 1)) + from.len() as u64 > PAGE {
+            self.check_write(va, from.len() as u64)?;
+        }
+        self.watch(va, from.len() as u64, true);
+        let mut done = 0;
+        while done < from.len() {
+            let at = self.wrap(va.wrapping_add(done as u64));
+            let piece = (PAGE - (at & (PAGE - 1))).min((from.len() - done) as u64) as usize;
+            let mapping = self.translate(at, Kind::Write, self.cpl == 3)?;
+            match self.fill(at, mapping) {
+                Some(host) => {
+                    self.note_write(mapping.gpa, at & (PAGE - 1), piece as u64)?;
+                    // SAFETY: the piece lies in one page of guest RAM, and `from` is memory of ours.
+                    unsafe { copy(from[done..].as_ptr(), host, piece) };
+                }
+                None => self.mmio_write(mapping.gpa | at & (PAGE - 1), &from[done..done + piece])?,
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    /// Host address of `len` bytes at `va` when they lie in one page of RAM and, for writes, no decoded instructions are in the
+    /// page; otherwise `None`, and the caller goes by [`Cpu::load_bytes`] and [`Cpu::store_bytes`].
+    pub fn host_slice(&mut self, va: u64, len: usize, write: bool) -> Result<Option<*mut u8>, Trap> {
+        if (va & (PAGE - 1)) + len as u64 > PAGE {
+            return Ok(None);
+        }
+        let hit = if write { self.hit::<u8, true>(va) } else { self.hit::<u8, false>(va) };
+        if hit.is_some() {
+            return Ok(hit);
+        }
+        let mapping = self.translate(va, if write { Kind::Write } else { Kind::Read }, self.cpl == 3)?;
+        let host = self.fill(va, mapping);
+        Ok(if self.watches(va) || write && self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)].write == NO_TAG { None } else { host })
+    }
+
+    /// Loads with supervisor rights whatever the privilege level: descriptor tables, task state.
+    pub fn load_system<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+        self.as_supervisor(|cpu| cpu.load(va))
+    }
+
+    /// Stores with supervisor rights whatever the privilege level.
+    pub fn store_system<T: Word>(&mut self, va: u64, value: T) -> Result<(), Trap> {
+        self.as_supervisor(|cpu| cpu.store(va, value))
+    }
+
+    fn as_supervisor<R>(&mut self, f: impl FnOnce(&mut Cpu) -> R) -> R {
+        let (cpl, key) = (self.cpl, self.tlb.key);
+        self.cpl = 0;
+        self.tlb.key &= !1;
+        let result = f(self);
+        self.cpl = cpl;
+        // The context cannot have changed in between: only flushes change it, and those come from instructions.
+        self.tlb.key = key;
+        result
+    }
+
+    /// Locked read-modify-write; returns the old value.
+    #[inline(always)]
+    pub fn atomic_update<T: Word>(&mut self, va: u64, new: impl Fn(T) -> T) -> Result<T, Trap> {
+        if let Some(at) = self.hit::<T, true>(va) {
+            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+            let mut old = unsafe { T::read(at) };
+            loop {
+                // SAFETY: as above.
+                let seen = unsafe { T::compare_exchange(at, old, new(old)) };
+                if seen == old {
+                    return Ok(old);
+                }
+                old = seen;
+            }
+        }
+        self.atomic_slow(va, |old| Some(new(old)))
+    }
+
+    /// Locked compare-exchange; returns the old value.
+    #[inline(always)]
+    pub fn atomic_compare_exchange<T: Word>(&mut self, va: u64, expected: T, new: T) -> Result<T, Trap> {
+        if let Some(at) = self.hit::<T, true>(va) {
+            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+            return Ok(unsafe { T::compare_exchange(at, expected, new) });
+        }
+        self.atomic_slow(va, |old| if old == expected { Some(new) } else { None })
+    }
+
+    /// Locked access that the TLB does not know: fills it, or, across pages and in MMIO, does it under the machine's bus lock.
+    #[cold]
+    #[inline(never)]
+    fn atomic_slow<T: Word>(&mut self, va: u64, new: impl Fn(T) -> Option<T>) -> Result<T, Trap> {
+        self.watch(va, T::SIZE, true);
+        self.check_write(va, T::SIZE)?;
+        if (va & (PAGE - 1)) + T::SIZE <= PAGE {
+            let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
+            if let Some(at) = self.fill(va, mapping) {
+                self.note_write(mapping.gpa, va & (PAGE - 1), T::SIZE)?;
+                loop {
+                    // SAFETY: `fill` returns host addresses of guest RAM, and the access stays in the page.
+                    let old = unsafe { T::read(at) };
+                    let Some(value) = new(old) else { return Ok(old) };
+                    // SAFETY: as above.
+                    if unsafe { T::compare_exchange(at, old, value) } == old {
+                        return Ok(old);
+                    }
+                }
+            }
+        }
+        let vm = std::sync::Arc::clone(&self.vm);
+        let _bus = vm.bus_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let old = self.load::<T>(va)?;
+        // A compare-exchange that fails writes the old value back (Intel SDM vol. 2, CMPXCHG).
+        self.store(va, new(old).unwrap_or(old))?;
+        Ok(old)
+    }
+
+    /// CMPXCHG16B: compares and exchanges 16 aligned bytes; returns the old ones.
+    pub fn atomic_compare_exchange_16(&mut self, va: u64, expected: u128, new: u128) -> Result<u128, Trap> {
+        if va & 15 != 0 {
+            return Err(self.gp());
+        }
+        self.check_write(va, 16)?;
+        let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
+        if let Some(at) = self.fill(va, mapping) {
+            self.note_write(mapping.gpa, va & (PAGE - 1), 16)?;
+            let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+            // SAFETY: 16 aligned bytes of guest RAM. RBX is saved by hand because LLVM reserves it. Every x86-64 processor that this
+            // backend offers CX16 on has it.
+            unsafe {
+                asm!("xchg {new_low}, rbx", "lock cmpxchg16b [{at}]", "mov rbx, {new_low}",
+                    at = in(reg) at, new_low = inout(reg) new as u64 => _,
+                    inout("rax") low, inout("rdx") high, in("rcx") (new >> 64) as u64, options(nostack))
+            };
+            return Ok(u128::from(low) | u128::from(high) << 64);
+        }
+        let mut bytes = [0; 16];
+        self.load_bytes(va, &mut bytes)?;
+        let old = u128::from_le_bytes(bytes);
+        self.store_bytes(va, &(if old == expected { new } else { old }).to_le_bytes())?;
+        Ok(old)
+    }
+
+    /// Linear addresses wrap at 4 GiB outside 64-bit code.
+    #[inline(always)]
+    fn wrap(&self, va: u64) -> u64 {
+        if self.width == Width::Bits64 || self.long_mode() { va } else { va & 0xffff_ffff }
+    }
+
+    // ---- instruction fetch ---------------------------------------------------------------------------------------
+
+    /// Guest physical address of the instruction at linear address `va`.
+    #[inline]
+    pub fn fetch_address(&mut self, va: u64) -> Result<u64, Trap> {
+        let index = (va >> 12) as usize & (FETCH_ENTRIES - 1);
+        let tag = va & PAGE_MASK | self.tlb.key;
+        if self.tlb.fetch[index].tag == tag {
+            return Ok(self.tlb.fetch[index].gpa | va & (PAGE - 1));
+        }
+        let mapping = self.translate(va, Kind::Fetch, self.cpl == 3)?;
+        self.tlb.fetch[index] = FetchEntry { tag: va & PAGE_MASK | self.tlb.key, gpa: mapping.gpa };
+        Ok(mapping.gpa | va & (PAGE - 1))
+    }
+
+    // ---- translation ---------------------------------------------------------------------------------------------
+
+    /// Walks the page tables and checks the access; sets accessed and dirty bits.
+    fn translate(&mut self, va: u64, kind: Kind, user: bool) -> Result<Mapping, Trap> {
+        let mapping = self.walk(va, kind, user)?;
+        if self.vm.has_protections() { self.check_protection(mapping, va, kind) } else { Ok(mapping) }
+    }
+
+    fn check_protection(&mut self, mut mapping: Mapping, va: u64, kind: Kind) -> Result<Mapping, Trap> {
+        let allowed = self.vm.protection(mapping.gpa);
+        let (needed, access) = match kind {
+            Kind::Read => (Protection::READ, Access::Read),
+            Kind::Write => (Protection::WRITE, Access::Write),
+            Kind::Fetch => (Protection::EXECUTE, Access::Execute),
+        };
+        if !allowed.contains(needed) {
+            return Err(self.exit(Exit::Protection { gpa: mapping.gpa | va & (PAGE - 1), access }));
+        }
+        mapping.writable &= allowed.contains(Protection::WRITE);
+        Ok(mapping)
+    }
+
+    fn walk(&mut self, va: u64, kind: Kind, user: bool) -> Result<Mapping, Trap> {
+        if self.cr0 & cr0::PG == 0 {
+            return Ok(Mapping { gpa: va & PAGE_MASK & 0xffff_ffff, writable: true, large: false });
+        }
+        let nx = self.efer & efer::NXE != 0;
+        let reserved = !PHYSICAL_MASK & 0x000f_ffff_ffff_f000 | if nx { 0 } else { pte::NX };
+        if self.long_mode() {
+            if (va as i64) << 16 >> 16 != va as i64 {
+                self.trap = TrapKind::NotCanonical;
+                return Err(Trap(()));
+            }
+            return self.walk_levels(va, kind, user, self.cr3 & PHYSICAL_MASK & PAGE_MASK, 3, reserved);
+        }
+        if self.cr4 & cr4::PAE != 0 {
+            let pdpte = self.pdpte[(va >> 30) as usize & 3];
+            if pdpte & pte::P == 0 {
+                return Err(self.page_fault(va, kind, user, 0));
+            }
+            // PDPTEs carry no rights; the two levels below do. Bits 62:52 are reserved in PAE entries.
+            return self.walk_levels(va, kind, user, pdpte & PHYSICAL_MASK & PAGE_MASK, 1, reserved | 0x7ff0_0000_0000_0000);
+        }
+        self.walk_legacy(va, kind, user)
+    }
+
+    /// Walks tables of 8-byte entries from `level` (3: PML4, 0: page table) down.
+    fn walk_levels(&mut self, va: u64, kind: Kind, user: bool, table: u64, level: u32, reserved: u64) -> Result<Mapping, Trap> {
+        let mut table = table;
+        let mut level = level;
+        let mut rights = pte::RW | pte::US;
+        let mut never_execute = 0;
+        loop {
+            let at = table + (va >> (12 + 9 * level) & 511) * 8;
+            let mut entry = self.vm.read_entry(at);
+            if entry & pte::P == 0 {
+                return Err(self.page_fault(va, kind, user, 0));
+            }
+            let leaf = level == 0 || level <= 2 && entry & pte::PS != 0;
+            let mut wrong = entry & reserved;
+            if leaf && level > 0 {
+                // Address bits below the page size, except PAT at bit 12.
+                wrong |= entry & ((1 << (12 + 9 * level)) - 1) & 0x000f_ffff_ffff_e000;
+            } else if level == 3 {
+                wrong |= entry & pte::PS;
+            }
+            if wrong != 0 {
+                return Err(self.page_fault(va, kind, user, fault::P | fault::RSVD));
+            }
+            rights &= entry;
+            never_execute |= entry & pte::NX;
+            if !leaf {
+                if entry & pte::A == 0 {
+                    self.vm.set_entry_bits(at, pte::A);
+                }
+                table = entry & PHYSICAL_MASK & PAGE_MASK;
+                level -= 1;
+                continue;
+            }
+            let writable = self.check_rights(va, kind, user, rights, never_execute != 0)?;
+            let wanted = pte::A | if kind == Kind::Write { pte::D } else { 0 };
+            if entry & wanted != wanted {
+                entry |= wanted;
+                self.vm.set_entry_bits(at, wanted);
+            }
+            let size_mask = (1u64 << (12 + 9 * level)) - 1;
+            let gpa = entry & PHYSICAL_MASK & !size_mask & PAGE_MASK | va & size_mask & PAGE_MASK;
+            return Ok(Mapping { gpa, writable: writable && entry & pte::D != 0, large: level > 0 });
+        }
+    }
+
+    /// Two levels of 4-byte entries, with 4 MiB pages when CR4.PSE (and PSE-36's 8 more address bits).
+    fn walk_legacy(&mut self, va: u64, kind: Kind, user: bool) -> Result<Mapping, Trap> {
+        let at = (self.cr3 & 0xffff_f000) + (va >> 22 & 1023) * 4;
+        let directory = u64::from(self.vm.read_entry_32(at));
+        if directory & pte::P == 0 {
+            return Err(self.page_fault(va, kind, user, 0));
+        }
+        let (at, entry, gpa, rights, large) = if directory & pte::PS != 0 && self.cr4 & cr4::PSE != 0 {
+            if directory & 1 << 21 != 0 {
+                return Err(self.page_fault(va, kind, user, fault::P | fault::RSVD));
+            }
+            let gpa = directory & 0xffc0_0000 | (directory >> 13 & 0xff) << 32 | va & 0x3f_f000;
+            (at, directory, gpa, directory, true)
+        } else {
+            let table = (directory & 0xffff_f000) + (va >> 12 & 1023) * 4;
+            let entry = u64::from(self.vm.read_entry_32(table));
+            if entry & pte::P == 0 {
+                return Err(self.page_fault(va, kind, user, 0));
+            }
+            if directory & pte::A == 0 {
+                self.vm.set_entry_bits_32(at, pte::A as u32);
+            }
+            (table, entry, entry & 0xffff_f000, directory & entry, false)
+        };
+        let writable = self.check_rights(va, kind, user, rights, false)?;
+        let wanted = pte::A | if kind == Kind::Write { pte::D } else { 0 };
+        if entry & wanted != wanted {
+            self.vm.set_entry_bits_32(at, wanted as u32);
+        }
+        Ok(Mapping { gpa, writable: writable && (entry | wanted) & pte::D != 0, large })
+    }
+
+    /// Whether rights allow the access; returns whether writes are allowed.
+    fn check_rights(&mut self, va: u64, kind: Kind, user: bool, rights: u64, never_execute: bool) -> Result<bool, Trap> {
+        let writable = rights & pte::RW != 0 || !user && self.cr0 & cr0::WP == 0;
+        let denied = user && rights & pte::US == 0
+            || kind == Kind::Write && !writable
+            || kind == Kind::Fetch && (never_execute || !user && rights & pte::US != 0 && self.cr4 & cr4::SMEP != 0);
+        if denied { Err(self.page_fault(va, kind, user, fault::P)) } else { Ok(writable) }
+    }
+
+    #[cold]
+    fn page_fault(&mut self, va: u64, kind: Kind, user: bool, bits: u32) -> Trap {
+        let mut code = bits;
+        if kind == Kind::Write {
+            code |= fault::W;
+        }
+        if user {
+            code |= fault::U;
+        }
+        if kind == Kind::Fetch && (self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0) {
+            code |= fault::I;
+        }
+        self.trap = TrapKind::Exception { vector: vector::PF, error: Some(code), address: va };
+        Trap(())
+    }
+
+    /// Enters a mapping into the TLB and returns the host address of `va`; `None` when there is no RAM.
+    fn fill(&mut self, va: u64, mapping: Mapping) -> Option<*mut u8> {
+        let (host, code, page) = self.vm.ram(mapping.gpa)?;
+        if self.watches(va) {
+            return Some(host.wrapping_add((va & (PAGE - 1)) as usize));
+        }
+        let writable = mapping.writable && !code.has_code(page);
+        let tag = va & PAGE_MASK | self.tlb.key;
+        self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)] = Entry {
+            read: tag,
+            write: if writable { tag } else { NO_TAG },
+            addend: (host as u64).wrapping_sub(va & PAGE_MASK),
+            gpa: mapping.gpa,
+        };
+        if mapping.large {
+            self.tlb.large |= 1 << (va >> 30 & 63);
+        }
+        Some(host.wrapping_add((va & (PAGE - 1)) as usize))
+    }
+
+    /// Whether a data breakpoint lies in the page of `va`, so that every access there has to take the slow way and be noted.
+    fn watches(&self, va: u64) -> bool {
+        if self.dr7 & 0xff == 0 {
+            return false;
+        }
+        (0..4).any(|n| self.dr7 >> (2 * n) & 3 != 0 && self.dr7 >> (16 + 4 * n) & 3 != 0 && (self.dr[n] ^ va) & PAGE_MASK == 0)
+    }
+
+    /// Notes which data breakpoints an access hits (Intel SDM vol. 3 section 17.2.5).
+    fn watch(&mut self, va: u64, len: u64, write: bool) {
+        if self.dr7 & 0xff == 0 {
+            return;
+        }
+        for n in 0..4 {
+            let kind = self.dr7 >> (16 + 4 * n) & 3;
+            let wanted = kind == 3 || kind == 1 && write;
+            let size = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize];
+            let start = self.dr[n] & !(size - 1);
+            if wanted && self.dr7 >> (2 * n) & 3 != 0 && va < start + size && start < va + len {
+                self.watch_hits |= 1 << n;
+            }
+        }
+    }
+
+    /// Before a write to RAM that the TLB's write tag did not allow: decoded instructions there become invalid.
+    fn note_write(&mut self, gpa: u64, offset: u64, len: u64) -> Result<(), Trap> {
+        self.check_alone(gpa, offset, len)?;
+        if let Some((_, code, page)) = self.vm.ram(gpa) {
+            code.written(page, offset as usize, len as usize);
+        }
+        Ok(())
+    }
+
+    /// An instruction that writes to its own block has to be executed alone, so that what follows is decoded anew.
+    fn check_alone(&mut self, gpa: u64, offset: u64, len: u64) -> Result<(), Trap> {
+        if !self.alone && self.blocks.runs_in(gpa + offset, gpa + offset + len) {
+            self.trap = TrapKind::Alone;
+            return Err(Trap(()));
+        }
+        Ok(())
+    }
+
+    // ---- memory-mapped devices -----------------------------------------------------------------------------------
+
+    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> Result<(), Trap> {
+        self.stats.mmio += 1;
+        if let Some(lapic) = &self.lapic
+            && lapic.mmio_page() == Some(gpa & PAGE_MASK)
+        {
+            lapic.mmio_read(gpa & (PAGE - 1), data);
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let piece = (8 - (gpa as usize + done) % 8).min(data.len() - done);
+            let piece = if data.len() <= 8 { data.len() } else { piece };
+            if !self.bus().mmio_read(self.id, gpa + done as u64, &mut data[done..done + piece]) {
+                return Err(self.exit(Exit::Mmio { gpa, size: data.len() as u8, write: None }));
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> Result<(), Trap> {
+        self.stats.mmio += 1;
+        if let Some(lapic) = &self.lapic
+            && lapic.mmio_page() == Some(gpa & PAGE_MASK)
+        {
+            if let Some(vector) = lapic.mmio_write(gpa & (PAGE - 1), data) {
+                self.bus().end_of_interrupt(vector);
+            }
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < data.len() {
+            let piece = (8 - (gpa as usize + done) % 8).min(data.len() - done);
+            let piece = if data.len() <= 8 { data.len() } else { piece };
+            if !self.bus().mmio_write(self.id, gpa + done as u64, &data[done..done + piece]) {
+                let mut value = [0; 8];
+                let n = data.len().min(8);
+                value[..n].copy_from_slice(&data[..n]);
+                return Err(self.exit(Exit::Mmio { gpa, size: data.len() as u8, write: Some(u64::from_le_bytes(value)) }));
+            }
+            done += piece;
+        }
+        Ok(())
+    }
+
+    // ---- invalidation --------------------------------------------------------------------------------------------
+
+    /// Recomputes the TLB context from CR3, CR4.PCIDE and the privilege level.
+    pub fn update_translation(&mut self) {
+        let context = self.tlb.context(self.pcid(), false);
+        self.tlb.key = context << 1 | u64::from(self.cpl == 3);
+    }
+
+    fn pcid(&self) -> usize {
+        if self.cr4 & cr4::PCIDE != 0 { (self.cr3 & 0xfff) as usize } else { 0 }
+    }
+
+    /// Forgets all translations.
+    pub fn flush_tlb(&mut self) {
+        self.tlb.clear();
+        self.update_translation();
+    }
+
+    /// Forgets the translations of the current PCID. Global pages go too, which the architecture allows.
+    pub fn flush_tlb_context(&mut self) {
+        let pcid = self.pcid();
+        self.tlb.context(pcid, true);
+        self.update_translation();
+    }
+
+    /// INVLPG.
+    pub fn invalidate_page(&mut self, va: u64) {
+        if self.tlb.large & 1 << (va >> 30 & 63) != 0 {
+            self.flush_tlb();
+            return;
+        }
+        // An index holds that page for every context, so one entry is all there can be.
+        self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)] = EMPTY;
+        self.tlb.fetch[(va >> 12) as usize & (FETCH_ENTRIES - 1)].tag = NO_TAG;
+        self.tlb.epoch = self.tlb.epoch.wrapping_add(1);
+    }
+
+    /// INVPCID, after its operands were checked (Intel SDM vol. 2).
+    pub fn invpcid(&mut self, kind: u64, pcid: u64, va: u64) {
+        match kind {
+            0 => self.invalidate_page(va),
+            1 => {
+                self.tlb.context((pcid & 0xfff) as usize, true);
+                self.update_translation();
+            }
+            _ => self.flush_tlb(),
+        }
+    }
+
+    /// MOV to CR3, after reserved bits were checked: bit 63 keeps the PCID's translations; PAE paging loads the PDPTEs.
+    pub fn load_cr3(&mut self, value: u64) -> Result<(), Trap> {
+        let keep = self.cr4 & cr4::PCIDE != 0 && value >> 63 != 0;
+        let value = value & !(1 << 63);
+        if self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && !self.long_mode() {
+            self.load_pdptes(value)?;
+        }
+        self.cr3 = value;
+        if keep {
+            self.update_translation();
+        } else {
+            self.flush_tlb_context();
+        }
+        Ok(())
+    }
+
+    /// Loads the PAE page-directory pointers that CR3 `value` points at; #GP(0) for reserved bits in a present one.
+    pub fn load_pdptes(&mut self, value: u64) -> Result<(), Trap> {
+        let mut pdptes = [0; 4];
+        for (n, pdpte) in pdptes.iter_mut().enumerate() {
+            *pdpte = self.vm.read_entry((value & 0xffff_ffe0) + 8 * n as u64);
+            if *pdpte & pte::P != 0 && *pdpte & (!PHYSICAL_MASK | 0x1e6) != 0 {
+                return Err(self.gp());
+            }
+        }
+        self.pdpte = pdptes;
+        Ok(())
+    }
+}
+
+/// Copies bytes between guest RAM and memory of ours.
+///
+/// # Safety
+/// Both ranges must be valid and must not overlap.
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the caller's promise. `rep movsb` by hand, because other processors may write the guest side at the same time.
+    unsafe { asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags)) };
+}
