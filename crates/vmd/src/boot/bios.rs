@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::{GuestMemory, Registers};
 
 use super::memory_map::{EXTENDED_START, ROM_END};
-use super::{BootConfig, BootError, Image, Loaded, recognise};
+use super::{BootConfig, BootError, Contents, Image, Loaded, recognise};
 
 /// Where hosts keep SeaBIOS.
 const PATHS: [&str; 4] =
@@ -45,7 +45,7 @@ pub fn find() -> Result<Image, BootError> {
 }
 
 /// Loads the ROM. `memory` has to have room for it below 4 GiB, see [`super::layout`].
-pub(super) fn load(image: &Image, memory: &GuestMemory, config: &BootConfig) -> Result<Loaded, BootError> {
+pub(super) fn load(file: &Contents, memory: &GuestMemory, config: &BootConfig) -> Result<Loaded, BootError> {
     let refused = |option: &str| Err(BootError::NotTaken { format: "a BIOS", option: option.into() });
     if !config.modules.is_empty() {
         return refused("--initrd (it boots from a disk)");
@@ -53,8 +53,8 @@ pub(super) fn load(image: &Image, memory: &GuestMemory, config: &BootConfig) -> 
     if !config.cmdline.is_empty() {
         return refused("--cmdline (it boots from a disk)");
     }
-    let shadow = &image.data[image.data.len() - image.data.len().min(SHADOW)..];
-    for (end, bytes) in [(ROM_END, image.data.as_slice()), (EXTENDED_START, shadow)] {
+    let shadow = &file.data[file.data.len() - file.data.len().min(SHADOW)..];
+    for (end, bytes) in [(ROM_END, file.data.as_slice()), (EXTENDED_START, shadow)] {
         let start = end - bytes.len() as u64;
         memory.write_slice(bytes, GuestAddress(start)).map_err(|_| BootError::NoRoom {
             what: "the BIOS".into(),
@@ -63,6 +63,6 @@ pub(super) fn load(image: &Image, memory: &GuestMemory, config: &BootConfig) -> 
             ram: "no ROM there".into(),
         })?;
     }
-    let description = format!("BIOS {} ({} KiB), from the reset vector", image.path.display(), image.data.len() / 1024);
+    let description = format!("BIOS {} ({} KiB), from the reset vector", file.path.display(), file.data.len() / 1024);
     Ok(Loaded { registers: Registers::reset(), description })
 }

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::memory_map::EXTENDED_START;
 use super::place::Ram;
-use super::{BootConfig, BootError, Image, Loaded, Module, flat, open, u16_at, u32_at, u64_at};
+use super::{BootConfig, BootError, Contents, Loaded, Module, flat, open, u16_at, u32_at, u64_at};
 
 /// Where the zero page goes.
 const ZERO_PAGE: u64 = 0x7000;
@@ -109,8 +109,8 @@ impl Header {
 }
 
 /// Loads the kernel and its ramdisks.
-pub(super) fn load(image: &Image, header: &Header, ram: &mut Ram<'_>, config: &BootConfig) -> Result<Loaded, BootError> {
-    let kernel = image.data.get(header.kernel.clone()).unwrap_or_default();
+pub(super) fn load(file: &Contents, header: &Header, ram: &mut Ram<'_>, config: &BootConfig) -> Result<Loaded, BootError> {
+    let kernel = file.data.get(header.kernel.clone()).unwrap_or_default();
     let at = header.load_address();
     // Not all of init_size is written, but the ramdisk must stay out of it.
     ram.reserve("the Linux kernel", at, header.init_size.max(kernel.len() as u64))?;
@@ -123,8 +123,8 @@ pub(super) fn load(image: &Image, header: &Header, ram: &mut Ram<'_>, config: &B
     ram.put("the command line", COMMAND_LINE, &[config.cmdline.as_bytes(), b"\0"].concat())?;
 
     let mut zero_page = vec![0; words::ZERO_PAGE_SIZE];
-    let fields = header.fields.start..header.fields.end.min(image.data.len());
-    zero_page[fields.clone()].copy_from_slice(&image.data[fields]);
+    let fields = header.fields.start..header.fields.end.min(file.data.len());
+    zero_page[fields.clone()].copy_from_slice(&file.data[fields]);
     zero_page[words::TYPE_OF_LOADER] = words::LOADER_UNDEFINED;
     put_u32(&mut zero_page, words::CMD_LINE_PTR, COMMAND_LINE);
     if header.version >= 0x20e {

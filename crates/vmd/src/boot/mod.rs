@@ -44,9 +44,17 @@ pub const FORMATS: &str = "Linux bzImage, ELF with PVH note, multiboot 1, OpenBS
 /// Largest kernel file that is read.
 const FILE_MAX: u64 = 1 << 30;
 
-/// A file that can be booted.
-#[derive(Debug)]
+/// A file that can be booted. Its contents are read again by [`load`], so that nothing of them stays in the monitor's memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
+    path: PathBuf,
+    format: &'static str,
+    rom_size: u64,
+}
+
+/// A file with its contents, as long as they are looked at.
+#[derive(Debug)]
+struct Contents {
     path: PathBuf,
     data: Vec<u8>,
     format: Format,
@@ -193,13 +201,7 @@ pub enum BootError {
 impl Image {
     /// Kind of image, for people.
     pub fn format(&self) -> &'static str {
-        match self.format {
-            Format::Linux(_) => "Linux bzImage",
-            Format::Multiboot(_) => "multiboot 1 kernel",
-            Format::Pvh { .. } => "ELF kernel with PVH entry",
-            Format::OpenBsd(_) => "OpenBSD kernel",
-            Format::Bios => "BIOS",
-        }
+        self.format
     }
 
     /// The file it came from.
@@ -209,7 +211,7 @@ impl Image {
 
     /// Bytes of ROM that have to end at 4 GiB, for [`layout`]: a BIOS' size, 0 for everything else.
     pub fn rom_size(&self) -> u64 {
-        if matches!(self.format, Format::Bios) { self.data.len() as u64 } else { 0 }
+        self.rom_size
     }
 }
 
@@ -218,17 +220,15 @@ impl Image {
 /// # Errors
 /// [`BootError`] when it cannot be read or is nothing that boots; the text names what is understood.
 pub fn recognise(path: &Path) -> Result<Image, BootError> {
-    let read = |source| BootError::Read { path: path.to_owned(), source };
-    let (file, size) = open(path)?;
-    if size > FILE_MAX {
-        let found = format!("{size} bytes are too many for a kernel");
-        return Err(BootError::Unknown { path: path.to_owned(), found });
-    }
-    // The limit keeps a file that grows meanwhile, or lies about its size, from filling the host's memory.
-    let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-    file.take(size).read_to_end(&mut data).map_err(read)?;
-    let format = classify(path, &data)?;
-    Ok(Image { path: path.to_owned(), data, format })
+    let contents = Contents::read(path)?;
+    let (format, rom_size) = match contents.format {
+        Format::Linux(_) => ("Linux bzImage", 0),
+        Format::Multiboot(_) => ("multiboot 1 kernel", 0),
+        Format::Pvh { .. } => ("ELF kernel with PVH entry", 0),
+        Format::OpenBsd(_) => ("OpenBSD kernel", 0),
+        Format::Bios => ("BIOS", contents.data.len() as u64),
+    };
+    Ok(Image { path: contents.path, format, rom_size })
 }
 
 /// Puts `image` into `memory`. `entropy` fills what the kernel wants at random (OpenBSD).
@@ -236,13 +236,32 @@ pub fn recognise(path: &Path) -> Result<Image, BootError> {
 /// # Errors
 /// [`BootError`] when something does not fit, contradicts itself, or the image does not take what `config` gives it.
 pub fn load(image: &Image, memory: &GuestMemory, config: &BootConfig, entropy: &mut dyn Read) -> Result<Loaded, BootError> {
-    let mut ram = place::Ram::new(memory, &config.memory_map);
-    match &image.format {
-        Format::Linux(header) => linux::load(image, header, &mut ram, config),
-        Format::Multiboot(kernel) => multiboot::load(image, kernel, &mut ram, config),
-        Format::Pvh { elf, entry } => pvh::load(image, elf, *entry, &mut ram, config),
-        Format::OpenBsd(elf) => openbsd::load(image, elf, &mut ram, config, entropy),
-        Format::Bios => bios::load(image, memory, config),
+    Contents::read(&image.path)?.load(memory, config, entropy)
+}
+
+impl Contents {
+    fn read(path: &Path) -> Result<Contents, BootError> {
+        let (file, size) = open(path)?;
+        if size > FILE_MAX {
+            let found = format!("{size} bytes are too many for a kernel");
+            return Err(BootError::Unknown { path: path.to_owned(), found });
+        }
+        // The limit keeps a file that grows meanwhile, or lies about its size, from filling the host's memory.
+        let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        file.take(size).read_to_end(&mut data).map_err(|source| BootError::Read { path: path.to_owned(), source })?;
+        let format = classify(path, &data)?;
+        Ok(Contents { path: path.to_owned(), data, format })
+    }
+
+    fn load(&self, memory: &GuestMemory, config: &BootConfig, entropy: &mut dyn Read) -> Result<Loaded, BootError> {
+        let mut ram = place::Ram::new(memory, &config.memory_map);
+        match &self.format {
+            Format::Linux(header) => linux::load(self, header, &mut ram, config),
+            Format::Multiboot(kernel) => multiboot::load(self, kernel, &mut ram, config),
+            Format::Pvh { elf, entry } => pvh::load(self, elf, *entry, &mut ram, config),
+            Format::OpenBsd(elf) => openbsd::load(self, elf, &mut ram, config, entropy),
+            Format::Bios => bios::load(self, memory, config),
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::elf::Elf;
 use super::memory_map::{EBDA_START, EXTENDED_START};
 use super::place::Ram;
-use super::{BootConfig, BootError, Image, Loaded, flat, u32_at};
+use super::{BootConfig, BootError, Contents, Loaded, flat, u32_at};
 
 /// Where the information structure goes; modules, memory map and strings follow.
 const INFO: u64 = 0x2_0000;
@@ -95,18 +95,18 @@ fn flat_body(header: &words::Header, at: usize, length: usize) -> Result<Body, S
 }
 
 /// Loads the kernel and its modules.
-pub(super) fn load(image: &Image, kernel: &Kernel, ram: &mut Ram<'_>, config: &BootConfig) -> Result<Loaded, BootError> {
+pub(super) fn load(file: &Contents, kernel: &Kernel, ram: &mut Ram<'_>, config: &BootConfig) -> Result<Loaded, BootError> {
     let (end, entry) = match &kernel.body {
         Body::Elf(elf) => {
-            let end = ram.put_segments(image, elf)?;
+            let end = ram.put_segments(file, elf)?;
             let entry = u32::try_from(elf.physical_entry()).map_err(|_| BootError::Malformed {
-                path: image.path.clone(),
+                path: file.path.clone(),
                 what: format!("the multiboot kernel's entry {:#x} is beyond 4 GiB", elf.entry),
             })?;
             (end, entry)
         }
         Body::Flat { file_offset, file_size, address, memory_size, entry } => {
-            let bytes = image.data.get(*file_offset..file_offset + file_size).unwrap_or_default();
+            let bytes = file.data.get(*file_offset..file_offset + file_size).unwrap_or_default();
             ram.put_zero_extended("the kernel", *address, bytes, *memory_size)?;
             (address + memory_size, *entry)
         }
@@ -118,7 +118,7 @@ pub(super) fn load(image: &Image, kernel: &Kernel, ram: &mut Ram<'_>, config: &B
     let memory_map_at = modules_at + (files.len() * size_of::<words::Module>()) as u64;
     let strings_at = memory_map_at + (config.memory_map.len() * size_of::<words::MemoryMapEntry>()) as u64;
     let mut strings = Strings { start: strings_at, bytes: Vec::new() };
-    let cmdline = strings.add(&format!("{} {}", image.path.display(), config.cmdline));
+    let cmdline = strings.add(&format!("{} {}", file.path.display(), config.cmdline));
     let loader_name = strings.add(LOADER_NAME);
     let mut modules = Vec::with_capacity(files.len());
     for (module, file) in config.modules.iter().zip(&files) {

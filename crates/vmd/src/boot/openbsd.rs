@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::elf::Elf;
 use super::place::Ram;
-use super::{BootConfig, BootError, Image, Loaded, flat};
+use super::{BootConfig, BootError, Contents, Loaded, flat};
 
 /// Selectors of the GDT that vmd(8) makes.
 const CODE: u16 = 0x08;
@@ -35,14 +35,20 @@ pub(super) fn is_kernel(elf: &Elf) -> bool {
 }
 
 /// Loads the kernel with its symbols and boot arguments.
-pub(super) fn load(image: &Image, elf: &Elf, ram: &mut Ram<'_>, config: &BootConfig, entropy: &mut dyn Read) -> Result<Loaded, BootError> {
+pub(super) fn load(
+    file: &Contents,
+    elf: &Elf,
+    ram: &mut Ram<'_>,
+    config: &BootConfig,
+    entropy: &mut dyn Read,
+) -> Result<Loaded, BootError> {
     if let Some(module) = config.modules.first() {
         return Err(BootError::NotTaken { format: "an OpenBSD kernel", option: format!("--initrd ({})", module.path.display()) });
     }
     let howto = boothowto(&config.cmdline)?;
-    let end = ram.put_segments(image, elf)?;
-    let end = put_symbols(image, elf, ram, end)?;
-    fill_random(image, elf, ram, entropy)?;
+    let end = ram.put_segments(file, elf)?;
+    let end = put_symbols(file, elf, ram, end)?;
+    fill_random(file, elf, ram, entropy)?;
 
     let arguments = boot_arguments(config);
     ram.put("the boot arguments", words::BOOTARGS_PAGE, &arguments)?;
@@ -90,15 +96,15 @@ fn boothowto(cmdline: &str) -> Result<u32, BootError> {
 }
 
 /// Loads symbols after the kernel, where there are some. Returns their end, or 0.
-fn put_symbols(image: &Image, elf: &Elf, ram: &mut Ram<'_>, end: u64) -> Result<u64, BootError> {
+fn put_symbols(file: &Contents, elf: &Elf, ram: &mut Ram<'_>, end: u64) -> Result<u64, BootError> {
     if !elf.sections.iter().any(|s| s.kind == SHT_SYMTAB && !s.file.is_empty()) {
         return Ok(0);
     }
     let align: usize = if elf.is_64 { 8 } else { 4 };
     let header_size = if elf.is_64 { 64 } else { 52 };
     let what = "the kernel's symbols";
-    let mut headers = image.data[elf.section_table.clone()].to_vec();
-    let mut block = image.data[..header_size].to_vec();
+    let mut headers = file.data[elf.section_table.clone()].to_vec();
+    let mut block = file.data[..header_size].to_vec();
     let (phoff, shoff, phentsize) = if elf.is_64 { (32..40, 40..48, 54..58) } else { (28..32, 32..36, 42..46) };
     block[phoff].fill(0);
     // e_phentsize and e_phnum.
@@ -112,7 +118,7 @@ fn put_symbols(image: &Image, elf: &Elf, ram: &mut Ram<'_>, end: u64) -> Result<
         let field = section.offset_field - elf.section_table.start;
         let width = if elf.is_64 { 8 } else { 4 };
         headers[field..field + width].copy_from_slice(&(offset as u64).to_le_bytes()[..width]);
-        contents.push((offset, &image.data[section.file.clone()]));
+        contents.push((offset, &file.data[section.file.clone()]));
         offset = (offset + section.file.len()).next_multiple_of(align);
     }
     block.extend_from_slice(&headers);
@@ -126,16 +132,16 @@ fn put_symbols(image: &Image, elf: &Elf, ram: &mut Ram<'_>, end: u64) -> Result<
 }
 
 /// Fills what PT_OPENBSD_RANDOMIZE names, which lies inside the loaded segments.
-fn fill_random(image: &Image, elf: &Elf, ram: &Ram<'_>, entropy: &mut dyn Read) -> Result<(), BootError> {
+fn fill_random(file: &Contents, elf: &Elf, ram: &Ram<'_>, entropy: &mut dyn Read) -> Result<(), BootError> {
     for (_, segment) in elf.others.iter().filter(|(kind, _)| *kind == words::PT_OPENBSD_RANDOMIZE) {
-        let size = segment.bytes(&image.data).len();
+        let size = segment.bytes(&file.data).len();
         let inside = elf
             .segments
             .iter()
             .any(|s| segment.physical.checked_sub(s.physical).is_some_and(|o| o.saturating_add(size as u64) <= s.memory_size));
         if !inside {
             let what = "the segment for random bytes is not inside the kernel".into();
-            return Err(BootError::Malformed { path: image.path.clone(), what });
+            return Err(BootError::Malformed { path: file.path.clone(), what });
         }
         let mut piece = [0; RANDOM_PIECE];
         for offset in (0..size).step_by(RANDOM_PIECE) {

@@ -10,7 +10,7 @@ use vmm::GuestMemory;
 use vmm::memory::PAGE_SIZE;
 
 use super::memory_map::{E820Range, EXTENDED_START};
-use super::{BootError, Image, Module, elf, open};
+use super::{BootError, Contents, Module, elf, open};
 
 /// The machine's usable RAM, and what is in it already.
 pub(super) struct Ram<'a> {
@@ -74,10 +74,10 @@ impl<'a> Ram<'a> {
     }
 
     /// Loads the segments of an ELF file at their physical addresses. Returns the address after the last.
-    pub(super) fn put_segments(&mut self, image: &Image, elf: &elf::Elf) -> Result<u64, BootError> {
+    pub(super) fn put_segments(&mut self, file: &Contents, elf: &elf::Elf) -> Result<u64, BootError> {
         let mut end = 0;
         for segment in &elf.segments {
-            self.put_zero_extended("the kernel", segment.physical, segment.bytes(&image.data), segment.memory_size)?;
+            self.put_zero_extended("the kernel", segment.physical, segment.bytes(&file.data), segment.memory_size)?;
             end = end.max(segment.physical.saturating_add(segment.memory_size));
         }
         Ok(end)

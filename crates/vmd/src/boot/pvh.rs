@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::elf::Elf;
 use super::place::Ram;
-use super::{BootConfig, BootError, Image, Loaded, flat};
+use super::{BootConfig, BootError, Contents, Loaded, flat};
 
 /// Where the start info goes; module list and memory map follow.
 const START_INFO: u64 = 0x7000;
@@ -24,8 +24,8 @@ pub(super) fn entry(elf: &Elf) -> Option<u32> {
 }
 
 /// Loads the kernel and its modules.
-pub(super) fn load(image: &Image, elf: &Elf, entry: u32, ram: &mut Ram<'_>, config: &BootConfig) -> Result<Loaded, BootError> {
-    let end = ram.put_segments(image, elf)?;
+pub(super) fn load(file: &Contents, elf: &Elf, entry: u32, ram: &mut Ram<'_>, config: &BootConfig) -> Result<Loaded, BootError> {
+    let end = ram.put_segments(file, elf)?;
     let files = ram.put_modules(&config.modules, end)?;
 
     let mut strings = [config.cmdline.as_bytes(), b"\0"].concat();

@@ -36,10 +36,14 @@ fn write(directory: &TempDir, name: &str, data: &[u8]) -> PathBuf {
     path
 }
 
-fn image(data: Vec<u8>) -> Result<Image, BootError> {
+fn contents(data: Vec<u8>) -> Result<Contents, BootError> {
     let path = PathBuf::from("kernel");
     let format = classify(&path, &data)?;
-    Ok(Image { path, data, format })
+    Ok(Contents { path, data, format })
+}
+
+fn load(data: Vec<u8>, memory: &GuestMemory, config: &BootConfig) -> Result<Loaded, BootError> {
+    contents(data)?.load(memory, config, &mut Constant(0x42))
 }
 
 fn bytes(memory: &GuestMemory, at: u64, size: usize) -> Vec<u8> {
@@ -174,7 +178,7 @@ fn linux_starts_at_its_64_bit_entry_with_zero_page_and_ramdisks() {
     config.modules = [("a", &b"hello"[..]), ("b", &b"world"[..])]
         .map(|(name, data)| Module { path: write(&directory, name, data), args: String::new() })
         .to_vec();
-    let loaded = load(&image(bzimage()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap();
+    let loaded = load(bzimage(), &memory, &config).unwrap();
     let registers = loaded.registers;
     assert_eq!(registers.rip, 0x20_0200);
     assert_eq!((registers.cr0, registers.cr4, registers.efer), (0x8000_0011, 0x20, 0x500));
@@ -207,7 +211,7 @@ fn linux_without_a_64_bit_entry_starts_in_protected_mode() {
     let (memory, config) = machine(16 * MIB, 0);
     let mut data = bzimage();
     data[linux_words::XLOADFLAGS] = 0;
-    let registers = load(&image(data).unwrap(), &memory, &config, &mut std::io::empty()).unwrap().registers;
+    let registers = load(data, &memory, &config).unwrap().registers;
     assert_eq!((registers.rip, registers.cr0, registers.efer), (0x20_0000, 0x11, 0));
     assert_eq!((registers.cs.access, registers.cs.limit), (0xc09b, u32::MAX));
 }
@@ -215,7 +219,7 @@ fn linux_without_a_64_bit_entry_starts_in_protected_mode() {
 #[test]
 fn linux_kernel_that_needs_more_memory_says_how_much() {
     let (memory, config) = machine(2 * MIB, 0);
-    let error = load(&image(bzimage()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap_err().to_string();
+    let error = load(bzimage(), &memory, &config).unwrap_err().to_string();
     assert!(error.contains("0x200000 to 0x300000") && error.contains("--memory"), "{error}");
 }
 
@@ -224,7 +228,7 @@ fn ramdisk_larger_than_memory_is_refused() {
     let directory = TempDir::new().unwrap();
     let (memory, mut config) = machine(4 * MIB, 0);
     config.modules = vec![Module { path: write(&directory, "big", &vec![0; 3 << 20]), args: String::new() }];
-    let error = load(&image(bzimage()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap_err().to_string();
+    let error = load(bzimage(), &memory, &config).unwrap_err().to_string();
     assert!(error.contains("initial ramdisk"), "{error}");
 }
 
@@ -232,7 +236,7 @@ fn ramdisk_larger_than_memory_is_refused() {
 fn command_line_longer_than_the_kernel_reads_is_refused() {
     let (memory, mut config) = machine(16 * MIB, 0);
     config.cmdline = "x".repeat(3000);
-    let error = load(&image(bzimage()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap_err();
+    let error = load(bzimage(), &memory, &config).unwrap_err();
     assert!(matches!(error, BootError::CommandLine { length: 3000, max: 2047 }), "{error}");
 }
 
@@ -240,7 +244,7 @@ fn command_line_longer_than_the_kernel_reads_is_refused() {
 fn truncated_bzimage_is_named_so() {
     let mut data = bzimage();
     data.truncate(data.len() - 32);
-    let error = image(data).unwrap_err();
+    let error = contents(data).unwrap_err();
     assert!(matches!(error, BootError::Truncated { need: 2624, have: 2592, .. }), "{error}");
 }
 
@@ -250,7 +254,7 @@ fn multiboot_elf_gets_its_modules_and_memory_map() {
     let (memory, mut config) = machine(16 * MIB, 0);
     config.cmdline = "one two".into();
     config.modules = vec![Module { path: write(&directory, "m", b"contents"), args: "first".into() }];
-    let loaded = load(&image(multiboot_elf()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap();
+    let loaded = load(multiboot_elf(), &memory, &config).unwrap();
     let registers = loaded.registers;
     assert_eq!((registers.rip, registers.gpr[RAX]), (0x20_0010, 0x2bad_b002));
     let mut info = multiboot_words::Info::new_zeroed();
@@ -271,7 +275,7 @@ fn multiboot_elf_gets_its_modules_and_memory_map() {
 fn multiboot_kernel_with_addresses_in_its_header_is_loaded_flat() {
     let (memory, config) = machine(16 * MIB, 0);
     memory.write_slice(&[0xff; 16], GuestAddress(0x20_1ff0)).unwrap();
-    let registers = load(&image(multiboot_flat()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap().registers;
+    let registers = load(multiboot_flat(), &memory, &config).unwrap().registers;
     assert_eq!(registers.rip, 0x20_0004);
     assert_eq!(bytes(&memory, 0x20_0060, 32), [0xbb; 32]);
     assert_eq!(bytes(&memory, 0x20_1ff0, 16), [0; 16], "what follows the file is zeroed");
@@ -283,7 +287,7 @@ fn pvh_kernel_finds_start_info() {
     let (memory, mut config) = machine(16 * MIB, 0);
     config.cmdline = "hello".into();
     config.modules = vec![Module { path: write(&directory, "m", b"contents"), args: "first".into() }];
-    let registers = load(&image(pvh_elf()).unwrap(), &memory, &config, &mut std::io::empty()).unwrap().registers;
+    let registers = load(pvh_elf(), &memory, &config).unwrap().registers;
     assert_eq!((registers.rip, registers.cr0), (0x20_0020, 0x11));
     let info = pvh_words::StartInfo::read_from_bytes(&bytes(&memory, registers.gpr[RBX], 56)).unwrap();
     assert_eq!((info.magic.get(), info.version.get(), info.nr_modules.get()), (0x336e_c578, 1, 1));
@@ -301,7 +305,7 @@ fn pvh_kernel_finds_start_info() {
 fn openbsd_kernel_finds_its_arguments_on_the_stack() {
     let (memory, mut config) = machine(16 * MIB, 0);
     config.cmdline = "-s -d".into();
-    let registers = load(&image(openbsd_elf()).unwrap(), &memory, &config, &mut Constant(0x42)).unwrap().registers;
+    let registers = load(openbsd_elf(), &memory, &config).unwrap().registers;
     assert_eq!(registers.rip, 0x100_1000);
     assert_eq!((registers.cs.selector, registers.ds.selector, registers.gdtr.base), (8, 0x10, 0x1_0000));
     let stack = registers.gpr[RSP];
@@ -325,22 +329,23 @@ fn openbsd_kernel_takes_only_its_own_options() {
     let module = Module { path: write(&directory, "m", b"contents"), args: String::new() };
     let with_module = BootConfig { modules: vec![module], ..config };
     for config in [with_text, with_module] {
-        let error = load(&image(openbsd_elf()).unwrap(), &memory, &config, &mut Constant(0)).unwrap_err();
+        let error = load(openbsd_elf(), &memory, &config).unwrap_err();
         assert!(matches!(error, BootError::NotTaken { .. }), "{error}");
     }
 }
 
 #[test]
 fn bios_is_at_the_top_of_4_gib_and_below_1_mib() {
-    let image = image(bios()).unwrap();
+    let directory = TempDir::new().unwrap();
+    let image = recognise(&write(&directory, "bios", &bios())).unwrap();
     let (memory, mut config) = machine(16 * MIB, image.rom_size());
-    let loaded = load(&image, &memory, &config, &mut std::io::empty()).unwrap();
+    let loaded = super::load(&image, &memory, &config, &mut std::io::empty()).unwrap();
     assert_eq!(loaded.registers, Registers::reset());
     assert_eq!(bytes(&memory, 0xffff_fff0, 1), [0xea]);
     assert_eq!(bytes(&memory, 0xf_fff0, 1), [0xea]);
     assert_eq!(bytes(&memory, 0xe_0000, 1), [0x77]);
     config.cmdline = "x".into();
-    assert!(matches!(load(&image, &memory, &config, &mut std::io::empty()), Err(BootError::NotTaken { .. })));
+    assert!(matches!(load(bios(), &memory, &config), Err(BootError::NotTaken { .. })));
 }
 
 #[test]
@@ -375,7 +380,7 @@ fn kernel_over_the_zero_page_is_refused() {
     let (memory, config) = machine(16 * MIB, 0);
     let note = note(pvh_words::NOTE_NAME, pvh_words::NOTE_PHYS32_ENTRY, &0x7000u32.to_le_bytes());
     let data = elf64(0x7000, &[(1, &[0xcc; 64], 0x7000, 0x7000, 64), (4, &note, 0, 0, 0)]);
-    let error = load(&image(data).unwrap(), &memory, &config, &mut std::io::empty()).unwrap_err();
+    let error = load(data, &memory, &config).unwrap_err();
     assert!(matches!(error, BootError::Overlap { .. }), "{error}");
 }
 
@@ -413,9 +418,9 @@ proptest! {
         if let Some(cut) = cut {
             data.truncate(cut);
         }
-        if let Ok(image) = image(data) {
-            let (memory, config) = machine(8 * MIB, image.rom_size());
-            let _ = load(&image, &memory, &config, &mut Constant(1));
+        let (memory, config) = machine(8 * MIB, if which == 5 { data.len() as u64 } else { 0 });
+        if let Ok(contents) = contents(data) {
+            let _ = contents.load(&memory, &config, &mut Constant(1));
         }
     }
 }
