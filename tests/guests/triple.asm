@@ -1,11 +1,11 @@
-; A breakpoint without an interrupt table: double fault, triple fault, shutdown.
+; An undefined instruction without an interrupt table: double fault, triple fault, shutdown.
 %include "multiboot.inc"
 
 start:
     mov esp, stack_end
     print "about to fault three times", 10
     lidt [no_table]
-    int3
+    ud2
     print "survived?", 10
     exit EXIT_BAD
 
