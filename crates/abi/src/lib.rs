@@ -5,3 +5,4 @@ pub mod apic;
 pub mod boot;
 pub mod kvm;
 pub mod multiboot;
+pub mod pci;

@@ -13,6 +13,7 @@
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
+pub mod pci;
 pub mod pic;
 pub mod snapshot;
 
