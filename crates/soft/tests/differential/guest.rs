@@ -1,0 +1,209 @@
+//! The candidate: executes one instruction in a guest at privilege level 3, by the public interface of the backend.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use soft::Soft;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::memory::GuestMemory;
+use vmm::time::{StepClock, Timers};
+use vmm::{
+    Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig,
+};
+
+use crate::state::{Fault, Outcome, State};
+
+// Guest physical addresses.
+const GDT: u64 = 0x1000;
+const IDT: u64 = 0x2000;
+const TSS: u64 = 0x3000;
+const STACK_TOP: u64 = 0x6000;
+const HANDLERS: u64 = 0x7000;
+const TABLES: u64 = 0x10000;
+const CODE: u64 = 0x20000;
+const DATA: u64 = 0x30000;
+
+/// Selectors as Linux has them for 64-bit programs, so that instructions which show them agree.
+const USER_CODE: u16 = 0x33;
+const USER_DATA: u16 = 0x2b;
+const KERNEL_CODE: u16 = 0x10;
+const TSS_SELECTOR: u16 = 0x40;
+
+/// Vectors that push an error code.
+const WITH_ERROR: [u64; 7] = [8, 10, 11, 12, 13, 14, 17];
+
+/// The guest.
+pub struct Guest {
+    memory: GuestMemory,
+    _vm: Arc<dyn BackendVm>,
+    vcpu: Box<dyn Vcpu>,
+}
+
+/// Nothing is outside.
+struct NoBus;
+
+impl Bus for NoBus {
+    fn port_in(&self, _: VcpuId, _: u16, _: u8) -> Option<u32> {
+        None
+    }
+    fn port_out(&self, _: VcpuId, _: u16, _: u8, _: u32) -> bool {
+        false
+    }
+    fn mmio_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
+        false
+    }
+    fn mmio_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
+        false
+    }
+    fn read_msr(&self, _: VcpuId, _: u32) -> Option<Result<u64, MsrFault>> {
+        None
+    }
+    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> Option<Result<(), MsrFault>> {
+        None
+    }
+    fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
+        false
+    }
+    fn end_of_interrupt(&self, _: u8) {}
+    fn acknowledge_extint(&self) -> u8 {
+        0xff
+    }
+}
+
+impl Guest {
+    /// A machine whose page tables, descriptor tables and handlers are in place.
+    pub fn new() -> Guest {
+        let memory = vmm::memory::map(&[(0, 0x10_0000)]).unwrap();
+        let backend = Soft::new();
+        let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
+        let config = VmConfig {
+            memory: Arc::clone(&memory),
+            vcpus: 1,
+            local_apic: false,
+            cpuid: backend.supported_cpuid(),
+            timers,
+            deterministic: false,
+        };
+        let vm = backend.create_vm(config).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let put = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at)).unwrap();
+        put(GDT + u64::from(KERNEL_CODE), 0x00af_9b00_0000_ffff);
+        put(GDT + 0x18, 0x00cf_9300_0000_ffff);
+        put(GDT + 0x28, 0x00cf_f300_0000_ffff);
+        put(GDT + 0x30, 0x00af_fb00_0000_ffff);
+        put(TSS + 4, STACK_TOP);
+        for vector in 0..32 {
+            let handler = HANDLERS + vector * 16;
+            put(IDT + vector * 16, handler & 0xffff | u64::from(KERNEL_CODE) << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48);
+            put(IDT + vector * 16 + 8, handler >> 32);
+        }
+        // Four levels. The low 1 MiB is the supervisor's, identity mapped; code and data are the user's.
+        const PRESENT_WRITE: u64 = 3 | 0x60;
+        const USER: u64 = 4;
+        let (pml4, pdpt, pd) = (TABLES, TABLES + 0x1000, TABLES + 0x2000);
+        put(pml4, pdpt | PRESENT_WRITE | USER);
+        put(pdpt, pd | PRESENT_WRITE | USER);
+        let mut next = TABLES + 0x3000;
+        let mut page = |linear: u64, gpa: u64, flags: u64| {
+            let entry = pd + (linear >> 21) * 8;
+            let mut table = memory.read_obj::<u64>(GuestAddress(entry)).unwrap() & !0xfff;
+            if table == 0 {
+                table = next;
+                next += 0x1000;
+                memory.write_obj(table | PRESENT_WRITE | USER, GuestAddress(entry)).unwrap();
+            }
+            memory.write_obj(gpa | flags, GuestAddress(table + (linear >> 12 & 511) * 8)).unwrap();
+        };
+        for at in (0..0x10_0000).step_by(0x1000) {
+            page(at, at, PRESENT_WRITE);
+        }
+        page(State::CODE, CODE, 0x61 | USER);
+        for at in (0..State::DATA_SIZE as u64).step_by(0x1000) {
+            let flags = if at < State::WRITABLE as u64 { PRESENT_WRITE } else { 0x61 };
+            page(State::DATA + at, DATA + at, flags | USER | 1 << 63);
+        }
+        Guest { memory, _vm: vm, vcpu }
+    }
+
+    /// Executes `bytes` once.
+    pub fn execute(&mut self, bytes: &[u8], state: &State) -> Outcome {
+        let mut code = [0xcc; 4096];
+        code[..bytes.len()].copy_from_slice(bytes);
+        self.memory.write_slice(&code, GuestAddress(CODE)).unwrap();
+        self.memory.write_slice(&state.data, GuestAddress(DATA)).unwrap();
+        self.vcpu.set_registers(&registers(state), RegisterMask::all()).unwrap();
+        self.vcpu.set_fxsave(&state.fx).unwrap();
+        let exit = self.vcpu.run(&NoBus, Entry { single_step: true, ..Entry::default() }).unwrap();
+        // A long REP is left and entered again.
+        let mut exit = exit;
+        let mut registers = self.vcpu.registers(RegisterMask::all()).unwrap();
+        let mut rounds = 0;
+        while exit == Exit::SingleStep
+            && registers.rip == State::CODE
+            && registers.cs.selector == USER_CODE
+            && is_repeated(bytes)
+            && rounds < 100
+        {
+            exit = self.vcpu.run(&NoBus, Entry { single_step: true, ..Entry::default() }).unwrap();
+            registers = self.vcpu.registers(RegisterMask::all()).unwrap();
+            rounds += 1;
+        }
+        assert_eq!(exit, Exit::SingleStep, "{bytes:02x?}");
+        let mut end = State {
+            gpr: registers.gpr,
+            rip: registers.rip,
+            rflags: registers.rflags,
+            fx: self.vcpu.fxsave().unwrap(),
+            data: vec![0; State::DATA_SIZE],
+        };
+        self.memory.read_slice(&mut end.data, GuestAddress(DATA)).unwrap();
+        let mut fault = None;
+        if registers.cs.selector == KERNEL_CODE {
+            let vector = (registers.rip - HANDLERS) / 16;
+            let mut frame = registers.gpr[4];
+            let get = |at: u64| self.memory.read_obj::<u64>(GuestAddress(at)).unwrap();
+            let mut error = 0;
+            if WITH_ERROR.contains(&vector) {
+                error = get(frame);
+                frame += 8;
+            }
+            end.rip = get(frame);
+            end.rflags = get(frame + 16);
+            end.gpr[4] = get(frame + 24);
+            fault = Some(Fault { vector: vector as u8, error, address: if vector == 14 { registers.cr2 } else { 0 } });
+        }
+        Outcome { state: end, fault }
+    }
+}
+
+fn is_repeated(bytes: &[u8]) -> bool {
+    bytes.iter().take(4).any(|byte| matches!(byte, 0xf2 | 0xf3))
+}
+
+fn registers(state: &State) -> Registers {
+    let data = Segment { selector: 0, limit: 0xffff_ffff, access: 0xc0f3, base: 0 };
+    Registers {
+        gpr: state.gpr,
+        rip: State::CODE,
+        rflags: state.rflags,
+        // PE, MP, ET, NE, WP, PG as Linux has them.
+        cr0: 0x8001_0033,
+        // PAE, MCE, PGE, OSFXSR, OSXMMEXCPT.
+        cr4: 0x6e0,
+        cr3: TABLES,
+        efer: 0xd01,
+        cs: Segment { selector: USER_CODE, limit: 0xffff_ffff, access: 0xa0fb, base: 0 },
+        ss: Segment { selector: USER_DATA, ..data },
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        tr: Segment { selector: TSS_SELECTOR, limit: 0x67, access: 0x8b, base: TSS },
+        ldtr: Segment { access: 0x1_0000, ..Segment::default() },
+        gdtr: DescriptorTable { base: GDT, limit: 0x4f },
+        idtr: DescriptorTable { base: IDT, limit: 0x1ff },
+        dr6: 0xffff_0ff0,
+        dr7: 0x400,
+        ..Registers::reset()
+    }
+}
