@@ -6,3 +6,4 @@ pub mod boot;
 pub mod kvm;
 pub mod multiboot;
 pub mod pci;
+pub mod vmm;
