@@ -124,7 +124,6 @@ impl BlockCache {
         self.blocks.clear();
         self.by_address.clear();
         self.jumps.fill(NO_JUMP);
-        self.natives.clear();
         self.ops = 0;
     }
 

@@ -142,7 +142,8 @@ unsafe impl Send for VmShared {}
 unsafe impl Sync for VmShared {}
 
 impl VmShared {
-    fn new(config: VmConfig) -> Arc<VmShared> {
+    /// The shared part of a machine without processors.
+    pub fn new(config: VmConfig) -> Arc<VmShared> {
         let regions = config
             .memory
             .iter()

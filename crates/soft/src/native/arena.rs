@@ -1,0 +1,134 @@
+//! Executable memory for thunks.
+//!
+//! The same memory is mapped twice, once to write and once to execute, so no page is ever both and adding code needs no system
+//! call. Hosts that refuse executable shared memory (`vm.memfd_noexec`, some SELinux policies) get one private mapping whose
+//! protection is changed around every addition. Code is only ever added; all of it goes when the arena does.
+#![allow(unsafe_code)] // Maps memory and writes code into it.
+
+use std::io;
+use std::ptr::{self, NonNull};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
+
+/// Thunks start at multiples of this: half a line of the instruction cache's fetch.
+const ALIGN: usize = 16;
+
+/// Memory that thunks are put into.
+#[derive(Debug)]
+pub(super) struct Arena {
+    execute: NonNull<u8>,
+    /// Where the same bytes can be written; `None` when protection has to be changed instead.
+    write: Option<NonNull<u8>>,
+    capacity: usize,
+    used: usize,
+}
+
+// SAFETY: the arena owns its mappings, nothing about them belongs to a thread.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Reserves `capacity` bytes, a multiple of the page size; memory is used as code is added.
+    pub fn new(capacity: usize) -> io::Result<Arena> {
+        match Arena::dual(capacity) {
+            Ok(arena) => Ok(arena),
+            Err(_) => Arena::single(capacity),
+        }
+    }
+
+    fn dual(capacity: usize) -> io::Result<Arena> {
+        // Kernels before 6.3 do not know MFD_EXEC, newer ones may want it.
+        let file = memfd_create(c"pvbus-thunks", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
+            .or_else(|_| memfd_create(c"pvbus-thunks", MemfdFlags::CLOEXEC))?;
+        ftruncate(&file, capacity as u64)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let execute = unsafe { mmap(ptr::null_mut(), capacity, ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED, &file, 0) }?;
+        let mut arena = Arena { execute: pointer(execute)?, write: None, capacity, used: 0 };
+        // SAFETY: as above.
+        let write = unsafe { mmap(ptr::null_mut(), capacity, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) }?;
+        arena.write = Some(pointer(write)?);
+        Ok(arena)
+    }
+
+    fn single(capacity: usize) -> io::Result<Arena> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let execute = unsafe { mmap_anonymous(ptr::null_mut(), capacity, ProtFlags::READ | ProtFlags::EXEC, MapFlags::PRIVATE) }?;
+        Ok(Arena { execute: pointer(execute)?, write: None, capacity, used: 0 })
+    }
+
+    /// Adds code and returns where it can be executed. `None` when it does not fit, or the host refuses.
+    pub fn add(&mut self, code: &[u8]) -> Option<NonNull<u8>> {
+        let start = self.used.next_multiple_of(ALIGN);
+        let end = start.checked_add(code.len()).filter(|&end| end <= self.capacity)?;
+        // SAFETY: start is inside the mapping.
+        let entry = unsafe { self.execute.add(start) };
+        match self.write {
+            Some(write) => {
+                // SAFETY: start..end is inside the mapping, which is writable, and nothing executes there yet.
+                unsafe { ptr::copy_nonoverlapping(code.as_ptr(), write.as_ptr().add(start), code.len()) };
+            }
+            None => {
+                self.protect(MprotectFlags::READ | MprotectFlags::WRITE).ok()?;
+                // SAFETY: start..end is inside the mapping, which is writable now; its owner runs no thunk meanwhile (`&mut self`).
+                unsafe { ptr::copy_nonoverlapping(code.as_ptr(), entry.as_ptr(), code.len()) };
+                self.protect(MprotectFlags::READ | MprotectFlags::EXEC).ok()?;
+            }
+        }
+        self.used = end;
+        Some(entry)
+    }
+
+    fn protect(&mut self, flags: MprotectFlags) -> io::Result<()> {
+        // SAFETY: the mapping is the arena's own, and no code in it runs during this call.
+        unsafe { mprotect(self.execute.as_ptr().cast(), self.capacity, flags) }?;
+        Ok(())
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mappings are the arena's own; who owns the arena owns what could call into it.
+        unsafe {
+            let _ = munmap(self.execute.as_ptr().cast(), self.capacity);
+            if let Some(write) = self.write {
+                let _ = munmap(write.as_ptr().cast(), self.capacity);
+            }
+        }
+    }
+}
+
+fn pointer(address: *mut core::ffi::c_void) -> io::Result<NonNull<u8>> {
+    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("the kernel mapped thunks at address 0"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `lea eax, [rdi + 7]; ret`
+    const ADD_SEVEN: [u8; 4] = [0x8d, 0x47, 0x07, 0xc3];
+
+    fn call(entry: NonNull<u8>, argument: u32) -> u32 {
+        // SAFETY: the bytes are those of ADD_SEVEN, a function of this type.
+        let function: extern "sysv64" fn(u32) -> u32 = unsafe { std::mem::transmute(entry) };
+        function(argument)
+    }
+
+    #[test]
+    fn code_added_to_either_kind_of_arena_runs() {
+        for mut arena in [Arena::dual(4096).unwrap(), Arena::single(4096).unwrap()] {
+            let first = arena.add(&ADD_SEVEN).unwrap();
+            let second = arena.add(&ADD_SEVEN).unwrap();
+            assert_eq!((call(first, 1), call(second, 2)), (8, 9));
+        }
+    }
+
+    #[test]
+    fn full_arena_says_so_and_keeps_what_it_has() {
+        let mut arena = Arena::new(4096).unwrap();
+        let first = arena.add(&ADD_SEVEN).unwrap();
+        let added = (1..).take_while(|_| arena.add(&ADD_SEVEN).is_some()).count();
+        assert_eq!(added, 4096 / ALIGN - 1);
+        assert_eq!(call(first, 3), 10);
+    }
+}

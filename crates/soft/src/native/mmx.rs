@@ -1,0 +1,137 @@
+//! MMX moves and the stores under a byte mask.
+//!
+//! Every instruction with an MMX operand except EMMS makes TOP zero and all x87 registers valid (Intel SDM vol. 1 section 9.5.1).
+
+use iced_x86::{Code, Instruction, OpKind};
+
+use super::Lowering;
+use super::access::{by_ea, check_mmx, check_sse, load_word, store_word};
+use super::moves::register_number;
+use super::xmm::halves;
+use crate::cpu::{Cpu, REG_MASK};
+use crate::mmu::GENERAL;
+use crate::op::{Cursor, Handler, Op, Outcome, Trap, attempt};
+
+/// Index of RDI in `Cpu::regs`.
+const RDI: u8 = 7;
+
+/// mm, mm
+fn registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_mmx(cpu));
+    cpu.fx.enter_mmx();
+    cpu.fx.set_mm(op.a, cpu.fx.mm(op.b));
+    op.next(cpu)
+}
+
+/// mm, m32 or m64
+fn load<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_mmx(cpu));
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
+    let value = attempt!(cpu, op, load_word(cpu, va, SIZE));
+    cpu.fx.enter_mmx();
+    cpu.fx.set_mm(op.a, value);
+    op.next(cpu)
+}
+
+/// m32 or m64, mm
+fn store<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_mmx(cpu));
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, true));
+    // The state changes only when the store succeeds: look through TOP.
+    let register = (usize::from(op.b & 7) + 8 - cpu.fx.top()) & 7;
+    attempt!(cpu, op, store_word(cpu, va, SIZE, cpu.fx.st[register][0]));
+    cpu.fx.enter_mmx();
+    op.next(cpu)
+}
+
+/// mm, r32 or r64
+fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_mmx(cpu));
+    cpu.fx.enter_mmx();
+    cpu.fx.set_mm(op.a, cpu.regs[usize::from(op.b) & REG_MASK] & MASK);
+    op.next(cpu)
+}
+
+/// r32 or r64, mm
+fn to_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_mmx(cpu));
+    cpu.fx.enter_mmx();
+    cpu.regs[usize::from(op.a) & REG_MASK] = cpu.fx.mm(op.b) & MASK;
+    op.next(cpu)
+}
+
+/// MASKMOVDQU xmm, xmm
+fn masked_xmm(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_sse(cpu));
+    let (data, mask) = (halves(cpu.fx.x(op.a)), halves(cpu.fx.x(op.b)));
+    attempt!(cpu, op, store_masked(cpu, &op, &data, &mask));
+    op.next(cpu)
+}
+
+/// MASKMOVQ mm, mm
+fn masked_mm(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_mmx(cpu));
+    cpu.fx.enter_mmx();
+    let (data, mask) = ([cpu.fx.mm(op.a)], [cpu.fx.mm(op.b)]);
+    attempt!(cpu, op, store_masked(cpu, &op, &data, &mask));
+    op.next(cpu)
+}
+
+/// Stores the bytes whose mask byte has its sign set. Neighbours go together; a fault between them leaves the earlier ones
+/// written, and the instruction writes them again when it is restarted.
+fn store_masked(cpu: &mut Cpu, op: &Op, data: &[u64], mask: &[u64]) -> Result<(), Trap> {
+    let size = data.len() * 8;
+    let mut bytes = [0; 16];
+    for (slot, word) in bytes.chunks_exact_mut(8).zip(data) {
+        slot.copy_from_slice(&word.to_le_bytes());
+    }
+    let selected = |n: usize| mask[n / 8] >> (n % 8 * 8 + 7) & 1 != 0;
+    let va = cpu.ea::<GENERAL>(op, size as u64, true)?;
+    let mut start = 0;
+    while start < size {
+        let len = (start..size).take_while(|&n| selected(n)).count();
+        if len > 0 {
+            cpu.store_bytes(va.wrapping_add(start as u64), &bytes[start..start + len])?;
+        }
+        start += len + 1;
+    }
+    Ok(())
+}
+
+/// Takes the instruction if it is one of this file's.
+pub(super) fn lower(l: &Lowering, insn: &Instruction, op: &mut Op) -> bool {
+    use Code::*;
+    let ea = l.ea;
+    let loads = insn.op1_kind() == OpKind::Memory;
+    let stores = insn.op0_kind() == OpKind::Memory;
+    let run: Handler = match insn.code() {
+        Movq_mm_mmm64 | Movq_mm_rm64 if loads => by_ea!(ea, load, 8),
+        Movd_mm_rm32 if loads => by_ea!(ea, load, 4),
+        Movq_mmm64_mm | Movq_rm64_mm | Movntq_m64_mm if stores => by_ea!(ea, store, 8),
+        Movd_rm32_mm if stores => by_ea!(ea, store, 4),
+        Movq_mm_mmm64 | Movq_mmm64_mm => registers,
+        Movd_mm_rm32 => from_general::<0xffff_ffff>,
+        Movq_mm_rm64 => from_general::<{ u64::MAX }>,
+        Movd_rm32_mm => to_general::<0xffff_ffff>,
+        Movq_rm64_mm => to_general::<{ u64::MAX }>,
+        Maskmovq_rDI_mm_mm | Maskmovdqu_rDI_xmm_xmm => {
+            // The address is no operand in the encoding: DS:rDI, where the segment can be overridden.
+            op.base = RDI;
+            op.addr_size = match insn.op0_kind() {
+                OpKind::MemorySegRDI => 8,
+                OpKind::MemorySegEDI => 4,
+                _ => 2,
+            };
+            op.seg = register_number(insn.memory_segment());
+            op.a = register_number(insn.op1_register());
+            op.b = register_number(insn.op2_register());
+            op.run = if insn.code() == Maskmovq_rDI_mm_mm { masked_mm } else { masked_xmm };
+            return true;
+        }
+        _ => return false,
+    };
+    op.run = run;
+    op.a = register_number(insn.op0_register());
+    op.b = register_number(insn.op1_register());
+    true
+}
