@@ -115,6 +115,33 @@ fn elf64(entry: u64, programs: &[Program<'_>]) -> Vec<u8> {
     data
 }
 
+/// The same in 32-bit form.
+fn elf32(entry: u32, programs: &[Program<'_>]) -> Vec<u8> {
+    let mut data = b"\x7fELF\x01\x01\x01".to_vec();
+    data.resize(16, 0);
+    for half in [2u16, 3] {
+        data.extend_from_slice(&half.to_le_bytes());
+    }
+    for value in [1, entry, 52, 0, 0] {
+        data.extend_from_slice(&value.to_le_bytes());
+    }
+    for half in [52, 32, programs.len() as u16, 40, 0, 0] {
+        data.extend_from_slice(&half.to_le_bytes());
+    }
+    let mut offset = 52 + 32 * programs.len();
+    for (kind, bytes, virtual_address, physical, size) in programs {
+        let [virtual_address, physical, size] = [virtual_address, physical, size].map(|value| *value as u32);
+        for value in [*kind, offset as u32, virtual_address, physical, bytes.len() as u32, size, 7, 4096] {
+            data.extend_from_slice(&value.to_le_bytes());
+        }
+        offset += bytes.len();
+    }
+    for (_, bytes, ..) in programs {
+        data.extend_from_slice(bytes);
+    }
+    data
+}
+
 fn note(name: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
     let mut data = Vec::new();
     for value in [name.len() as u32 + 1, descriptor.len() as u32, kind] {
@@ -271,6 +298,21 @@ fn multiboot_elf_gets_its_modules_and_memory_map() {
     assert_eq!(({ last.base }.get(), { last.length }.get(), { last.kind }.get()), (MIB, 15 * MIB, 1));
 }
 
+/// What kvm-unit-tests builds: ELF32, header without flags, loaded at 4 MiB.
+#[test]
+fn elf32_multiboot_kernel_without_modules_starts() {
+    let (memory, mut config) = machine(16 * MIB, 0);
+    config.cmdline = "-smp 2".into();
+    let data = elf32(0x40_000c, &[(1, &[multiboot_header(0), vec![0xf4; 16]].concat(), 0x40_0000, 0x40_0000, 0x2000)]);
+    let registers = load(data, &memory, &config).unwrap().registers;
+    assert_eq!((registers.rip, registers.gpr[RAX]), (0x40_000c, 0x2bad_b002));
+    assert_eq!(bytes(&memory, 0x40_000c, 16), [0xf4; 16]);
+    let mut info = multiboot_words::Info::new_zeroed();
+    memory.read_slice(info.as_mut_bytes(), GuestAddress(registers.gpr[RBX])).unwrap();
+    assert_eq!(info.mods_count.get(), 0);
+    assert_eq!(text(&memory, info.cmdline.get().into()), "kernel -smp 2");
+}
+
 #[test]
 fn multiboot_kernel_with_addresses_in_its_header_is_loaded_flat() {
     let (memory, config) = machine(16 * MIB, 0);
@@ -319,6 +361,37 @@ fn openbsd_kernel_finds_its_arguments_on_the_stack() {
     assert_eq!(word(&memory, 0x2000 + 72), openbsd_words::BOOTARG_CONSDEV);
     assert_eq!(bytes(&memory, 0x20_1010, 32), [0x42; 32], "random bytes were filled in");
     assert_eq!(bytes(&memory, 0x20_1000, 16), [0xcc; 16]);
+}
+
+#[test]
+fn openbsd_kernel_finds_its_symbols_after_it() {
+    let mut data = openbsd_elf();
+    let (symbols, strings) = (data.len() as u64, data.len() as u64 + 24);
+    data.extend_from_slice(&[0x11; 24]);
+    data.extend_from_slice(b"\0main\0");
+    let sections = data.len() as u64;
+    for (kind, offset, size) in [(0u32, 0, 0), (2, symbols, 24u64), (3, strings, 6)] {
+        data.extend_from_slice(&[0; 4]);
+        data.extend_from_slice(&kind.to_le_bytes());
+        for value in [0, 0, offset, size, 0, 0, 0] {
+            data.extend_from_slice(&value.to_le_bytes());
+        }
+    }
+    data[40..48].copy_from_slice(&sections.to_le_bytes());
+    data[60] = 3;
+
+    let (memory, config) = machine(16 * MIB, 0);
+    let registers = load(data, &memory, &config).unwrap().registers;
+    // The kernel ends at 0x204000; ELF header, section headers, symbols, strings follow.
+    let start = 0x20_4000;
+    let header = bytes(&memory, start, 64);
+    assert_eq!((&header[..4], u64_at(&header, 40), u64_at(&header, 32)), (&b"\x7fELF"[..], Some(64), Some(0)));
+    let offset = |section: u64| memory.read_obj::<u64>(GuestAddress(start + 64 + section * 64 + 24)).unwrap();
+    assert_eq!((offset(1), offset(2)), (64 + 3 * 64, 64 + 3 * 64 + 24));
+    assert_eq!(bytes(&memory, start + offset(1), 24), [0x11; 24]);
+    assert_eq!(bytes(&memory, start + offset(2), 6), *b"\0main\0");
+    let end = word(&memory, registers.gpr[RSP] + 16);
+    assert_eq!(u64::from(end), start + offset(2) + 8);
 }
 
 #[test]
@@ -398,7 +471,7 @@ proptest! {
     /// Damage of any kind ends in a loaded machine or an error, never in a panic, and never in writes outside RAM (which would fail).
     #[test]
     fn damaged_images_never_panic(
-        which in 0usize..6,
+        which in 0usize..7,
         damage in prop::collection::vec((0usize..2700, prop_oneof![Just(0u8), Just(0xff), Just(0x7f), any::<u8>()]), 1..12),
         cut in prop::option::of(0usize..2700),
     ) {
@@ -408,6 +481,7 @@ proptest! {
             2 => multiboot_flat(),
             3 => pvh_elf(),
             4 => openbsd_elf(),
+            5 => elf32(0x40_000c, &[(1, &multiboot_header(0), 0x40_0000, 0x40_0000, 0x2000)]),
             _ => bios(),
         };
         // Most offsets fall into the headers, where damage matters.
@@ -418,7 +492,7 @@ proptest! {
         if let Some(cut) = cut {
             data.truncate(cut);
         }
-        let (memory, config) = machine(8 * MIB, if which == 5 { data.len() as u64 } else { 0 });
+        let (memory, config) = machine(8 * MIB, if which == 6 { data.len() as u64 } else { 0 });
         if let Ok(contents) = contents(data) {
             let _ = contents.load(&memory, &config, &mut Constant(1));
         }
