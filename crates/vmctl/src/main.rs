@@ -1,2 +1,52 @@
 //! `vmctl`: runs and controls virtual machines from the command line.
-fn main() {}
+//!
+//! ```text
+//!   vmctl run  --kernel FILE ...   one machine in the foreground, serial on this terminal
+//!   vmctl host                     what this machine can do
+//! ```
+//!
+//! Everything said to people goes to standard error; standard output belongs to the guest's serial port.
+
+mod args;
+mod host;
+mod run;
+mod signals;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Status of a run that ended by our own error.
+const STATUS_ERROR: u8 = 1;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("VMCTL_LOG").unwrap_or_else(|_| "error".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    let command = match args::Arguments::try_parse() {
+        Ok(arguments) => arguments.command,
+        Err(error) => {
+            // Help and version come as errors too; printing fails only when nobody reads.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(STATUS_ERROR) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match command {
+        None => {
+            eprintln!("{}", args::NEWCOMER);
+            return ExitCode::from(STATUS_ERROR);
+        }
+        Some(args::Command::Run(arguments)) => run::run(arguments),
+        Some(args::Command::Host(arguments)) => host::host(&arguments),
+    };
+    terminal::restore();
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("vmctl: {error:#}");
+            ExitCode::from(STATUS_ERROR)
+        }
+    }
+}

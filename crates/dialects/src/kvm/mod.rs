@@ -104,7 +104,7 @@ impl Kvm {
 
     /// Writes to guest memory: four-byte aligned, inside RAM and inside one page, or #GP.
     fn publish(&self, gpa: u64, bytes: &[u8]) -> Result<(), MsrFault> {
-        let fits = gpa % 4 == 0 && gpa % vmm::memory::PAGE_SIZE + bytes.len() as u64 <= vmm::memory::PAGE_SIZE;
+        let fits = gpa.is_multiple_of(4) && gpa % vmm::memory::PAGE_SIZE + bytes.len() as u64 <= vmm::memory::PAGE_SIZE;
         if !fits || !self.memory.check_range(GuestAddress(gpa), bytes.len()) {
             return Err(MsrFault);
         }
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn bad_addresses_fault_and_write_nothing() {
         let (memory, kvm) = machine(1);
-        let outside = [RAM, u64::MAX & !3, 1 << 40, RAM - 8];
+        let outside = [RAM, !3, 1 << 40, RAM - 8];
         let crossing = [0x1000 - 4, 0x2000 - 28];
         let unaligned = [0x1002];
         for gpa in outside.into_iter().chain(crossing).chain(unaligned) {

@@ -1,0 +1,148 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use vmd::config::{BackendChoice, DialectList, DiskConfig, MachineConfig, NicConfig, SerialTarget, Size};
+
+/// What `vmctl` without arguments says.
+pub const NEWCOMER: &str = "\
+vmctl runs virtual machines, with or without hardware virtualization.
+
+Try a Linux kernel (Debian: apt-get download linux-image-cloud-amd64's image, dpkg -x; or the one in /boot):
+    vmctl run --kernel vmlinuz --initrd initrd.gz --cmdline \"console=ttyS0\"
+
+A disk image that boots by BIOS (Debian package seabios):
+    vmctl run --disk disk.qcow2
+
+What this host can do:
+    vmctl host
+
+All options: vmctl run --help. In a running machine, Ctrl-A x quits and Ctrl-A h helps.";
+
+/// Runs and controls virtual machines.
+#[derive(Parser)]
+#[command(name = "vmctl", version, about, after_help = "vmctl without arguments shows how to start.")]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The verbs.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run one machine in the foreground, its serial port on this terminal.
+    Run(Box<RunArguments>),
+    /// Tell what this machine can do: hardware virtualization, backends, network.
+    Host(HostArguments),
+}
+
+/// Options of `vmctl host`.
+#[derive(Args)]
+pub struct HostArguments {
+    /// Answer in JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `vmctl run`.
+#[derive(Args)]
+#[command(after_help = "\
+Exit status: 0 when the guest powers off, or resets under --no-reboot; 1 for errors of vmctl;
+3 for a guest that died (triple fault); (value << 1) | 1 under --debug-exit.
+On a terminal the serial port is raw: Ctrl-A x quits, Ctrl-A h helps, Ctrl-A Ctrl-A sends Ctrl-A.")]
+pub struct RunArguments {
+    /// Kernel: Linux bzImage, ELF with PVH note, multiboot, or OpenBSD's.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk; for multiboot a module, with arguments after the file name. Repeatable.
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    pub initrd: Vec<String>,
+    /// Kernel command line.
+    #[arg(long, value_name = "STR", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    pub cmdline: String,
+    /// Firmware to start instead of a kernel; the host's SeaBIOS when there is a disk and no kernel.
+    #[arg(long, value_name = "FILE")]
+    pub bios: Option<PathBuf>,
+    /// Memory, with suffix K, M, G or T (none means M).
+    #[arg(long, value_name = "SIZE", default_value = "512M", allow_hyphen_values = true)]
+    pub memory: Size,
+    /// Processors, 1 to 64.
+    #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
+    pub cpus: u32,
+    /// Disk: FILE[,ro][,format=raw|qcow2]. Repeatable.
+    #[arg(long, value_name = "DISK", action = ArgAction::Append)]
+    pub disk: Vec<DiskConfig>,
+    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX]. Repeatable.
+    #[arg(long, value_name = "NIC", action = ArgAction::Append)]
+    pub nic: Vec<NicConfig>,
+    /// What executes the processors: auto, kvm or soft.
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    pub backend: BackendChoice,
+    /// Paravirtual dialects the guest finds, separated by commas: kvm, or none.
+    #[arg(long, value_name = "LIST", default_value = "kvm")]
+    pub dialect: DialectList,
+    /// The first serial port: stdio, null or file:PATH.
+    #[arg(long, value_name = "TARGET", default_value = "stdio")]
+    pub serial: SerialTarget,
+    /// A reset ends the machine instead of starting it again.
+    #[arg(long)]
+    pub no_reboot: bool,
+    /// A write to port 0xf4 ends the machine with status (value << 1) | 1.
+    #[arg(long)]
+    pub debug_exit: bool,
+    /// The ports of QEMU's pc-testdev.
+    #[arg(long)]
+    pub testdev: bool,
+    /// At the end, print exits by kind, instructions and speed.
+    #[arg(long)]
+    pub stats: bool,
+    /// Time follows the instruction count, so that equal runs are equal (software CPU, one processor).
+    #[arg(long)]
+    pub deterministic: bool,
+}
+
+impl RunArguments {
+    /// The machine these options ask for.
+    pub fn into_config(self) -> MachineConfig {
+        MachineConfig {
+            kernel: self.kernel,
+            initrds: self.initrd,
+            cmdline: self.cmdline,
+            bios: self.bios,
+            memory: self.memory,
+            cpus: self.cpus,
+            disks: self.disk,
+            nics: self.nic,
+            backend: self.backend,
+            dialects: self.dialect,
+            serial: self.serial,
+            reboot: !self.no_reboot,
+            debug_exit: self.debug_exit,
+            testdev: self.testdev,
+            deterministic: self.deterministic,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_every_option() {
+        let line = "vmctl run --kernel k --initrd a --initrd b --cmdline -x --memory 1G --cpus 2 --disk d,ro --nic user --backend soft \
+                    --dialect none --serial null --no-reboot --debug-exit --testdev --stats";
+        let Some(Command::Run(run)) = Arguments::try_parse_from(line.split_whitespace()).unwrap().command else { panic!("not run") };
+        let config = run.into_config();
+        assert_eq!((config.cpus, config.initrds.len(), config.disks.len(), config.reboot), (2, 2, 1, false));
+    }
+}

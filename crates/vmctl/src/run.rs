@@ -1,0 +1,67 @@
+//! `vmctl run`: one machine in the foreground.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use anyhow::Context;
+use vmd::config::SerialTarget;
+use vmd::machine::{self, Control, Outcome};
+
+use crate::args::RunArguments;
+use crate::{STATUS_ERROR, signals, terminal};
+
+/// Status of a guest that died.
+const STATUS_GUEST_DIED: u8 = 3;
+/// What a shell adds to the number of the signal that ended a program.
+const STATUS_SIGNAL: i32 = 128;
+
+/// Runs the machine to its end; the exit status.
+///
+/// # Errors
+/// What the machine could not be made from, in words for people.
+pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
+    let want_stats = arguments.stats;
+    let config = arguments.into_config();
+    config.check(machine::host_memory())?;
+
+    let control = Arc::new(Control::default());
+    let ended_by = Arc::new(AtomicI32::new(0));
+    signals::watch({
+        let (control, ended_by) = (Arc::clone(&control), Arc::clone(&ended_by));
+        move |signal| {
+            ended_by.store(signal, Ordering::SeqCst);
+            terminal::restore();
+            control.stop();
+        }
+    })
+    .context("cannot watch for signals")?;
+
+    if config.serial == SerialTarget::Stdio {
+        let raw = terminal::make_raw().context("cannot set up the terminal")?;
+        let control = Arc::clone(&control);
+        std::thread::Builder::new()
+            .name("stdin".into())
+            .spawn(move || terminal::pump(raw, |bytes| control.serial_input(bytes), || control.stop()))
+            .context("cannot start a thread for the terminal")?;
+    }
+
+    let report = machine::run(&config, &control);
+    terminal::restore();
+    // The message holds its causes already.
+    let report = report.map_err(|error| anyhow::anyhow!("{error}"))?;
+    if want_stats {
+        eprint!("{}", report.stats);
+    }
+    Ok(match report.outcome {
+        Outcome::PowerOff | Outcome::Reset => 0,
+        Outcome::DebugExit(value) => (value << 1) as u8 | 1,
+        Outcome::GuestDied { cpu, registers } => {
+            eprintln!("vmctl: the guest died of a triple fault on processor {cpu}:\n{registers}");
+            STATUS_GUEST_DIED
+        }
+        Outcome::Stopped => match ended_by.load(Ordering::SeqCst) {
+            0 => 0,
+            signal => u8::try_from(STATUS_SIGNAL + signal).unwrap_or(STATUS_ERROR),
+        },
+    })
+}

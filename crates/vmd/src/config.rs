@@ -1,0 +1,409 @@
+//! What a machine is asked to be: the options of `vmctl run` as types that cannot be wrong.
+//!
+//! Every option's text form is parsed here by `FromStr`, so that the command line and, later, a configuration file share one
+//! grammar and one set of messages. A message says what was found and what would have been right.
+//! [`MachineConfig::check`] compares the whole with the host before anything is opened.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
+pub const MAX_CPUS: u32 = 64;
+/// Most memory a machine can have: 128 GiB, as vmm(4)'s `VMM_MAX_VM_MEM_SIZE`.
+pub const MAX_MEMORY: u64 = 128 << 30;
+/// Least memory that a PC's firmware tables and a loader fit in.
+pub const MIN_MEMORY: u64 = 2 << 20;
+
+/// Everything that makes one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// Kernel in one of the formats that [`crate::boot`] recognises.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk, or multiboot modules: file, then arguments.
+    pub initrds: Vec<String>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Firmware image, started at the reset vector.
+    pub bios: Option<PathBuf>,
+    /// Size of RAM.
+    pub memory: Size,
+    /// Number of processors.
+    pub cpus: u32,
+    /// Disks in order of their PCI slots.
+    pub disks: Vec<DiskConfig>,
+    /// Network cards in order of their PCI slots.
+    pub nics: Vec<NicConfig>,
+    /// What executes the processors.
+    pub backend: BackendChoice,
+    /// Paravirtual dialects.
+    pub dialects: DialectList,
+    /// Where the first serial port goes.
+    pub serial: SerialTarget,
+    /// Whether a reset starts the machine again; otherwise it ends it.
+    pub reboot: bool,
+    /// Whether port 0xf4 ends the machine with a status.
+    pub debug_exit: bool,
+    /// Whether the ports of QEMU's `pc-testdev` are there.
+    pub testdev: bool,
+    /// Whether time follows the instruction count.
+    pub deterministic: bool,
+}
+
+impl Default for MachineConfig {
+    fn default() -> MachineConfig {
+        MachineConfig {
+            kernel: None,
+            initrds: Vec::new(),
+            cmdline: String::new(),
+            bios: None,
+            memory: Size(512 << 20),
+            cpus: 1,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            backend: BackendChoice::Auto,
+            dialects: DialectList::default(),
+            serial: SerialTarget::Stdio,
+            reboot: true,
+            debug_exit: false,
+            testdev: false,
+            deterministic: false,
+        }
+    }
+}
+
+/// A request that cannot be met.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No text of that form.
+    #[error("{0}")]
+    Syntax(String),
+    /// More than the host or the monitor has.
+    #[error("{0}")]
+    Limit(String),
+    /// Two options that exclude or need each other.
+    #[error("{0}")]
+    Combination(String),
+}
+
+fn syntax<T>(text: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Syntax(text.into()))
+}
+
+impl MachineConfig {
+    /// Checks what needs no file to be opened.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the option and its bounds.
+    pub fn check(&self, host_memory: u64) -> Result<(), ConfigError> {
+        let Size(memory) = self.memory;
+        if memory < MIN_MEMORY {
+            return Err(ConfigError::Limit(format!("--memory {}: a machine needs at least {}", self.memory, Size(MIN_MEMORY))));
+        }
+        if memory > host_memory {
+            return Err(ConfigError::Limit(format!("--memory {}: this host has {}", self.memory, Size(host_memory))));
+        }
+        if memory > MAX_MEMORY {
+            return Err(ConfigError::Limit(format!("--memory {}: the most is {}", self.memory, Size(MAX_MEMORY))));
+        }
+        if self.cpus == 0 || self.cpus > MAX_CPUS {
+            return Err(ConfigError::Limit(format!("--cpus {}: from 1 to {MAX_CPUS}", self.cpus)));
+        }
+        if self.deterministic && self.cpus > 1 {
+            return Err(ConfigError::Combination("--deterministic: only with --cpus 1; threads of the host are not repeatable".into()));
+        }
+        if self.deterministic && self.backend == BackendChoice::Kvm {
+            return Err(ConfigError::Combination("--deterministic: only the software CPU counts instructions; use --backend soft".into()));
+        }
+        match (&self.kernel, &self.bios) {
+            (None, None) if self.disks.is_empty() => {
+                Err(ConfigError::Combination("nothing to boot: give --kernel FILE, or --disk FILE to boot it by BIOS".into()))
+            }
+            (Some(_), Some(_)) => Err(ConfigError::Combination("--kernel and --bios exclude each other".into())),
+            (None, _) if !self.initrds.is_empty() => Err(ConfigError::Combination("--initrd needs --kernel".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A number of bytes, written `512M` or `1G`; a bare number means MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+impl Size {
+    const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];
+}
+
+impl FromStr for Size {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Size, ConfigError> {
+        let upper = text.trim().to_ascii_uppercase();
+        let upper = upper.strip_suffix("IB").or_else(|| upper.strip_suffix('B')).unwrap_or(&upper);
+        let (digits, shift) =
+            Size::UNITS.iter().find_map(|&(unit, shift)| upper.strip_suffix(unit).map(|digits| (digits, shift))).unwrap_or((upper, 20));
+        let number = digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()));
+        match number.and_then(|n| n.checked_mul(1 << shift)) {
+            Some(bytes) => Ok(Size(bytes)),
+            None => syntax(format!("'{text}' is not a size; write for example 512M or 2G")),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Size::UNITS.iter().find(|&&(_, shift)| self.0 >= 1 << shift && self.0.trailing_zeros() >= shift) {
+            Some((unit, shift)) => write!(f, "{}{unit}", self.0 >> shift),
+            None if self.0 >= 1 << 20 => write!(f, "{}M", self.0 >> 20),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+/// What executes the processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// KVM where a probe finds it fit, else the software CPU.
+    Auto,
+    /// Linux KVM.
+    Kvm,
+    /// The software CPU.
+    Soft,
+}
+
+impl FromStr for BackendChoice {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<BackendChoice, ConfigError> {
+        match text {
+            "auto" => Ok(BackendChoice::Auto),
+            "kvm" => Ok(BackendChoice::Kvm),
+            "soft" => Ok(BackendChoice::Soft),
+            _ => syntax(format!("unknown backend '{text}'; one of: auto, kvm, soft")),
+        }
+    }
+}
+
+/// A paravirtual dialect that can be offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DialectName {
+    /// Linux KVM's.
+    Kvm,
+}
+
+/// Dialects in the order of their CPUID bases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DialectList(pub Vec<DialectName>);
+
+impl Default for DialectList {
+    fn default() -> DialectList {
+        DialectList(vec![DialectName::Kvm])
+    }
+}
+
+impl FromStr for DialectList {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<DialectList, ConfigError> {
+        if text == "none" {
+            return Ok(DialectList(Vec::new()));
+        }
+        let mut list = Vec::new();
+        for name in text.split(',') {
+            let dialect = match name {
+                "kvm" => DialectName::Kvm,
+                _ => return syntax(format!("unknown dialect '{name}'; one of: kvm, none")),
+            };
+            if list.contains(&dialect) {
+                return syntax(format!("dialect '{name}' is given twice"));
+            }
+            list.push(dialect);
+        }
+        Ok(DialectList(list))
+    }
+}
+
+/// Where the first serial port goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialTarget {
+    /// Standard input and output.
+    Stdio,
+    /// Nowhere.
+    Null,
+    /// Output into a file, no input.
+    File(PathBuf),
+}
+
+impl FromStr for SerialTarget {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<SerialTarget, ConfigError> {
+        match text.strip_prefix("file:") {
+            Some("") => syntax("serial target 'file:' lacks a path"),
+            Some(path) => Ok(SerialTarget::File(path.into())),
+            None if text == "stdio" => Ok(SerialTarget::Stdio),
+            None if text == "null" => Ok(SerialTarget::Null),
+            None => syntax(format!("unknown serial target '{text}'; one of: stdio, null, file:PATH")),
+        }
+    }
+}
+
+/// How a disk image stores its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// The file is the disk.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// One disk: `FILE[,ro][,format=raw|qcow2]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Image file.
+    pub path: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Format; found from the file when not given.
+    pub format: Option<ImageFormat>,
+}
+
+impl FromStr for DiskConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<DiskConfig, ConfigError> {
+        let mut parts = text.split(',');
+        let path = parts.next().unwrap_or_default();
+        if path.is_empty() {
+            return syntax("a disk needs a file: FILE[,ro][,format=raw|qcow2]");
+        }
+        let mut disk = DiskConfig { path: path.into(), read_only: false, format: None };
+        for option in parts {
+            match option {
+                "ro" => disk.read_only = true,
+                "format=raw" => disk.format = Some(ImageFormat::Raw),
+                "format=qcow2" => disk.format = Some(ImageFormat::Qcow2),
+                _ => return syntax(format!("unknown disk option '{option}'; one of: ro, format=raw, format=qcow2")),
+            }
+        }
+        Ok(disk)
+    }
+}
+
+/// What a network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicKind {
+    /// The host's sockets, by passt.
+    User,
+    /// A tap interface of the host.
+    Tap(String),
+    /// Nothing: the link is down.
+    None,
+}
+
+/// One network card: `user|tap:NAME|none[,mac=..]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Connection.
+    pub kind: NicKind,
+    /// Address; made from the card's number when not given.
+    pub mac: Option<[u8; 6]>,
+}
+
+impl FromStr for NicConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<NicConfig, ConfigError> {
+        let mut parts = text.split(',');
+        let kind = parts.next().unwrap_or_default();
+        let kind = match kind.strip_prefix("tap:") {
+            // IFNAMSIZ counts the terminating zero.
+            Some(name) if name.is_empty() || name.len() > 15 => return syntax(format!("'{name}' is not the name of an interface")),
+            Some(name) => NicKind::Tap(name.into()),
+            None if kind == "user" => NicKind::User,
+            None if kind == "none" => NicKind::None,
+            None => return syntax(format!("unknown network '{kind}'; one of: user, tap:NAME, none")),
+        };
+        let mut mac = None;
+        for option in parts {
+            match option.strip_prefix("mac=") {
+                Some(address) => mac = Some(parse_mac(address)?),
+                None => return syntax(format!("unknown network option '{option}'; only mac=XX:XX:XX:XX:XX:XX")),
+            }
+        }
+        Ok(NicConfig { kind, mac })
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None }).collect();
+    match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
+        Some(mac) if mac[0] & 1 == 0 => Ok(mac),
+        Some(_) => syntax(format!("'{text}' is a multicast address; the first byte must be even")),
+        None => syntax(format!("'{text}' is not a MAC address; write for example 52:54:00:12:34:56")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bootable() -> MachineConfig {
+        MachineConfig { kernel: Some("vmlinuz".into()), ..MachineConfig::default() }
+    }
+
+    #[test]
+    fn sizes_take_units() {
+        for (text, bytes) in
+            [("512M", 512 << 20), ("1G", 1 << 30), ("64", 64 << 20), ("2gib", 2 << 30), ("4096K", 4 << 20), ("1T", 1 << 40)]
+        {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "M", "-1", "+1M", "1.5G", "0x10M", "99999999999999999999", "20000000000000G", "1X"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        assert_eq!(Size(512 << 20).to_string(), "512M");
+        assert_eq!(Size(3 << 30).to_string(), "3G");
+        assert_eq!(Size(0).to_string(), "0 bytes");
+    }
+
+    #[test]
+    fn impossible_machines_are_refused_with_their_bounds() {
+        let check = |change: fn(&mut MachineConfig)| {
+            let mut config = bootable();
+            change(&mut config);
+            config.check(8 << 30).unwrap_err().to_string()
+        };
+        assert!(check(|c| c.memory = Size(0)).contains("at least 2M"));
+        assert!(check(|c| c.memory = Size(9 << 30)).contains("this host has 8G"));
+        assert!(check(|c| c.cpus = 0).contains("from 1 to 64"));
+        assert!(check(|c| c.cpus = 1000).contains("from 1 to 64"));
+        assert!(check(|c| c.kernel = None).contains("--kernel FILE"));
+        assert!(check(|c| c.bios = Some("bios".into())).contains("exclude"));
+        assert!(check(|c| (c.deterministic, c.cpus) = (true, 2)).contains("--cpus 1"));
+        assert_eq!(bootable().check(8 << 30), Ok(()));
+    }
+
+    #[test]
+    fn unknown_values_name_the_known_ones() {
+        assert!("xen".parse::<BackendChoice>().unwrap_err().to_string().contains("auto, kvm, soft"));
+        assert!("hyperv".parse::<DialectList>().unwrap_err().to_string().contains("kvm, none"));
+        assert!("kvm,kvm".parse::<DialectList>().is_err());
+        assert!("pty".parse::<SerialTarget>().unwrap_err().to_string().contains("stdio, null, file:PATH"));
+        assert!("a.img,rw".parse::<DiskConfig>().unwrap_err().to_string().contains("format=qcow2"));
+        assert!("bridge".parse::<NicConfig>().unwrap_err().to_string().contains("user, tap:NAME, none"));
+    }
+
+    #[test]
+    fn disks_and_cards_parse() {
+        let disk: DiskConfig = "a.img,ro,format=qcow2".parse().unwrap();
+        assert_eq!(disk, DiskConfig { path: "a.img".into(), read_only: true, format: Some(ImageFormat::Qcow2) });
+        let nic: NicConfig = "tap:vm0,mac=52:54:00:00:00:01".parse().unwrap();
+        assert_eq!(nic, NicConfig { kind: NicKind::Tap("vm0".into()), mac: Some([0x52, 0x54, 0, 0, 0, 1]) });
+        for text in ["user,mac=1:2:3:4:5:6", "user,mac=53:54:00:00:00:01", "user,mac=", "tap:", ""] {
+            assert!(text.parse::<NicConfig>().is_err(), "{text}");
+        }
+        assert!(",ro".parse::<DiskConfig>().is_err());
+    }
+}
