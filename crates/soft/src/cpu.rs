@@ -7,7 +7,7 @@ use vmm::{Bus, DescriptorTable, Exit, Segment, VcpuId, VcpuStats};
 
 use crate::attention::Attention;
 use crate::block::BlockCache;
-use crate::flags::LazyFlags;
+use crate::flags::StatusFlags;
 use crate::mmu::Tlb;
 use crate::native::FxArea;
 use crate::op::{Op, Trap};
@@ -180,8 +180,8 @@ pub(crate) struct Cpu {
     pub rip: u64,
     /// Address after the current instruction; set inside `slow` handlers.
     pub next_rip: u64,
-    /// Arithmetic flags, computed when somebody asks.
-    pub lazy: LazyFlags,
+    /// Arithmetic flags.
+    pub status_flags: StatusFlags,
     /// RFLAGS without the arithmetic flags (and with bit 1 set).
     pub rflags: u64,
     /// Guest instructions executed.

@@ -27,6 +27,9 @@ impl StatusFlags {
     /// ZF in this layout.
     pub const ZERO: u16 = 1 << (6 + Self::LOW_SHIFT);
 
+    /// What logic operations leave for a result of zero: ZF and PF.
+    pub const ZERO_RESULT: StatusFlags = StatusFlags(Self::ZERO | 1 << (2 + Self::LOW_SHIFT));
+
     /// From RFLAGS; the other bits are ignored.
     #[inline(always)]
     pub fn from_rflags(flags: u64) -> StatusFlags {
@@ -94,43 +97,40 @@ impl Cpu {
     /// All of RFLAGS.
     #[inline(always)]
     pub fn flags(&self) -> u64 {
-        self.rflags | self.lazy.rflags()
+        self.rflags | self.status_flags.rflags()
     }
 
     /// Sets all of RFLAGS, without any checks.
     #[inline(always)]
     pub fn set_flags(&mut self, flags: u64) {
         self.rflags = flags & !rflags::STATUS | rflags::FIXED;
-        self.lazy = StatusFlags::from_rflags(flags);
+        self.status_flags = StatusFlags::from_rflags(flags);
     }
 
     /// The six arithmetic flags, in their places in RFLAGS.
     #[inline(always)]
     pub fn status(&self) -> u64 {
-        self.lazy.rflags()
+        self.status_flags.rflags()
     }
 
     /// Sets the six arithmetic flags from their places in RFLAGS; the other bits of `flags` are ignored.
     #[inline(always)]
     pub fn set_status(&mut self, flags: u64) {
-        self.lazy = StatusFlags::from_rflags(flags);
+        self.status_flags = StatusFlags::from_rflags(flags);
     }
 
     /// Whether the condition with this code (low four bits of the Jcc opcode) holds.
     #[inline(always)]
     pub fn condition(&self, cc: u8) -> bool {
-        self.lazy.condition(cc)
+        self.status_flags.condition(cc)
     }
 
     /// CF.
     #[inline(always)]
     pub fn carry(&self) -> bool {
-        self.lazy.carry()
+        self.status_flags.carry()
     }
 }
-
-/// What `Cpu` calls the type.
-pub(crate) type LazyFlags = StatusFlags;
 
 #[cfg(test)]
 mod tests {

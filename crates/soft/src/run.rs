@@ -14,7 +14,7 @@ use vmm::{BackendError, Bus, Entry, Exit, Inject, RegisterMask, Segment, Vcpu, V
 use crate::attention;
 use crate::block::BlockCache;
 use crate::cpu::{BusPointer, CS, Cpu, TrapKind, Width, cr0, efer, rflags, vector};
-use crate::flags::LazyFlags;
+use crate::flags::StatusFlags;
 use crate::mmu::Tlb;
 use crate::native::FxArea;
 use crate::op::{Outcome, Trap};
@@ -47,7 +47,7 @@ impl Cpu {
             regs: [0; 32],
             rip: 0,
             next_rip: 0,
-            lazy: LazyFlags::default(),
+            status_flags: StatusFlags::default(),
             rflags: rflags::FIXED,
             instructions: 0,
             tlb: Tlb::new(),

@@ -1,0 +1,272 @@
+//! Arithmetic and logic with one or two operands: ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT.
+//!
+//! One handler per operation, operand size, operand form and addressing kind. In 64-bit code a conditional jump that follows
+//! such an instruction directly is executed by the same handler (the ones with `FUSED`): then `imm` holds the 32-bit immediate
+//! in its lower half and the jump's target, relative to the block's start, in the upper one.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::branch;
+use super::host::Host;
+use super::operand::{Kind, by_ea, by_size, field, kind, size};
+use crate::block::Lowering;
+use crate::cpu::{Cpu, Width};
+use crate::flags::StatusFlags;
+use crate::mmu::GENERAL;
+use crate::op::{Cursor, Handler, Op, Outcome, attempt};
+
+/// An operation with two operands.
+trait Binary {
+    /// Whether the result goes to the first operand (CMP and TEST only set flags).
+    const STORES: bool;
+    /// Whether compilers put conditional jumps behind it.
+    const FUSES: bool;
+    /// Result and flags.
+    fn apply<T: Host>(a: T, b: T, flags: StatusFlags) -> (T, StatusFlags);
+}
+
+/// An operation with one operand.
+trait Unary {
+    /// Result and flags.
+    fn apply<T: Host>(a: T, flags: StatusFlags) -> (T, StatusFlags);
+}
+
+macro_rules! binary {
+    ($($name:ident, $function:ident ($($flags:ident)?), $stores:literal, $fuses:literal;)*) => {
+        $(
+            struct $name;
+
+            impl Binary for $name {
+                const STORES: bool = $stores;
+                const FUSES: bool = $fuses;
+
+                #[inline(always)]
+                fn apply<T: Host>(a: T, b: T, _flags: StatusFlags) -> (T, StatusFlags) {
+                    $(let $flags = _flags;)?
+                    T::$function(a, b $(, $flags)?)
+                }
+            }
+        )*
+    };
+}
+
+binary! {
+    // Name, host instruction (and whether it uses flags), stores, fuses.
+    Add, add(), true, true;
+    Or, or(), true, false;
+    Adc, adc(flags), true, false;
+    Sbb, sbb(flags), true, false;
+    And, and(), true, true;
+    Sub, sub(), true, true;
+    Xor, xor(), true, false;
+    Cmp, sub(), false, true;
+    Test, and(), false, true;
+}
+
+macro_rules! unary {
+    ($($name:ident, |$a:ident, $flags:ident| $e:expr;)*) => {
+        $(
+            struct $name;
+
+            impl Unary for $name {
+                #[inline(always)]
+                fn apply<T: Host>($a: T, $flags: StatusFlags) -> (T, StatusFlags) {
+                    $e
+                }
+            }
+        )*
+    };
+}
+
+unary! {
+    Inc, |a, flags| T::inc(a, flags);
+    Dec, |a, flags| T::dec(a, flags);
+    Neg, |a, _flags| T::neg(a);
+    Not, |a, flags| (T::from_u64(!a.into_u64()), flags);
+}
+
+/// Goes on: with the next op, or by the jump that was fused.
+#[inline(always)]
+fn finish<const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    if FUSED { branch::fused(cpu, op) } else { op.next(cpu) }
+}
+
+#[inline(always)]
+fn immediate<T: Host, const FUSED: bool>(op: &Op) -> T {
+    T::from_u64(if FUSED { op.imm as i32 as u64 } else { op.imm })
+}
+
+fn reg_reg<B: Binary, T: Host, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let (result, flags) = B::apply(T::read_reg(cpu, op.a), T::read_reg(cpu, op.b), cpu.status_flags);
+    if B::STORES {
+        T::write_reg(cpu, op.a, result);
+    }
+    cpu.status_flags = flags;
+    finish::<FUSED>(cpu, op)
+}
+
+fn reg_imm<B: Binary, T: Host, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let (result, flags) = B::apply(T::read_reg(cpu, op.a), immediate::<T, FUSED>(&op), cpu.status_flags);
+    if B::STORES {
+        T::write_reg(cpu, op.a, result);
+    }
+    cpu.status_flags = flags;
+    finish::<FUSED>(cpu, op)
+}
+
+fn reg_mem<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
+    let b = attempt!(cpu, op, cpu.load::<T>(va));
+    let (result, flags) = B::apply(T::read_reg(cpu, op.a), b, cpu.status_flags);
+    if B::STORES {
+        T::write_reg(cpu, op.a, result);
+    }
+    cpu.status_flags = flags;
+    finish::<FUSED>(cpu, op)
+}
+
+#[inline(always)]
+fn mem_value<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, B::STORES));
+    if B::STORES {
+        let a = attempt!(cpu, op, cpu.load_for_write::<T>(va));
+        let (result, flags) = B::apply(a, b, cpu.status_flags);
+        attempt!(cpu, op, cpu.store(va, result));
+        cpu.status_flags = flags;
+    } else {
+        let a = attempt!(cpu, op, cpu.load::<T>(va));
+        cpu.status_flags = B::apply(a, b, cpu.status_flags).1;
+    }
+    finish::<FUSED>(cpu, op)
+}
+
+fn mem_reg<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let b = T::read_reg(cpu, op.b);
+    mem_value::<B, T, K, FUSED>(cpu, op, b)
+}
+
+fn mem_imm<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    mem_value::<B, T, K, FUSED>(cpu, op, immediate::<T, FUSED>(&op))
+}
+
+#[inline(always)]
+fn locked_value<B: Binary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+    let before = cpu.status_flags;
+    let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| B::apply(a, b, before).0));
+    cpu.status_flags = B::apply(a, b, before).1;
+    op.next(cpu)
+}
+
+fn locked_reg<B: Binary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let b = T::read_reg(cpu, op.b);
+    locked_value::<B, T, K>(cpu, op, b)
+}
+
+fn locked_imm<B: Binary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    locked_value::<B, T, K>(cpu, op, T::from_u64(op.imm))
+}
+
+/// XOR or SUB of a register with itself, which compilers use to clear it: the result and the flags are known.
+fn clear<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    T::write_reg(cpu, op.a, T::default());
+    cpu.status_flags = StatusFlags::ZERO_RESULT;
+    op.next(cpu)
+}
+
+fn unary_reg<U: Unary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let (result, flags) = U::apply(T::read_reg(cpu, op.a), cpu.status_flags);
+    T::write_reg(cpu, op.a, result);
+    cpu.status_flags = flags;
+    op.next(cpu)
+}
+
+fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+    let a = attempt!(cpu, op, cpu.load_for_write::<T>(va));
+    let (result, flags) = U::apply(a, cpu.status_flags);
+    attempt!(cpu, op, cpu.store(va, result));
+    cpu.status_flags = flags;
+    op.next(cpu)
+}
+
+fn unary_locked<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+    let before = cpu.status_flags;
+    let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| U::apply(a, before).0));
+    cpu.status_flags = U::apply(a, before).1;
+    op.next(cpu)
+}
+
+/// Lowers the instructions of this module.
+pub(super) fn lower(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usize {
+    let insn = &insns[0];
+    match insn.mnemonic() {
+        Mnemonic::Add => binary::<Add>(low, insns, op),
+        Mnemonic::Or => binary::<Or>(low, insns, op),
+        Mnemonic::Adc => binary::<Adc>(low, insns, op),
+        Mnemonic::Sbb => binary::<Sbb>(low, insns, op),
+        Mnemonic::And => binary::<And>(low, insns, op),
+        Mnemonic::Sub => binary::<Sub>(low, insns, op),
+        Mnemonic::Xor => binary::<Xor>(low, insns, op),
+        Mnemonic::Cmp => binary::<Cmp>(low, insns, op),
+        Mnemonic::Test => binary::<Test>(low, insns, op),
+        Mnemonic::Inc => unary::<Inc>(low, insn, op),
+        Mnemonic::Dec => unary::<Dec>(low, insn, op),
+        Mnemonic::Neg => unary::<Neg>(low, insn, op),
+        Mnemonic::Not => unary::<Not>(low, insn, op),
+        _ => 0,
+    }
+}
+
+fn binary<B: Binary>(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usize {
+    let insn = &insns[0];
+    let (first, second) = (kind(insn, 0), kind(insn, 1));
+    let size = size(insn, 0);
+    if first == Kind::Reg {
+        op.a = field(insn.op0_register());
+    }
+    match second {
+        Kind::Reg => op.b = field(insn.op1_register()),
+        Kind::Imm => op.imm = insn.immediate(1),
+        _ => {}
+    }
+    if insn.has_lock_prefix() {
+        op.run = by_ea!(low.ea, K => by_size!(size, T => match second {
+            Kind::Reg => locked_reg::<B, T, K> as Handler,
+            _ => locked_imm::<B, T, K>,
+        }));
+        return 1;
+    }
+    let zeroing = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub);
+    if zeroing && first == Kind::Reg && second == Kind::Reg && op.a == op.b {
+        op.run = by_size!(size, T => clear::<T> as Handler);
+        return 1;
+    }
+    let fused = B::FUSES && low.width == Width::Bits64 && low.ea != GENERAL && branch::fuse(insns, op);
+    op.run = if fused { binary_handler::<B, true>(low, first, second, size) } else { binary_handler::<B, false>(low, first, second, size) };
+    1 + usize::from(fused)
+}
+
+fn binary_handler<B: Binary, const FUSED: bool>(low: &Lowering, first: Kind, second: Kind, size: usize) -> Handler {
+    match (first, second) {
+        (Kind::Reg, Kind::Reg) => by_size!(size, T => reg_reg::<B, T, FUSED>),
+        (Kind::Reg, Kind::Imm) => by_size!(size, T => reg_imm::<B, T, FUSED>),
+        (Kind::Reg, _) => by_ea!(low.ea, K => by_size!(size, T => reg_mem::<B, T, K, FUSED>)),
+        (_, Kind::Reg) => by_ea!(low.ea, K => by_size!(size, T => mem_reg::<B, T, K, FUSED>)),
+        _ => by_ea!(low.ea, K => by_size!(size, T => mem_imm::<B, T, K, FUSED>)),
+    }
+}
+
+fn unary<U: Unary>(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
+    let size = size(insn, 0);
+    op.run = if kind(insn, 0) == Kind::Reg {
+        op.a = field(insn.op0_register());
+        by_size!(size, T => unary_reg::<U, T> as Handler)
+    } else if insn.has_lock_prefix() {
+        by_ea!(low.ea, K => by_size!(size, T => unary_locked::<U, T, K> as Handler))
+    } else {
+        by_ea!(low.ea, K => by_size!(size, T => unary_mem::<U, T, K> as Handler))
+    };
+    1
+}

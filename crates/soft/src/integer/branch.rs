@@ -1,0 +1,336 @@
+//! Near branches: JMP CALL RET Jcc LOOP JCXZ, and the jumps that were fused with the instruction before them.
+//!
+//! A branch checks its target before it changes anything: canonical in 64-bit code, else within the limit of CS; failing that
+//! is #GP(0) at the branch (Intel SDM vol. 2, JMP, CALL, RET). A 16-bit operand size truncates the target.
+
+use iced_x86::{Code, ConditionCode, FlowControl, Instruction, Mnemonic, OpKind};
+
+use super::operand::{Int, Kind, by_ea, field, kind, reg};
+use super::stack;
+use crate::block::Lowering;
+use crate::cpu::{CS, Cpu, RIP_BASE, SS, Width};
+use crate::mmu::Word;
+use crate::op::{Cursor, Flow, Handler, Op, Outcome, Slow, Trap, attempt, slow};
+
+/// What a branch's operand size and the code's width mean for its target and stack slot.
+trait Mode {
+    /// Integer of the operand size.
+    type Address: Int;
+    /// 64-bit code: flat stack, canonical targets.
+    const LONG: bool;
+}
+
+/// 64-bit code.
+struct Long;
+/// 32-bit operands in 16-bit or 32-bit code.
+struct Legacy32;
+/// 16-bit operands in 16-bit or 32-bit code.
+struct Legacy16;
+
+impl Mode for Long {
+    type Address = u64;
+    const LONG: bool = true;
+}
+
+impl Mode for Legacy32 {
+    type Address = u32;
+    const LONG: bool = false;
+}
+
+impl Mode for Legacy16 {
+    type Address = u16;
+    const LONG: bool = false;
+}
+
+/// Chooses an expression with type `$m` being the mode of a branch.
+macro_rules! by_mode {
+    ($low:expr, $size:expr, $m:ident => $e:expr) => {
+        if $low.width == Width::Bits64 {
+            type $m = Long;
+            $e
+        } else if $size == 4 {
+            type $m = Legacy32;
+            $e
+        } else {
+            type $m = Legacy16;
+            $e
+        }
+    };
+}
+
+#[inline(always)]
+fn is_canonical(address: u64) -> bool {
+    (address as i64) << 16 >> 16 == address as i64
+}
+
+/// Truncates a branch target to the operand size and checks it.
+#[inline(always)]
+fn check<M: Mode>(cpu: &mut Cpu, target: u64) -> Result<u64, Trap> {
+    let target = M::Address::from_u64(target).into_u64();
+    let reachable = if M::LONG { is_canonical(target) } else { target <= u64::from(cpu.seg[CS].limit) };
+    if reachable { Ok(target) } else { Err(cpu.gp()) }
+}
+
+/// The target of a direct branch: `imm` is relative to the block's start.
+#[inline(always)]
+fn direct<M: Mode>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
+    let target = cpu.regs[RIP_BASE].wrapping_add(op.imm);
+    check::<M>(cpu, target)
+}
+
+/// The conditional jump that was fused with the instruction just executed.
+#[inline(always)]
+pub(super) fn fused(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    if !cpu.condition(op.aux as u8) {
+        return op.leave(cpu);
+    }
+    let target = cpu.regs[RIP_BASE].wrapping_add(((op.imm as i64) >> 32) as u64);
+    if is_canonical(target) { op.jump(cpu, target) } else { split(cpu, op) }
+}
+
+/// The fused jump's target is not canonical: leaves before the jump, which will raise the exception when executed alone.
+#[cold]
+#[inline(never)]
+fn split(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    cpu.rip = op.rip(cpu).wrapping_add(u64::from(op.size));
+    cpu.instructions += u64::from(op.seq) - 1;
+    Outcome::Done
+}
+
+/// Makes `op`, which is the first instruction, stand for the conditional jump after it as well, if there is one.
+pub(super) fn fuse(insns: &[Instruction], op: &mut Op) -> bool {
+    let [first, jump, ..] = insns else { return false };
+    if !(jump.is_jcc_short_or_near()) {
+        return false;
+    }
+    let len = first.len() + jump.len();
+    let target = i64::from(op.start) + len as i64 + displacement(jump);
+    let Ok(target) = i32::try_from(target) else { return false };
+    op.imm = u64::from(op.imm as u32) | (target as u32 as u64) << 32;
+    op.aux = u16::from(condition_code(jump));
+    op.size = first.len() as u8;
+    true
+}
+
+/// The low four bits of the opcode of Jcc, SETcc and CMOVcc.
+pub(super) fn condition_code(insn: &Instruction) -> u8 {
+    match insn.condition_code() {
+        ConditionCode::o => 0,
+        ConditionCode::no => 1,
+        ConditionCode::b => 2,
+        ConditionCode::ae => 3,
+        ConditionCode::e => 4,
+        ConditionCode::ne => 5,
+        ConditionCode::be => 6,
+        ConditionCode::a => 7,
+        ConditionCode::s => 8,
+        ConditionCode::ns => 9,
+        ConditionCode::p => 10,
+        ConditionCode::np => 11,
+        ConditionCode::l => 12,
+        ConditionCode::ge => 13,
+        ConditionCode::le => 14,
+        _ => 15,
+    }
+}
+
+/// How far a direct branch goes from the end of the instruction.
+fn displacement(insn: &Instruction) -> i64 {
+    let distance = insn.near_branch_target().wrapping_sub(insn.next_ip());
+    match insn.op0_kind() {
+        OpKind::NearBranch16 => i64::from(distance as i16),
+        OpKind::NearBranch32 => i64::from(distance as i32),
+        _ => distance as i64,
+    }
+}
+
+fn jcc<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    if !cpu.condition(op.aux as u8) {
+        return op.leave(cpu);
+    }
+    let target = attempt!(cpu, op, direct::<M>(cpu, &op));
+    op.jump(cpu, target)
+}
+
+fn jmp<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, direct::<M>(cpu, &op));
+    op.jump(cpu, target)
+}
+
+fn jmp_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = M::Address::read_reg(cpu, op.a).into_u64();
+    let target = attempt!(cpu, op, check::<M>(cpu, target));
+    op.jump(cpu, target)
+}
+
+fn jmp_mem<M: Mode, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, from_memory::<M, K>(cpu, &op));
+    op.jump(cpu, target)
+}
+
+/// Target of an indirect branch through memory.
+#[inline(always)]
+fn from_memory<M: Mode, const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
+    let va = cpu.ea::<K>(op, M::Address::SIZE, false)?;
+    let target = cpu.load::<M::Address>(va)?.into_u64();
+    check::<M>(cpu, target)
+}
+
+/// Pushes the return address and goes to a checked target.
+#[inline(always)]
+fn call_to<M: Mode>(cpu: &mut Cpu, op: Cursor, target: u64) -> Outcome {
+    let back = M::Address::from_u64(op.next_rip(cpu));
+    let pushed = if M::LONG { stack::push_long(cpu, back) } else { stack::push(cpu, back) };
+    attempt!(cpu, op, pushed);
+    op.jump(cpu, target)
+}
+
+fn call<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, direct::<M>(cpu, &op));
+    call_to::<M>(cpu, op, target)
+}
+
+fn call_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = M::Address::read_reg(cpu, op.a).into_u64();
+    let target = attempt!(cpu, op, check::<M>(cpu, target));
+    call_to::<M>(cpu, op, target)
+}
+
+fn call_mem<M: Mode, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, from_memory::<M, K>(cpu, &op));
+    // Another fault than the push's would have been the operand's.
+    call_to::<M>(cpu, op, target)
+}
+
+/// RET; `imm` more bytes are removed from the stack.
+fn ret<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = if M::LONG {
+        attempt!(cpu, op, cpu.load::<M::Address>(cpu.regs[reg::RSP]))
+    } else {
+        attempt!(cpu, op, stack::peek::<M::Address>(cpu))
+    };
+    let target = attempt!(cpu, op, check::<M>(cpu, target.into_u64()));
+    let bytes = M::Address::SIZE + op.imm;
+    if M::LONG {
+        cpu.regs[reg::RSP] = cpu.regs[reg::RSP].wrapping_add(bytes);
+    } else {
+        stack::discard(cpu, bytes);
+    }
+    op.jump(cpu, target)
+}
+
+/// LOOP, LOOPE, LOOPNE, JCXZ: `aux` says which, `size` is the size of the counter, `b` the operand size.
+struct CountedJump;
+
+mod counted {
+    pub const LOOP: u16 = 0;
+    pub const LOOPE: u16 = 1;
+    pub const LOOPNE: u16 = 2;
+    pub const JCXZ: u16 = 3;
+}
+
+impl Slow for CountedJump {
+    fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
+        let rcx = cpu.regs[reg::RCX];
+        let mask = u64::MAX >> (64 - 8 * u32::from(op.size));
+        let counter = if op.aux == counted::JCXZ { rcx & mask } else { rcx.wrapping_sub(1) & mask };
+        let taken = match op.aux {
+            counted::LOOP => counter != 0,
+            counted::LOOPE => counter != 0 && cpu.condition(4),
+            counted::LOOPNE => counter != 0 && cpu.condition(5),
+            _ => counter == 0,
+        };
+        let target = if !taken {
+            cpu.next_rip
+        } else if cpu.width == Width::Bits64 {
+            direct::<Long>(cpu, op)?
+        } else if op.b == 4 {
+            direct::<Legacy32>(cpu, op)?
+        } else {
+            direct::<Legacy16>(cpu, op)?
+        };
+        if op.aux != counted::JCXZ {
+            match op.size {
+                2 => u16::set(cpu, reg::RCX, counter as u16),
+                4 => u32::set(cpu, reg::RCX, counter as u32),
+                _ => cpu.regs[reg::RCX] = counter,
+            }
+        }
+        cpu.rip = target;
+        Ok(Flow::Jumped)
+    }
+}
+
+/// Lowers the instructions of this module.
+pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
+    match insn.flow_control() {
+        FlowControl::ConditionalBranch if insn.is_jcc_short_or_near() => {
+            relative(insn, op);
+            op.aux = u16::from(condition_code(insn));
+            op.run = by_mode!(low, operand_size(insn), M => jcc::<M>);
+        }
+        FlowControl::ConditionalBranch => return counted_jump(insn, op),
+        FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
+            relative(insn, op);
+            op.run = by_mode!(low, operand_size(insn), M => jmp::<M>);
+        }
+        FlowControl::Call if insn.is_call_near() => {
+            relative(insn, op);
+            op.run = by_mode!(low, operand_size(insn), M => call::<M>);
+        }
+        FlowControl::IndirectBranch if insn.is_jmp_near_indirect() => {
+            op.run = if kind(insn, 0) == Kind::Reg {
+                op.a = field(insn.op0_register());
+                by_mode!(low, operand_size(insn), M => jmp_reg::<M> as Handler)
+            } else {
+                by_mode!(low, operand_size(insn), M => by_ea!(low.ea, K => jmp_mem::<M, K> as Handler))
+            };
+        }
+        FlowControl::IndirectCall if insn.is_call_near_indirect() => {
+            op.run = if kind(insn, 0) == Kind::Reg {
+                op.a = field(insn.op0_register());
+                by_mode!(low, operand_size(insn), M => call_reg::<M> as Handler)
+            } else {
+                by_mode!(low, operand_size(insn), M => by_ea!(low.ea, K => call_mem::<M, K> as Handler))
+            };
+        }
+        FlowControl::Return if insn.mnemonic() == Mnemonic::Ret => {
+            op.imm = if insn.op_count() == 0 { 0 } else { insn.immediate(0) };
+            op.seg = SS as u8;
+            let size = if matches!(insn.code(), Code::Retnw | Code::Retnw_imm16) { 2 } else { 4 };
+            op.run = by_mode!(low, size, M => ret::<M>);
+        }
+        _ => return 0,
+    }
+    1
+}
+
+/// Operand size of a near branch outside 64-bit code.
+fn operand_size(insn: &Instruction) -> usize {
+    match insn.op0_kind() {
+        OpKind::NearBranch16 => 2,
+        OpKind::NearBranch32 => 4,
+        OpKind::Register => insn.op0_register().size(),
+        _ => insn.memory_size().size(),
+    }
+}
+
+/// Puts the branch's target, relative to the block's start, into `imm`.
+fn relative(insn: &Instruction, op: &mut Op) {
+    op.imm = (i64::from(op.start) + insn.len() as i64 + displacement(insn)) as u64;
+}
+
+fn counted_jump(insn: &Instruction, op: &mut Op) -> usize {
+    op.aux = match insn.mnemonic() {
+        Mnemonic::Loop => counted::LOOP,
+        Mnemonic::Loope => counted::LOOPE,
+        Mnemonic::Loopne => counted::LOOPNE,
+        Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => counted::JCXZ,
+        _ => return 0,
+    };
+    relative(insn, op);
+    op.b = operand_size(insn) as u8;
+    op.size = (insn.op_code().address_size() / 8) as u8;
+    op.run = slow::<CountedJump>;
+    1
+}
