@@ -216,7 +216,7 @@ impl PortDevice for InterruptRouter {
     fn port_in(&self, port: u16, size: u8) -> u32 {
         let mut board = self.lock();
         let value = (0..u16::from(size.min(4))).fold(0, |value, n| {
-            let byte = if port & 1 + n <= 1 { board.pic.read(port.wrapping_add(n)) } else { 0xff };
+            let byte = if (port & 1) + n <= 1 { board.pic.read(port.wrapping_add(n)) } else { 0xff };
             value | u32::from(byte) << (8 * n)
         });
         self.update_intr(&mut board);
@@ -226,7 +226,7 @@ impl PortDevice for InterruptRouter {
     fn port_out(&self, port: u16, size: u8, value: u32) {
         let mut board = self.lock();
         for (n, byte) in (0u16..).zip(value.to_le_bytes()).take(usize::from(size)) {
-            if port & 1 + n <= 1 {
+            if (port & 1) + n <= 1 {
                 board.pic.write(port.wrapping_add(n), byte);
             }
         }

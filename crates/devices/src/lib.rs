@@ -10,12 +10,21 @@
 //!                     +------------------- MSI-X message ------------------------------^
 //! ```
 
+pub mod acpi_pm;
+pub mod debug_exit;
+pub mod i8042;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
 pub mod pci;
 pub mod pic;
+pub mod pit;
+mod ports;
+pub mod reset;
+pub mod serial;
 pub mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
