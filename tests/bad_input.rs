@@ -143,8 +143,8 @@ fn unknown_options_and_values_are_refused() {
     let kernel = build("hello", directory.path());
     let kernel = kernel.to_str().unwrap();
     let disk = boot_disk(directory.path());
-    let cases: [(&[&str], &str); 8] = [
-        (&["--kernel", kernel, "--backend", "magic"], "magic"),
+    refused(&vmctl(&["run", "--kernel", kernel, "--backend", "magic"]), &["magic"]);
+    let cases: [(&[&str], &str); 7] = [
         (&["--kernel", kernel, "--dialect", "klingon"], "klingon"),
         (&["--kernel", kernel, "--serial", "smoke-signals"], "smoke-signals"),
         (&["--kernel", kernel, "--nic", "avian"], "avian"),
