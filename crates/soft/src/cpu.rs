@@ -54,8 +54,6 @@ pub(crate) mod cr0 {
 
 /// CR4 bits (Intel SDM vol. 3 section 2.5).
 pub(crate) mod cr4 {
-    pub const VME: u64 = 1;
-    pub const PVI: u64 = 1 << 1;
     pub const TSD: u64 = 1 << 2;
     pub const DE: u64 = 1 << 3;
     pub const PSE: u64 = 1 << 4;
@@ -65,7 +63,6 @@ pub(crate) mod cr4 {
     pub const PCE: u64 = 1 << 8;
     pub const OSFXSR: u64 = 1 << 9;
     pub const OSXMMEXCPT: u64 = 1 << 10;
-    pub const UMIP: u64 = 1 << 11;
     pub const FSGSBASE: u64 = 1 << 16;
     pub const PCIDE: u64 = 1 << 17;
     pub const SMEP: u64 = 1 << 20;
@@ -120,7 +117,6 @@ pub(crate) mod vector {
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
     pub const MF: u8 = 16;
-    pub const AC: u8 = 17;
     pub const MC: u8 = 18;
     pub const XM: u8 = 19;
 }
@@ -228,6 +224,12 @@ pub(crate) struct Cpu {
     pub wait_for_sipi: bool,
     /// The last instruction is complete, but `Vcpu::run` has to return this before the next one; announce it by `attention::IDLE`.
     pub pending_exit: Option<Exit>,
+    /// An event that is to be delivered before the next instruction; announced by `attention::IDLE`.
+    pub undelivered: Option<crate::system::Event>,
+    /// The current instruction ends without a look at RFLAGS.TF: it delivered an event, or it was MOV to SS.
+    pub step_over: bool,
+    /// What RDRAND gives.
+    pub random: crate::system::Random,
     /// Data breakpoints (bit by number) that the current instruction's accesses hit, when `attention::STEP` is set.
     pub watch_hits: u8,
     /// Running hash of block addresses, and time spent halted; deterministic mode only.

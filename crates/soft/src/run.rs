@@ -18,7 +18,7 @@ use crate::flags::StatusFlags;
 use crate::mmu::Tlb;
 use crate::native::FxArea;
 use crate::op::{Outcome, Trap};
-use crate::system::{self, Interrupt, Msrs, Shutdown};
+use crate::system::{self, Interrupt, Msrs, Random, Shutdown};
 use crate::vm::VmShared;
 
 /// Guest time per instruction in the deterministic mode, in nanoseconds: a round number near what the interpreter does.
@@ -78,6 +78,9 @@ impl Cpu {
             wait_for_sipi: id != 0 && lapic.is_some(),
             pending_exit: None,
             port_in: None,
+            undelivered: None,
+            step_over: false,
+            random: Random::new(vm.deterministic.then_some(u64::from(id))),
             watch_hits: 0,
             stats: VcpuStats::default(),
             id,
@@ -156,11 +159,11 @@ impl Cpu {
         let mut registers = Registers::reset();
         registers.cr0 = self.cr0 & keep | cr0::ET;
         registers.gpr[vmm::registers::RDX] = system::SIGNATURE.into();
-        self.msr.efer_reset();
         self.set_all(&registers);
         self.halted = false;
         self.nmi_blocked = false;
         self.pending_exit = None;
+        self.undelivered = None;
         self.wait_for_sipi = self.id != 0;
         if self.wait_for_sipi {
             self.attention.set_own(attention::IDLE);
@@ -250,6 +253,9 @@ impl Cpu {
         }
         if let Some(exit) = self.pending_exit.take() {
             return Attended::Leave(exit);
+        }
+        if self.undelivered.is_some() && self.redeliver().is_err() {
+            return Attended::Leave(Exit::Shutdown);
         }
         if flags & attention::KICK != 0 {
             self.attention.clear(attention::KICK);
