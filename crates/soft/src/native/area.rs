@@ -12,8 +12,14 @@ pub(super) mod mxcsr {
     pub const FLAGS: u32 = 0x3f;
     /// Flags of exceptions that are found before the operation: IE DE ZE.
     pub const BEFORE: u32 = 0x07;
+    /// Overflow flag.
+    #[cfg(test)]
+    pub const OVERFLOW: u32 = 0x08;
     /// Underflow flag.
     pub const UNDERFLOW: u32 = 0x10;
+    /// Inexact result flag.
+    #[cfg(test)]
+    pub const PRECISION: u32 = 0x20;
     /// Tiny results become zero.
     pub const FLUSH_TO_ZERO: u32 = 1 << 15;
     /// Distance between an exception's flag and its mask.
@@ -101,10 +107,10 @@ impl FxArea {
         }
     }
 
-    /// FNINIT.
+    /// FNINIT. The registers keep their contents, though they are empty.
     pub fn initialize_x87(&mut self) {
+        self.set_status(0);
         self.fcw = x87::CONTROL_INIT;
-        self.fsw = 0;
         self.ftw = 0;
         self.fop = 0;
         self.fip = 0;
@@ -163,6 +169,16 @@ impl FxArea {
         self.settle_summary();
     }
 
+    /// Sets the status word. The physical registers stay, so what is ST0 changes with TOP.
+    pub fn set_status(&mut self, value: u16) {
+        let before = self.top();
+        self.fsw = value;
+        // Physical register i was st[i - before].
+        let distance = (self.top() + 8 - before) % 8;
+        self.st.rotate_left(distance);
+        self.settle_summary();
+    }
+
     /// Makes ES and B follow from the flags and masks, as they always do.
     pub fn settle_summary(&mut self) {
         let pending = self.fsw & !self.fcw & x87::FLAGS != 0;
@@ -174,14 +190,11 @@ impl FxArea {
         usize::from(self.fsw >> x87::TOP_SHIFT) & 7
     }
 
-    /// What every MMX instruction except EMMS does first: TOP becomes 0 and all registers valid (Intel SDM vol. 1 section 9.5.1).
+    /// What every MMX instruction does first: TOP becomes 0 and all registers valid (Intel SDM vol. 1 section 9.5.1).
     #[inline]
     pub fn enter_mmx(&mut self) {
-        let top = self.top();
-        if top != 0 {
-            // `st` is in stack order: physical register i is st[i - top], and has to become st[i].
-            self.st.rotate_right(top);
-            self.fsw &= !(7 << x87::TOP_SHIFT);
+        if self.top() != 0 {
+            self.set_status(self.fsw & !(7 << x87::TOP_SHIFT));
         }
         self.ftw = 0xff;
     }

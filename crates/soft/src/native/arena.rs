@@ -78,6 +78,12 @@ impl Arena {
         Some(entry)
     }
 
+    /// Bytes that are left.
+    #[cfg(test)]
+    pub fn free(&self) -> usize {
+        self.capacity - self.used
+    }
+
     fn protect(&mut self, flags: MprotectFlags) -> io::Result<()> {
         // SAFETY: the mapping is the arena's own, and no code in it runs during this call.
         unsafe { mprotect(self.execute.as_ptr().cast(), self.capacity, flags) }?;

@@ -54,6 +54,7 @@ fn wait(cpu: &mut Cpu, _: &Op) -> Result<(), Trap> {
 
 fn emms(cpu: &mut Cpu, _: &Op) -> Result<(), Trap> {
     check_mmx(cpu)?;
+    cpu.fx.enter_mmx();
     cpu.fx.ftw = 0;
     Ok(())
 }
@@ -131,11 +132,11 @@ fn frstor<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     let va = cpu.ea::<K>(op, (size + STACK_BYTES) as u64, false)?;
     let mut bytes = [0; ENVIRONMENT_32 + STACK_BYTES];
     cpu.load_bytes(va, &mut bytes[..size + STACK_BYTES])?;
+    let protected = cpu.protected();
+    load_environment(&mut cpu.fx, &bytes[..size], protected);
     for (register, slot) in cpu.fx.st.iter_mut().zip(bytes[size..].chunks_exact(REAL_BYTES)) {
         *register = [little_endian(&slot[..8]), little_endian(&slot[8..])];
     }
-    let protected = cpu.protected();
-    load_environment(&mut cpu.fx, &bytes[..size], protected);
     Ok(())
 }
 
@@ -233,11 +234,11 @@ fn load_environment(fx: &mut FxArea, bytes: &[u8], protected: bool) {
     let wide = bytes.len() == ENVIRONMENT_32;
     let word = |n: usize| if wide { little_endian(&bytes[4 * n..4 * n + 4]) } else { little_endian(&bytes[2 * n..2 * n + 2]) };
     let (high_ip, high_dp) = (word(4), word(6));
-    fx.fsw = word(1) as u16;
     fx.ftw = abridged(word(2) as u16);
     (fx.fip, fx.fdp, fx.fop) = match (wide, protected) {
         (true, true) => (word(3), word(5), (high_ip >> 16) as u16),
-        (false, true) => (word(3), word(5), fx.fop),
+        // This format has no room for the opcode.
+        (false, true) => (word(3), word(5), 0),
         (true, false) => {
             (word(3) & 0xffff | (high_ip >> 12 & 0xffff) << 16, word(5) & 0xffff | (high_dp >> 12 & 0xffff) << 16, high_ip as u16)
         }
@@ -245,6 +246,7 @@ fn load_environment(fx: &mut FxArea, bytes: &[u8], protected: bool) {
     };
     fx.fop &= 0x7ff;
     fx.set_control(word(0) as u16);
+    fx.set_status(word(1) as u16);
 }
 
 /// The full tag word: for each physical register 0 valid, 1 zero, 2 special, 3 empty (Intel SDM vol. 1 section 8.1.7).

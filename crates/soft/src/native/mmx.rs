@@ -1,6 +1,6 @@
 //! MMX moves and the stores under a byte mask.
 //!
-//! Every instruction with an MMX operand except EMMS makes TOP zero and all x87 registers valid (Intel SDM vol. 1 section 9.5.1).
+//! Every instruction with an MMX register makes TOP zero and all x87 registers valid (Intel SDM vol. 1 section 9.5.1).
 
 use iced_x86::{Code, Instruction, OpKind};
 

@@ -20,6 +20,8 @@ mod control;
 mod mmx;
 mod moves;
 mod sse;
+#[cfg(test)]
+mod tests;
 mod thunk;
 mod x87;
 mod xmm;

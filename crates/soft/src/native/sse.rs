@@ -35,7 +35,8 @@ fn call_floating(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, i
     Ok(result)
 }
 
-/// The same when the guest has unmasked some exceptions.
+/// The same when the guest has unmasked some exceptions. One flag may differ from the processor's: with an unmasked overflow or
+/// underflow, PE says here that the masked result would have been inexact.
 #[cold]
 #[inline(never)]
 fn call_unmasked(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, io: &mut Io) -> Result<__m128i, Trap> {
@@ -130,6 +131,8 @@ impl Plan {
         let place = |class: Class, shift: u16| match class {
             Class::None => 0,
             Class::Xmm => 1 << shift,
+            // CVTPI2PS and CVTPI2PD from memory leave the x87 registers alone.
+            Class::Mm if insn.op1_kind() == OpKind::Memory && shape.first == Class::Xmm => 0,
             Class::Mm => 2 << shift,
             Class::Gpr32 | Class::Gpr64 => 4 << shift,
         };

@@ -133,8 +133,9 @@ impl Shape {
             return None;
         }
         let mnemonic = insn.mnemonic();
-        let string = matches!(mnemonic, Mnemonic::Pcmpestri | Mnemonic::Pcmpestrm | Mnemonic::Pcmpistri | Mnemonic::Pcmpistrm);
-        let index = matches!(mnemonic, Mnemonic::Pcmpestri | Mnemonic::Pcmpistri);
+        let lengths = matches!(mnemonic, Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64 | Mnemonic::Pcmpestrm | Mnemonic::Pcmpestrm64);
+        let string = lengths || matches!(mnemonic, Mnemonic::Pcmpistri | Mnemonic::Pcmpistrm);
+        let index = matches!(mnemonic, Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64 | Mnemonic::Pcmpistri);
         let compare = matches!(mnemonic, Mnemonic::Comiss | Mnemonic::Comisd | Mnemonic::Ucomiss | Mnemonic::Ucomisd | Mnemonic::Ptest);
         Some(Shape {
             first,
@@ -143,7 +144,7 @@ impl Shape {
             floating: is_floating(mnemonic),
             flags: string || compare,
             mask: matches!(mnemonic, Mnemonic::Blendvps | Mnemonic::Blendvpd | Mnemonic::Pblendvb | Mnemonic::Sha256rnds2),
-            lengths: matches!(mnemonic, Mnemonic::Pcmpestri | Mnemonic::Pcmpestrm),
+            lengths,
             index,
         })
     }
