@@ -74,7 +74,7 @@ impl Random {
                 0x0010_0000_0000_0000,
                 0x7fef_ffff_ffff_ffff,
             ]),
-            2 => (self.pick(&[0.0, -1.5, 3.25, 1e300, 1e-310, 2147483648.5, -9.3e18]) * self.pick(&[1.0, -1.0, 1.0 / 3.0])).to_bits(),
+            2 => (self.pick(&[0.0_f64, -1.5, 3.25, 1e300, 1e-310, 2147483648.5, -9.3e18]) * self.pick(&[1.0, -1.0, 1.0 / 3.0])).to_bits(),
             _ => {
                 let float = |r: &mut Random| {
                     u64::from(r.pick(&[
