@@ -150,21 +150,21 @@ fn mem_imm<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op
 }
 
 #[inline(always)]
-fn locked_value<B: Binary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn locked_value<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let before = cpu.status_flags;
     let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| B::apply(a, b, before).0));
     cpu.status_flags = B::apply(a, b, before).1;
     op.next(cpu)
 }
 
-fn locked_reg<B: Binary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+fn locked_reg<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let b = T::read_reg(cpu, op.b);
-    locked_value::<B, T, K>(cpu, op, b)
+    locked_value::<B, T>(cpu, op, b)
 }
 
-fn locked_imm<B: Binary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    locked_value::<B, T, K>(cpu, op, T::from_u64(op.imm))
+fn locked_imm<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    locked_value::<B, T>(cpu, op, T::from_u64(op.imm))
 }
 
 /// XOR or SUB of a register with itself, which compilers use to clear it: the result and the flags are known.
@@ -190,8 +190,8 @@ fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outco
     op.next(cpu)
 }
 
-fn unary_locked<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn unary_locked<U: Unary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let before = cpu.status_flags;
     let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| U::apply(a, before).0));
     cpu.status_flags = U::apply(a, before).1;
@@ -232,10 +232,10 @@ fn binary<B: Binary>(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usiz
         _ => {}
     }
     if insn.has_lock_prefix() {
-        op.run = by_ea!(low.ea, K => by_size!(size, T => match second {
-            Kind::Reg => locked_reg::<B, T, K> as Handler,
-            _ => locked_imm::<B, T, K>,
-        }));
+        op.run = by_size!(size, T => match second {
+            Kind::Reg => locked_reg::<B, T> as Handler,
+            _ => locked_imm::<B, T>,
+        });
         return 1;
     }
     let zeroing = matches!(insn.mnemonic(), Mnemonic::Xor | Mnemonic::Sub);
@@ -264,7 +264,7 @@ fn unary<U: Unary>(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
         op.a = field(insn.op0_register());
         by_size!(size, T => unary_reg::<U, T> as Handler)
     } else if insn.has_lock_prefix() {
-        by_ea!(low.ea, K => by_size!(size, T => unary_locked::<U, T, K> as Handler))
+        by_size!(size, T => unary_locked::<U, T> as Handler)
     } else {
         by_ea!(low.ea, K => by_size!(size, T => unary_mem::<U, T, K> as Handler))
     };

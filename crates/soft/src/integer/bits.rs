@@ -6,7 +6,7 @@
 use iced_x86::{Instruction, Mnemonic, Register};
 
 use super::host::{Host, HostWide};
-use super::operand::{Int, Kind, by_ea, by_wide_size, field, kind, reg, size};
+use super::operand::{Int, Kind, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::{Cpu, ZERO, rflags};
 use crate::flags::StatusFlags;
@@ -60,9 +60,9 @@ fn bit_reg<B: BitOperation, T: Int, const REG: bool>(cpu: &mut Cpu, op: Cursor) 
     op.next(cpu)
 }
 
-fn bit_mem<B: BitOperation, T: Int, const REG: bool, const K: u8, const LOCK: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+fn bit_mem<B: BitOperation, T: Int, const REG: bool, const LOCK: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let index = bit_index::<T, REG>(cpu, &op);
-    let va = if REG { bit_string::<T, K>(cpu, &op, index, B::STORES) } else { cpu.ea::<K>(&op, T::SIZE, B::STORES) };
+    let va = if REG { bit_string::<T>(cpu, &op, index, B::STORES) } else { cpu.ea::<GENERAL>(&op, T::SIZE, B::STORES) };
     let va = attempt!(cpu, op, va);
     let mask = 1 << (index & (u64::from(T::BITS) - 1));
     let word = if LOCK {
@@ -80,15 +80,11 @@ fn bit_mem<B: BitOperation, T: Int, const REG: bool, const K: u8, const LOCK: bo
 
 /// Linear address of the word of a bit string that holds bit `index`.
 #[inline(always)]
-fn bit_string<T: Int, const K: u8>(cpu: &mut Cpu, op: &Op, index: u64, write: bool) -> Result<u64, Trap> {
-    let distance = (index as i64 >> T::BITS.trailing_zeros()) as u64;
-    let bytes = distance.wrapping_mul(T::SIZE);
-    if K != GENERAL {
-        return Ok(cpu.ea::<K>(op, T::SIZE, write)?.wrapping_add(bytes));
-    }
+fn bit_string<T: Int>(cpu: &mut Cpu, op: &Op, index: u64, write: bool) -> Result<u64, Trap> {
+    let words = index as i64 >> T::BITS.trailing_zeros();
     let mut moved = *op;
-    moved.disp = moved.disp.wrapping_add(bytes as i64);
-    cpu.ea::<K>(&moved, T::SIZE, write)
+    moved.disp = moved.disp.wrapping_add(words.wrapping_mul(T::SIZE as i64));
+    cpu.ea::<GENERAL>(&moved, T::SIZE, write)
 }
 
 /// Result and flags of an operation with one source.
@@ -170,8 +166,8 @@ fn scan_reg<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     finish_scan::<S, T>(cpu, op, source)
 }
 
-fn scan_mem<S: Scan, T: HostWide, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
+fn scan_mem<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let source = attempt!(cpu, op, cpu.load::<T>(va));
     finish_scan::<S, T>(cpu, op, source)
 }
@@ -296,17 +292,17 @@ fn extended_mem<E: Extended, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// Lowers the instructions of this module.
-pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
+pub(super) fn lower(_low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
     op.run = match insn.mnemonic() {
-        Mnemonic::Bt => bit::<Bt>(low, insn, op),
-        Mnemonic::Bts => bit::<Bts>(low, insn, op),
-        Mnemonic::Btr => bit::<Btr>(low, insn, op),
-        Mnemonic::Btc => bit::<Btc>(low, insn, op),
-        Mnemonic::Bsf => scan::<Bsf>(low, insn, op),
-        Mnemonic::Bsr => scan::<Bsr>(low, insn, op),
-        Mnemonic::Tzcnt => scan::<Tzcnt>(low, insn, op),
-        Mnemonic::Lzcnt => scan::<Lzcnt>(low, insn, op),
-        Mnemonic::Popcnt => scan::<Popcnt>(low, insn, op),
+        Mnemonic::Bt => bit::<Bt>(insn, op),
+        Mnemonic::Bts => bit::<Bts>(insn, op),
+        Mnemonic::Btr => bit::<Btr>(insn, op),
+        Mnemonic::Btc => bit::<Btc>(insn, op),
+        Mnemonic::Bsf => scan::<Bsf>(insn, op),
+        Mnemonic::Bsr => scan::<Bsr>(insn, op),
+        Mnemonic::Tzcnt => scan::<Tzcnt>(insn, op),
+        Mnemonic::Lzcnt => scan::<Lzcnt>(insn, op),
+        Mnemonic::Popcnt => scan::<Popcnt>(insn, op),
         // Which operand is x, and which y.
         Mnemonic::Andn => extended::<Andn>(insn, op, 2, Some(1)),
         Mnemonic::Blsi => extended::<Blsi>(insn, op, 1, None),
@@ -334,7 +330,7 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
     1
 }
 
-fn bit<B: BitOperation>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
+fn bit<B: BitOperation>(insn: &Instruction, op: &mut Op) -> Handler {
     let size = size(insn, 0);
     let by_reg = kind(insn, 1) == Kind::Reg;
     if by_reg {
@@ -347,22 +343,22 @@ fn bit<B: BitOperation>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Hand
         return by_wide_size!(size, T => if by_reg { bit_reg::<B, T, true> as Handler } else { bit_reg::<B, T, false> });
     }
     let locked = insn.has_lock_prefix();
-    by_ea!(low.ea, K => by_wide_size!(size, T => match (by_reg, locked) {
-        (true, true) => bit_mem::<B, T, true, K, true> as Handler,
-        (true, false) => bit_mem::<B, T, true, K, false>,
-        (false, true) => bit_mem::<B, T, false, K, true>,
-        (false, false) => bit_mem::<B, T, false, K, false>,
-    }))
+    by_wide_size!(size, T => match (by_reg, locked) {
+        (true, true) => bit_mem::<B, T, true, true> as Handler,
+        (true, false) => bit_mem::<B, T, true, false>,
+        (false, true) => bit_mem::<B, T, false, true>,
+        (false, false) => bit_mem::<B, T, false, false>,
+    })
 }
 
-fn scan<S: Scan>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
+fn scan<S: Scan>(insn: &Instruction, op: &mut Op) -> Handler {
     let size = size(insn, 0);
     op.a = field(insn.op0_register());
     if kind(insn, 1) == Kind::Reg {
         op.b = field(insn.op1_register());
         by_wide_size!(size, T => scan_reg::<S, T>)
     } else {
-        by_ea!(low.ea, K => by_wide_size!(size, T => scan_mem::<S, T, K>))
+        by_wide_size!(size, T => scan_mem::<S, T>)
     }
 }
 

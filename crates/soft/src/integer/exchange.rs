@@ -6,7 +6,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use super::host::Host;
-use super::operand::{Int, Kind, by_ea, by_size, field, kind, reg, size};
+use super::operand::{Int, Kind, by_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::Cpu;
 use crate::mmu::GENERAL;
@@ -20,8 +20,8 @@ fn xchg_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// XCHG with memory; the register is `b`.
-fn xchg_mem<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn xchg_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let new = T::read_reg(cpu, op.b);
     let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, |_| new));
     T::write_reg(cpu, op.b, old);
@@ -38,8 +38,8 @@ fn xadd_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn xadd_mem<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn xadd_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let addend = T::read_reg(cpu, op.b);
     let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, |old| T::add(old, addend).0));
     T::write_reg(cpu, op.b, old);
@@ -60,8 +60,8 @@ fn cmpxchg_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn cmpxchg_mem<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn cmpxchg_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let (accumulator, new) = (T::get(cpu, reg::RAX), T::read_reg(cpu, op.b));
     let old = attempt!(cpu, op, cpu.atomic_compare_exchange(va, accumulator, new));
     if old != accumulator {
@@ -108,7 +108,7 @@ impl Slow for Cmpxchg16b {
 }
 
 /// Lowers the instructions of this module.
-pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
+pub(super) fn lower(_low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
     let register = kind(insn, 0) == Kind::Reg;
     if register {
         op.a = field(insn.op0_register());
@@ -121,7 +121,7 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
             if register {
                 by_size!(size(insn, 0), T => $reg::<T> as Handler)
             } else {
-                by_ea!(low.ea, K => by_size!(size(insn, 0), T => $mem::<T, K> as Handler))
+                by_size!(size(insn, 0), T => $mem::<T> as Handler)
             }
         };
     }

@@ -5,7 +5,7 @@ use iced_x86::{ConditionCode, Instruction, Mnemonic};
 use super::branch::condition_code;
 use super::operand::{Int, Kind, by_ea, by_size, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, REG_MASK};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::op::{Cursor, Handler, Op, Outcome, attempt};
 
@@ -53,10 +53,15 @@ fn extend_mem<S: Int, D: Int, const SIGNED: bool, const K: u8>(cpu: &mut Cpu, op
     op.next(cpu)
 }
 
-/// LEA in the given addressing kind. FS and GS bases do not count, so only the first kind may use `Cpu::ea`.
+/// LEA in the given addressing kind; FS and GS bases do not count.
 fn lea<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let base = cpu.regs[usize::from(op.base) & REG_MASK];
     let address = match K {
-        FLAT_BASE => attempt!(cpu, op, cpu.ea::<FLAT_BASE>(&op, 0, false)),
+        FLAT_BASE => base.wrapping_add(op.disp as u64),
+        FLAT_SIB => {
+            let index = cpu.regs[usize::from(op.index) & REG_MASK] << (op.scale & 3);
+            base.wrapping_add(index).wrapping_add(op.disp as u64)
+        }
         _ => cpu.effective_address(&op),
     };
     T::write_reg(cpu, op.a, T::from_u64(address));
@@ -103,15 +108,15 @@ fn bswap<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn load_reversed<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
+fn load_reversed<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let value = attempt!(cpu, op, cpu.load::<T>(va));
     T::write_reg(cpu, op.a, reverse(value));
     op.next(cpu)
 }
 
-fn store_reversed<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn store_reversed<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     attempt!(cpu, op, cpu.store(va, reverse(T::read_reg(cpu, op.b))));
     op.next(cpu)
 }
@@ -164,12 +169,12 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
         Mnemonic::Movnti => by_ea!(low.ea, K => by_wide_size!(size(insn, 0), T => store::<T, K> as Handler)),
         Mnemonic::Movzx => extension::<false>(low, insn),
         Mnemonic::Movsx | Mnemonic::Movsxd => extension::<true>(low, insn),
-        Mnemonic::Lea => by_ea!(lea_kind(low, op), K => by_wide_size!(size(insn, 0), T => lea::<T, K> as Handler)),
+        Mnemonic::Lea => by_ea!(low.ea, K => by_wide_size!(size(insn, 0), T => lea::<T, K> as Handler)),
         Mnemonic::Bswap => by_wide_size!(size(insn, 0), T => bswap::<T> as Handler),
         Mnemonic::Movbe if first == Kind::Reg => {
-            by_ea!(low.ea, K => by_wide_size!(size(insn, 0), T => load_reversed::<T, K> as Handler))
+            by_wide_size!(size(insn, 0), T => load_reversed::<T> as Handler)
         }
-        Mnemonic::Movbe => by_ea!(low.ea, K => by_wide_size!(size(insn, 1), T => store_reversed::<T, K> as Handler)),
+        Mnemonic::Movbe => by_wide_size!(size(insn, 1), T => store_reversed::<T> as Handler),
         Mnemonic::Cbw => extend_accumulator::<u8, u16>,
         Mnemonic::Cwde => extend_accumulator::<u16, u32>,
         Mnemonic::Cdqe => extend_accumulator::<u32, u64>,
@@ -207,16 +212,6 @@ fn mov(low: &Lowering, insn: &Instruction, op: &mut Op) -> Option<Handler> {
         }
         _ => return None,
     })
-}
-
-/// A segment prefix makes an address `FLAT_SIB` without need; LEA does not look at the segment.
-fn lea_kind(low: &Lowering, op: &Op) -> u8 {
-    let no_index = usize::from(op.index) == crate::cpu::ZERO;
-    match low.ea {
-        FLAT_SIB if no_index => FLAT_BASE,
-        FLAT_BASE | FLAT_SIB => low.ea,
-        _ => GENERAL,
-    }
 }
 
 fn extension<const SIGNED: bool>(low: &Lowering, insn: &Instruction) -> Handler {

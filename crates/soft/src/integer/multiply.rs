@@ -6,6 +6,7 @@ use super::host::Host;
 use super::operand::{Int, Kind, by_ea, by_size, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::{Cpu, vector};
+use crate::mmu::GENERAL;
 use crate::op::{Cursor, Handler, Op, Outcome, Trap, attempt};
 
 /// Something done to the accumulator pair (AX; DX:AX; EDX:EAX; RDX:RAX) with one operand.
@@ -111,8 +112,8 @@ fn accumulate_reg<A: Accumulate, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome 
     op.next(cpu)
 }
 
-fn accumulate_mem<A: Accumulate, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
+fn accumulate_mem<A: Accumulate, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let operand = attempt!(cpu, op, cpu.load::<T>(va));
     attempt!(cpu, op, A::apply(cpu, operand));
     op.next(cpu)
@@ -145,8 +146,8 @@ fn imul_reg_imm<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     product(cpu, op, a, T::from_u64(op.imm))
 }
 
-fn imul_mem_imm<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
+fn imul_mem_imm<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let a = attempt!(cpu, op, cpu.load::<T>(va));
     product(cpu, op, a, T::from_u64(op.imm))
 }
@@ -154,23 +155,23 @@ fn imul_mem_imm<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 /// Lowers the instructions of this module.
 pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
     op.run = match insn.mnemonic() {
-        Mnemonic::Mul => accumulate::<Mul>(low, insn, op),
-        Mnemonic::Imul if insn.op_count() == 1 => accumulate::<Imul>(low, insn, op),
+        Mnemonic::Mul => accumulate::<Mul>(insn, op),
+        Mnemonic::Imul if insn.op_count() == 1 => accumulate::<Imul>(insn, op),
         Mnemonic::Imul => imul(low, insn, op),
-        Mnemonic::Div => accumulate::<Div>(low, insn, op),
-        Mnemonic::Idiv => accumulate::<Idiv>(low, insn, op),
+        Mnemonic::Div => accumulate::<Div>(insn, op),
+        Mnemonic::Idiv => accumulate::<Idiv>(insn, op),
         _ => return 0,
     };
     1
 }
 
-fn accumulate<A: Accumulate>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
+fn accumulate<A: Accumulate>(insn: &Instruction, op: &mut Op) -> Handler {
     let size = size(insn, 0);
     if kind(insn, 0) == Kind::Reg {
         op.a = field(insn.op0_register());
         by_size!(size, T => accumulate_reg::<A, T>)
     } else {
-        by_ea!(low.ea, K => by_size!(size, T => accumulate_mem::<A, T, K>))
+        by_size!(size, T => accumulate_mem::<A, T>)
     }
 }
 
@@ -188,7 +189,7 @@ fn imul(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
         (true, false) => by_wide_size!(size, T => imul_reg::<T> as Handler),
         (false, false) => by_ea!(low.ea, K => by_wide_size!(size, T => imul_mem::<T, K> as Handler)),
         (true, true) => by_wide_size!(size, T => imul_reg_imm::<T> as Handler),
-        (false, true) => by_ea!(low.ea, K => by_wide_size!(size, T => imul_mem_imm::<T, K> as Handler)),
+        (false, true) => by_wide_size!(size, T => imul_mem_imm::<T> as Handler),
     }
 }
 

@@ -6,10 +6,11 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use super::host::{Host, HostWide};
-use super::operand::{Int, Kind, by_ea, by_size, by_wide_size, field, kind, reg, size};
+use super::operand::{Int, Kind, by_size, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::Cpu;
 use crate::flags::StatusFlags;
+use crate::mmu::GENERAL;
 use crate::op::{Cursor, Handler, Op, Outcome, attempt};
 
 trait Shift {
@@ -74,8 +75,8 @@ fn shift_reg<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Ou
     op.next(cpu)
 }
 
-fn shift_mem<S: Shift, T: Host, const K: u8, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn shift_mem<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let mut value = attempt!(cpu, op, cpu.load_for_write::<T>(va));
     let mut flags = cpu.status_flags;
     let count = count::<T, CL>(cpu, &op);
@@ -97,8 +98,8 @@ fn double_reg<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cu
     op.next(cpu)
 }
 
-fn double_mem<S: DoubleShift, T: HostWide, const K: u8, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
+fn double_mem<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let mut value = attempt!(cpu, op, cpu.load_for_write::<T>(va));
     let mut flags = cpu.status_flags;
     let count = count::<T, CL>(cpu, &op);
@@ -111,23 +112,23 @@ fn double_mem<S: DoubleShift, T: HostWide, const K: u8, const CL: bool>(cpu: &mu
 }
 
 /// Lowers the instructions of this module.
-pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
+pub(super) fn lower(_low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
     op.run = match insn.mnemonic() {
-        Mnemonic::Shl | Mnemonic::Sal => shift::<Shl>(low, insn, op),
-        Mnemonic::Shr => shift::<Shr>(low, insn, op),
-        Mnemonic::Sar => shift::<Sar>(low, insn, op),
-        Mnemonic::Rol => shift::<Rol>(low, insn, op),
-        Mnemonic::Ror => shift::<Ror>(low, insn, op),
-        Mnemonic::Rcl => shift::<Rcl>(low, insn, op),
-        Mnemonic::Rcr => shift::<Rcr>(low, insn, op),
-        Mnemonic::Shld => double::<Shld>(low, insn, op),
-        Mnemonic::Shrd => double::<Shrd>(low, insn, op),
+        Mnemonic::Shl | Mnemonic::Sal => shift::<Shl>(insn, op),
+        Mnemonic::Shr => shift::<Shr>(insn, op),
+        Mnemonic::Sar => shift::<Sar>(insn, op),
+        Mnemonic::Rol => shift::<Rol>(insn, op),
+        Mnemonic::Ror => shift::<Ror>(insn, op),
+        Mnemonic::Rcl => shift::<Rcl>(insn, op),
+        Mnemonic::Rcr => shift::<Rcr>(insn, op),
+        Mnemonic::Shld => double::<Shld>(insn, op),
+        Mnemonic::Shrd => double::<Shrd>(insn, op),
         _ => return 0,
     };
     1
 }
 
-fn shift<S: Shift>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
+fn shift<S: Shift>(insn: &Instruction, op: &mut Op) -> Handler {
     let size = size(insn, 0);
     let by_cl = kind(insn, 1) == Kind::Reg;
     if !by_cl {
@@ -137,11 +138,11 @@ fn shift<S: Shift>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
         op.a = field(insn.op0_register());
         by_size!(size, T => if by_cl { shift_reg::<S, T, true> as Handler } else { shift_reg::<S, T, false> })
     } else {
-        by_ea!(low.ea, K => by_size!(size, T => if by_cl { shift_mem::<S, T, K, true> as Handler } else { shift_mem::<S, T, K, false> }))
+        by_size!(size, T => if by_cl { shift_mem::<S, T, true> as Handler } else { shift_mem::<S, T, false> })
     }
 }
 
-fn double<S: DoubleShift>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Handler {
+fn double<S: DoubleShift>(insn: &Instruction, op: &mut Op) -> Handler {
     let size = size(insn, 0);
     op.b = field(insn.op1_register());
     let by_cl = kind(insn, 2) == Kind::Reg;
@@ -152,6 +153,6 @@ fn double<S: DoubleShift>(low: &Lowering, insn: &Instruction, op: &mut Op) -> Ha
         op.a = field(insn.op0_register());
         by_wide_size!(size, T => if by_cl { double_reg::<S, T, true> as Handler } else { double_reg::<S, T, false> })
     } else {
-        by_ea!(low.ea, K => by_wide_size!(size, T => if by_cl { double_mem::<S, T, K, true> as Handler } else { double_mem::<S, T, K, false> }))
+        by_wide_size!(size, T => if by_cl { double_mem::<S, T, true> as Handler } else { double_mem::<S, T, false> })
     }
 }
