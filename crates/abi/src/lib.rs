@@ -6,4 +6,5 @@ pub mod boot;
 pub mod kvm;
 pub mod multiboot;
 pub mod pci;
+pub mod virtio;
 pub mod vmm;

@@ -13,9 +13,11 @@
 pub mod acpi_pm;
 pub mod debug_exit;
 pub mod i8042;
+pub mod block;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;
+pub mod net;
 pub mod pci;
 pub mod pic;
 pub mod pit;
@@ -25,6 +27,7 @@ pub mod serial;
 pub mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod virtio;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
