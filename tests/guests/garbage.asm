@@ -154,6 +154,18 @@ start:
     inc ebx
     cmp ebx, 32
     jb .device
+    ; Then garbage in every register of their configuration space: BARs and capabilities go anywhere.
+    xor ebx, ebx
+.register:
+    call random
+    mov ecx, eax
+    lea eax, [ebx + 0x80000000]
+    call config_write
+    lea eax, [ebx + 0x80000000]
+    call config_read
+    add ebx, 4
+    cmp ebx, 0x10000
+    jb .register
     call mend_serial
     print "PCI devices: "
     mov eax, [devices]
