@@ -1,8 +1,5 @@
 //! Debian's unmodified kernel and userland on our machine.
 
-// Helpers of tests are outside of what clippy takes for one.
-#![allow(clippy::unwrap_used)]
-
 #[path = "common/mod.rs"]
 mod common;
 

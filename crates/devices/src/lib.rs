@@ -11,9 +11,9 @@
 //! ```
 
 pub mod acpi_pm;
-pub mod block;
 pub mod debug_exit;
 pub mod i8042;
+pub mod block;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;

@@ -12,10 +12,11 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::{GuestMemory, RegisterMask, Registers, VcpuId};
 
+use crate::restart::Linear;
 use crate::state;
 
 /// The longest instruction there is (Intel SDM vol. 2 section 2.3.11).
-const LONGEST_INSTRUCTION: usize = 15;
+pub(crate) const LONGEST_INSTRUCTION: usize = 15;
 /// Bits of [`vmm::Segment::access`]: 64-bit code, 32-bit code.
 const ACCESS_L: u32 = 1 << 13;
 const ACCESS_DB: u32 = 1 << 14;
@@ -43,7 +44,7 @@ pub(crate) fn report(fd: &VcpuFd, memory: &GuestMemory, id: VcpuId, what: &str) 
         Ok(registers) => {
             let _ = writeln!(text, "{registers}");
             let linear = linear_rip(&registers);
-            let bytes = read_linear(fd, memory, linear);
+            let bytes = Guest { fd, memory }.read(linear, LONGEST_INSTRUCTION);
             text.push_str(&instruction_text(&bytes, linear, bitness(&registers)));
         }
         Err(error) => {
@@ -75,7 +76,8 @@ fn linear_rip(registers: &Registers) -> u64 {
     if bitness(registers) == 64 { registers.rip } else { registers.cs.base.wrapping_add(registers.rip) & 0xffff_ffff }
 }
 
-fn bitness(registers: &Registers) -> u32 {
+/// Width of the code that runs: 16, 32 or 64.
+pub(crate) fn bitness(registers: &Registers) -> u32 {
     if registers.efer & EFER_LMA != 0 && registers.cs.access & ACCESS_L != 0 {
         64
     } else if registers.cr0 & CR0_PE != 0 && registers.cs.access & ACCESS_DB != 0 {
@@ -89,18 +91,24 @@ fn translate(fd: &VcpuFd, linear: u64) -> Option<u64> {
     fd.translate_gva(linear).ok().filter(|t| t.valid != 0).map(|t| t.physical_address)
 }
 
-/// Up to 15 bytes at a linear address: as many as are mapped.
-fn read_linear(fd: &VcpuFd, memory: &GuestMemory, linear: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(LONGEST_INSTRUCTION);
-    for offset in 0..LONGEST_INSTRUCTION as u64 {
-        let mut byte = [0];
-        let Some(gpa) = translate(fd, linear.wrapping_add(offset)) else { break };
-        if memory.read_slice(&mut byte, GuestAddress(gpa)).is_err() {
-            break;
-        }
-        bytes.push(byte[0]);
+/// A guest's memory as its processor sees it.
+pub(crate) struct Guest<'a> {
+    pub fd: &'a VcpuFd,
+    pub memory: &'a GuestMemory,
+}
+
+impl Linear for Guest<'_> {
+    fn translate(&self, linear: u64) -> Option<u64> {
+        translate(self.fd, linear)
     }
-    bytes
+
+    fn read(&self, linear: u64, length: usize) -> Vec<u8> {
+        let byte = |offset: usize| {
+            let gpa = translate(self.fd, linear.wrapping_add(offset as u64))?;
+            self.memory.read_obj(GuestAddress(gpa)).ok()
+        };
+        (0..length).map_while(byte).collect()
+    }
 }
 
 fn instruction_text(bytes: &[u8], linear: u64, bitness: u32) -> String {

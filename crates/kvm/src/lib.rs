@@ -17,6 +17,7 @@ mod diagnose;
 mod exits;
 mod kick;
 pub mod probe;
+mod restart;
 mod slots;
 mod state;
 mod vcpu;

@@ -16,10 +16,12 @@ use kvm_ioctls::VcpuFd;
 use vmm::exit::Access;
 use vmm::{BackendError, Bus, Entry, Exit, Inject, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats};
 
+use crate::diagnose::Guest;
 use crate::exits::{self, IoExit, RawExit};
+use crate::restart::Write;
 use crate::slots::Kind;
 use crate::vm::Shared;
-use crate::{cpuid, diagnose, host_error, state};
+use crate::{cpuid, diagnose, host_error, restart, state};
 
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)` (linux/kvm.h).
 const KVM_INTERRUPT: libc::Ioctl = 0x4004_ae86;
@@ -237,6 +239,7 @@ impl KvmVcpu {
             return Ok(None);
         }
         self.finish()?;
+        self.go_back(&Write { gpa, data })?;
         let mut value = [0; 8];
         value[..data.len()].copy_from_slice(data);
         Ok(Some(if protected {
@@ -244,6 +247,19 @@ impl KvmVcpu {
         } else {
             Exit::Mmio { gpa, size: data.len() as u8, write: Some(u64::from_le_bytes(value)) }
         }))
+    }
+
+    /// Puts the processor back to before the instruction that wrote what nobody took.
+    fn go_back(&mut self, write: &Write) -> Result<(), BackendError> {
+        let memory = &self.shared.config.memory;
+        let after = state::read(&self.fd, memory, RegisterMask::all())?;
+        match restart::before(&after, write, &Guest { fd: &self.fd, memory }) {
+            Some(before) => state::write(&self.fd, &before, RegisterMask::GPR),
+            None => {
+                tracing::warn!(rip = after.rip, gpa = write.gpa, "a write that was declined cannot be repeated: RIP is behind it");
+                Ok(())
+            }
+        }
     }
 
     /// Where RIP points when that is memory the guest may not touch at all.

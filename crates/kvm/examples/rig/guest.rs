@@ -1,0 +1,242 @@
+//! A guest of a few instructions, and a bus that records what it does.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use iced_x86::code_asm::CodeAssembler;
+use kvm::KvmBackend;
+use vm_memory::{Bytes, GuestAddress};
+use vmm::time::{HostClock, Timers};
+use vmm::{
+    Backend, BackendVm, Bus, Entry, Exit, GuestMemory, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig,
+};
+
+/// Guest physical memory.
+pub const MEMORY: u64 = 0x20_0000;
+/// Where things are: page tables (six pages), code, interrupt descriptors, handlers, data, stack.
+pub const TABLES: u64 = 0x1000;
+pub const CODE: u64 = 0x1_0000;
+pub const IDT: u64 = 0x1_1000;
+pub const HANDLER: u64 = 0x1_2000;
+pub const DATA: u64 = 0x1_4000;
+pub const STACK: u64 = 0x2_0000;
+/// An address with neither memory nor anything else.
+pub const NOWHERE: u64 = 0x4000_0000;
+/// Selector of the code segment in the guest's descriptor table at `GDT`.
+const GDT: u64 = 0x8000;
+const CODE_SELECTOR: u16 = 8;
+
+pub struct Guest {
+    pub vm: Arc<dyn BackendVm>,
+    pub vcpu: Box<dyn Vcpu>,
+    pub memory: GuestMemory,
+    pub bus: TestBus,
+}
+
+impl Guest {
+    /// A guest without local APIC that is about to execute `code` in 64-bit ring 0.
+    pub fn new(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Result<Guest, String> {
+        Guest::with(false, 1, code)
+    }
+
+    /// The same, with or without local APICs.
+    pub fn with(
+        local_apic: bool,
+        vcpus: u32,
+        code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+    ) -> Result<Guest, String> {
+        let backend = KvmBackend::new().map_err(text)?;
+        let memory = vmm::memory::map(&[(0, MEMORY)]).map_err(text)?;
+        let config = VmConfig {
+            memory: Arc::clone(&memory),
+            vcpus,
+            local_apic,
+            cpuid: backend.supported_cpuid(),
+            timers: Timers::new(Arc::new(HostClock::new())),
+            deterministic: false,
+        };
+        let vm = backend.create_vm(config).map_err(text)?;
+        let mut vcpu = vm.create_vcpu(0).map_err(text)?;
+        lay_out(&memory)?;
+        write(&memory, CODE, &assemble(64, CODE, code)?)?;
+        vcpu.set_registers(&long_mode(CODE), RegisterMask::all()).map_err(text)?;
+        Ok(Guest { vm, vcpu, memory, bus: TestBus::default() })
+    }
+
+    /// Sets the handler of `vector`.
+    pub fn handle(&self, vector: u8, code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Result<(), String> {
+        let at = HANDLER + u64::from(vector) * 64;
+        write(&self.memory, at, &assemble(64, at, code)?)?;
+        let gate = (at & 0xffff) | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32 | (at >> 16 & 0xffff) << 48;
+        write(&self.memory, IDT + u64::from(vector) * 16, &gate.to_le_bytes())
+    }
+
+    /// Runs until an exit.
+    pub fn run(&mut self) -> Result<Exit, String> {
+        self.enter(Entry::default())
+    }
+
+    /// Runs with `entry`; kicks a guest that says nothing for long.
+    pub fn enter(&mut self, entry: Entry) -> Result<Exit, String> {
+        let (done, watch) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let vm = &self.vm;
+            scope.spawn(move || {
+                if watch.recv_timeout(Duration::from_secs(10)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    vm.kick(0);
+                }
+            });
+            let exit = self.vcpu.run(&self.bus, entry).map_err(text);
+            drop(done);
+            exit
+        })
+    }
+
+    /// Runs and insists on an exit.
+    pub fn expect(&mut self, wanted: Exit) -> Result<(), String> {
+        let exit = self.run()?;
+        same("exit", exit, wanted)
+    }
+
+    pub fn rip(&self) -> Result<u64, String> {
+        Ok(self.vcpu.registers(RegisterMask::GPR).map_err(text)?.rip)
+    }
+
+    pub fn gpr(&self, index: usize) -> Result<u64, String> {
+        Ok(self.vcpu.registers(RegisterMask::GPR).map_err(text)?.gpr[index])
+    }
+
+    pub fn read_u64(&self, gpa: u64) -> Result<u64, String> {
+        self.memory.read_obj(GuestAddress(gpa)).map_err(text)
+    }
+}
+
+pub fn assemble(
+    bitness: u32,
+    at: u64,
+    code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Result<Vec<u8>, String> {
+    let mut assembler = CodeAssembler::new(bitness).map_err(text)?;
+    code(&mut assembler).map_err(text)?;
+    assembler.assemble(at).map_err(text)
+}
+
+pub fn write(memory: &GuestMemory, gpa: u64, bytes: &[u8]) -> Result<(), String> {
+    memory.write_slice(bytes, GuestAddress(gpa)).map_err(text)
+}
+
+/// Page tables that map 4 GiB to itself in 2 MiB pages, and a descriptor table.
+pub fn lay_out(memory: &GuestMemory) -> Result<(), String> {
+    const WRITABLE: u64 = 3;
+    const LARGE: u64 = 0x80;
+    write(memory, TABLES, &(TABLES + 0x1000 + WRITABLE).to_le_bytes())?;
+    for directory in 0..4u64 {
+        let at = TABLES + 0x2000 + directory * 0x1000;
+        write(memory, TABLES + 0x1000 + directory * 8, &(at + WRITABLE).to_le_bytes())?;
+        for page in 0..512u64 {
+            write(memory, at + page * 8, &((directory << 30) + (page << 21) + LARGE + WRITABLE).to_le_bytes())?;
+        }
+    }
+    for (index, descriptor) in [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate() {
+        write(memory, GDT + index as u64 * 8, &descriptor.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// 64-bit ring 0 at `rip`, interrupts off.
+pub fn long_mode(rip: u64) -> Registers {
+    let data = Segment { selector: 0x10, limit: u32::MAX, access: 0xc093, base: 0 };
+    let mut registers = Registers {
+        rip,
+        cr0: 0x8000_0033,
+        cr3: TABLES,
+        cr4: 0x620,
+        efer: 0x500,
+        cs: Segment { selector: CODE_SELECTOR, limit: u32::MAX, access: 0xa09b, base: 0 },
+        ss: data,
+        ds: data,
+        es: data,
+        fs: data,
+        gs: data,
+        gdtr: vmm::DescriptorTable { base: GDT, limit: 23 },
+        idtr: vmm::DescriptorTable { base: IDT, limit: 0xfff },
+        // What KVM starts with; QEMU's AMD processor has no other bits.
+        misc_enable: 1,
+        ..Registers::reset()
+    };
+    registers.gpr[vmm::registers::RSP] = STACK;
+    registers
+}
+
+pub fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), String> {
+    if found == wanted { Ok(()) } else { Err(format!("{what}: found {found:x?}, wanted {wanted:x?}")) }
+}
+
+/// A bus with what a test puts on it; everything else is declined.
+#[derive(Default)]
+pub struct TestBus {
+    pub ports: Mutex<HashMap<u16, u32>>,
+    pub outs: Mutex<Vec<(u16, u32)>>,
+    pub mmio: Mutex<HashMap<u64, u64>>,
+    pub msrs: Mutex<HashMap<u32, u64>>,
+    pub eois: Mutex<Vec<u8>>,
+    pub extint: Mutex<Vec<u8>>,
+}
+
+impl Bus for TestBus {
+    fn port_in(&self, _: VcpuId, port: u16, _: u8) -> Option<u32> {
+        self.ports.lock().ok()?.get(&port).copied()
+    }
+
+    fn port_out(&self, _: VcpuId, port: u16, _: u8, value: u32) -> bool {
+        let known = self.ports.lock().is_ok_and(|ports| ports.contains_key(&port));
+        if known && let Ok(mut outs) = self.outs.lock() {
+            outs.push((port, value));
+        }
+        known
+    }
+
+    fn mmio_read(&self, _: VcpuId, gpa: u64, data: &mut [u8]) -> bool {
+        let Some(value) = self.mmio.lock().ok().and_then(|mmio| mmio.get(&gpa).copied()) else { return false };
+        let size = data.len();
+        data.copy_from_slice(&value.to_le_bytes()[..size]);
+        true
+    }
+
+    fn mmio_write(&self, _: VcpuId, gpa: u64, data: &[u8]) -> bool {
+        let Ok(mut mmio) = self.mmio.lock() else { return false };
+        let Some(value) = mmio.get_mut(&gpa) else { return false };
+        let mut bytes = [0; 8];
+        bytes[..data.len()].copy_from_slice(data);
+        *value = u64::from_le_bytes(bytes);
+        true
+    }
+
+    fn read_msr(&self, _: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {
+        self.msrs.lock().ok()?.get(&index).map(|value| Ok(*value))
+    }
+
+    fn write_msr(&self, _: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>> {
+        *self.msrs.lock().ok()?.get_mut(&index)? = value;
+        Some(Ok(()))
+    }
+
+    fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
+        false
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        if let Ok(mut eois) = self.eois.lock() {
+            eois.push(vector);
+        }
+    }
+
+    fn acknowledge_extint(&self) -> u8 {
+        self.extint.lock().ok().and_then(|mut vectors| vectors.pop()).unwrap_or(0xff)
+    }
+}
