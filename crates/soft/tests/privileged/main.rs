@@ -1,0 +1,10 @@
+//! Directed tests of the software CPU's privileged behaviour, by name. The user-mode instructions are compared with the host's
+//! processor in `tests/differential`; what is here the host cannot be asked.
+
+mod code;
+mod debug;
+mod events;
+mod machine;
+mod modes;
+mod paging;
+mod system;
