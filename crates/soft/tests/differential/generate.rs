@@ -39,10 +39,12 @@ impl Class {
         use CpuidFeature as F;
         let features = instruction.cpuid_features();
         let any = |wanted: &[F]| features.iter().any(|feature| wanted.contains(feature));
+        let fpu = any(&[F::FPU, F::FPU287, F::FPU387]);
         match self {
             Class::String => instruction.is_string_instruction(),
             Class::Integer => {
                 !instruction.is_string_instruction()
+                    && !fpu
                     && features.iter().all(|feature| {
                         matches!(
                             feature,
@@ -66,7 +68,7 @@ impl Class {
                     })
                     && (!any(&[F::BMI1]) || instruction.mnemonic() == Mnemonic::Tzcnt)
             }
-            Class::X87 => any(&[F::INTEL8087, F::INTEL287, F::INTEL387]) || any(&[F::FPU]),
+            Class::X87 => fpu,
             Class::Mmx => any(&[F::MMX]),
             Class::Sse => any(&[F::SSE]),
             Class::Sse2 => any(&[F::SSE2]),

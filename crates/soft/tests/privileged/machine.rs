@@ -12,7 +12,9 @@ use soft::Soft;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
 use vmm::time::{HostClock, StepClock, Timers};
-use vmm::{Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig};
+use vmm::{
+    Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig,
+};
 
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
@@ -114,8 +116,7 @@ impl Machine {
         let backend = Soft::new();
         let timers =
             if deterministic { Timers::new(Arc::new(StepClock::new(Duration::ZERO))) } else { Timers::new(Arc::new(HostClock::new())) };
-        let config =
-            VmConfig { memory: Arc::clone(&memory), vcpus, local_apic, cpuid: backend.supported_cpuid(), timers, deterministic };
+        let config = VmConfig { memory: Arc::clone(&memory), vcpus, local_apic, cpuid: backend.supported_cpuid(), timers, deterministic };
         let vm = backend.create_vm(config).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
         let mut machine = Machine { memory, vm, vcpu, bus: TestBus::default() };

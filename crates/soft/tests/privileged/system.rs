@@ -177,12 +177,12 @@ fn cpuid_promises_only_what_exists() {
         a.hlt().unwrap();
     });
     let registers = m.run_to_halt();
-    let (ecx, edx) = (registers.gpr[1], registers.gpr[2]);
+    let (features_c, features_d) = (registers.gpr[1], registers.gpr[2]);
     for (bit, name) in [(0, "FPU"), (4, "TSC"), (5, "MSR"), (6, "PAE"), (8, "CX8"), (15, "CMOV"), (24, "FXSR"), (25, "SSE"), (26, "SSE2")] {
-        assert_ne!(edx & 1 << bit, 0, "{name}");
+        assert_ne!(features_d & 1 << bit, 0, "{name}");
     }
     for (bit, name) in [(3, "MONITOR"), (5, "VMX"), (26, "XSAVE"), (28, "AVX")] {
-        assert_eq!(ecx & 1 << bit, 0, "{name}");
+        assert_eq!(features_c & 1 << bit, 0, "{name}");
     }
     // Without XSAVE its instructions do not exist.
     expect(
