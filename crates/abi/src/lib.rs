@@ -3,6 +3,7 @@
 
 pub mod apic;
 pub mod boot;
+pub mod fw_cfg;
 pub mod kvm;
 pub mod multiboot;
 pub mod pci;

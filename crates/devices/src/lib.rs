@@ -10,8 +10,10 @@
 //!                     +------------------- MSI-X message ------------------------------^
 //! ```
 
+pub mod acpi;
 pub mod acpi_pm;
 pub mod debug_exit;
+pub mod fw_cfg;
 pub mod i8042;
 pub mod block;
 pub mod interrupts;
@@ -23,6 +25,7 @@ pub mod pic;
 pub mod pit;
 mod ports;
 pub mod reset;
+pub mod rtc;
 pub mod serial;
 pub mod snapshot;
 #[cfg(test)]

@@ -295,7 +295,7 @@ impl Registers {
                 let channel = &self.channels[2];
                 u8::from(channel.gate)
                     | u8::from(self.speaker) << 1
-                    | u8::from(now / REFRESH_NS & 1 != 0) << 4
+                    | u8::from(!(now / REFRESH_NS).is_multiple_of(2)) << 4
                     | u8::from(channel.output(now)) << 5
             }
             CHANNEL0..CONTROL => self.channels[usize::from(port - CHANNEL0)].read(now),
