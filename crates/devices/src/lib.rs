@@ -12,10 +12,10 @@
 
 pub mod acpi;
 pub mod acpi_pm;
+pub mod block;
 pub mod debug_exit;
 pub mod fw_cfg;
 pub mod i8042;
-pub mod block;
 pub mod interrupts;
 pub mod ioapic;
 pub mod lapic;

@@ -2,6 +2,8 @@
 //!
 //! `auto` measures instead of guessing ([`kvm::probe`]): a `/dev/kvm` that opens may still be useless for a kernel.
 
+use std::sync::Arc;
+
 use kvm::KvmBackend;
 use vmm::{Backend, BackendError};
 
@@ -10,7 +12,7 @@ use crate::config::{BackendChoice, MachineConfig};
 /// A backend and why it is this one.
 pub struct Chosen {
     /// The backend.
-    pub backend: Box<dyn Backend>,
+    pub backend: Arc<dyn Backend>,
     /// For people, one line.
     pub reason: String,
 }
@@ -20,13 +22,13 @@ pub struct Chosen {
 /// # Errors
 /// [`BackendError`] when the one that was named is not to be had.
 pub fn choose(config: &MachineConfig) -> Result<Chosen, BackendError> {
-    let soft = |reason: String| Chosen { backend: Box::new(soft::Soft::new()), reason };
+    let soft = |reason: String| Chosen { backend: Arc::new(soft::Soft::new()), reason };
     match config.backend {
         BackendChoice::Soft => Ok(soft("as asked".into())),
-        BackendChoice::Kvm => Ok(Chosen { backend: Box::new(KvmBackend::new()?), reason: "as asked".into() }),
+        BackendChoice::Kvm => Ok(Chosen { backend: Arc::new(KvmBackend::new()?), reason: "as asked".into() }),
         BackendChoice::Auto if config.deterministic => Ok(soft("only the software CPU is deterministic".into())),
         BackendChoice::Auto => match kvm::probe().choose() {
-            Ok(reason) => Ok(Chosen { backend: Box::new(KvmBackend::new()?), reason }),
+            Ok(reason) => Ok(Chosen { backend: Arc::new(KvmBackend::new()?), reason }),
             Err(reason) => Ok(soft(reason)),
         },
     }

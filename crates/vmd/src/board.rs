@@ -1,17 +1,30 @@
 //! The board: all devices of one machine, wired to each other and to the bus.
+//!
+//! ```text
+//!   ISA   serial (IRQ 4), PIT (0), keyboard controller (1), reset ports, ACPI power management (9)
+//!   PCI   00 host bridge, 01 ISA bridge, then disks and network cards in the order of the command line
+//! ```
 
+use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use devices::interrupts::InterruptRouter;
-use devices::{DeviceMap, MachineEvents, PortDevice};
+use devices::acpi_pm::AcpiPm;
+use devices::debug_exit::DebugExit;
+use devices::i8042::{I8042, KEYBOARD_IRQ};
+use devices::interrupts::{InterruptRouter, SCI_IRQ};
+use devices::pci::{PciAddress, PciBus, PciError, host_bridge, isa_bridge};
+use devices::pit::{Pit, TIMER_IRQ};
+use devices::reset::ResetPorts;
+use devices::serial::{COM1, COM1_IRQ, Serial};
+use devices::{DeviceMap, MachineEvents};
 use dialects::Dialect;
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
 
 use crate::bus::MachineBus;
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, SerialTarget};
 use crate::machine::{Event, EventSender, Outcome};
 
 /// Why a board cannot be built.
@@ -25,48 +38,15 @@ pub enum BoardError {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// More devices than the bus has room for.
+    #[error(transparent)]
+    Pci(#[from] PciError),
 }
 
 /// The devices that somebody outside the processors talks to.
-pub struct Board {}
-
-/// A serial port that only sends, by polling, until there is a better one.
-struct PolledSerial;
-
-impl PortDevice for PolledSerial {
-    fn port_in(&self, port: u16, _size: u8) -> u32 {
-        match port & 7 {
-            // Line status: transmitter empty. Modem status: carrier, ready.
-            5 => 0x60,
-            6 => 0xb0,
-            2 => 1,
-            _ => 0,
-        }
-    }
-
-    fn port_out(&self, port: u16, _size: u8, value: u32) {
-        if port & 7 == 0 {
-            let mut out = std::io::stdout();
-            let _ = out.write_all(&[value as u8]).and_then(|()| out.flush());
-        }
-    }
-}
-
-/// isa-debug-exit at 0xf4, reset at 0x64.
-struct Endings(Arc<dyn MachineEvents>, bool);
-
-impl PortDevice for Endings {
-    fn port_in(&self, _port: u16, _size: u8) -> u32 {
-        0
-    }
-
-    fn port_out(&self, port: u16, _size: u8, value: u32) {
-        match (port, value) {
-            (0x64, 0xfe) => self.0.reset(),
-            (0xf4, _) if self.1 => self.0.debug_exit(value),
-            _ => {}
-        }
-    }
+pub struct Board {
+    serial: Arc<Serial>,
+    power: Arc<AcpiPm>,
 }
 
 impl Board {
@@ -82,16 +62,30 @@ impl Board {
         dialects: Vec<Arc<dyn Dialect>>,
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
-        let _ = (memory, timers);
+        let _ = memory;
         let events: Arc<dyn MachineEvents> = Arc::new(Events(events));
-        let mut map = DeviceMap::default();
         let interrupts = InterruptRouter::new(Arc::new(Arc::clone(vm)));
+        let mut map = DeviceMap::default();
+
+        let mut pci = PciBus::new();
+        pci.add(PciAddress { slot: 0, function: 0 }, host_bridge(), &interrupts)?;
+        pci.add(PciAddress { slot: 1, function: 0 }, isa_bridge(), &interrupts)?;
+        pci.assign()?;
+        // The bus first: fixed ports among its own win.
+        Arc::new(pci).map(&mut map);
+
         interrupts.map(&mut map);
-        map.add_ports(0x3f8..=0x3ff, Arc::new(PolledSerial));
-        let endings = Arc::new(Endings(events, config.debug_exit));
-        map.add_ports(0x64..=0x64, endings.clone());
-        map.add_ports(0xf4..=0xf4, endings);
-        Ok((Board {}, MachineBus::new(map, dialects, interrupts)))
+        let serial = Serial::new(COM1, interrupts.isa_line(COM1_IRQ), serial_output(&config.serial)?);
+        serial.map(&mut map);
+        Pit::new(Arc::clone(timers), interrupts.isa_line(TIMER_IRQ)).map(&mut map);
+        I8042::new(interrupts.isa_line(KEYBOARD_IRQ), Arc::clone(&events)).map(&mut map);
+        ResetPorts::new(Arc::clone(&events)).map(&mut map);
+        let power = AcpiPm::new(Arc::clone(timers.clock()), interrupts.isa_line(SCI_IRQ), Arc::clone(&events));
+        power.map(&mut map);
+        if config.debug_exit {
+            DebugExit::new(events).map(&mut map);
+        }
+        Ok((Board { serial, power }, MachineBus::new(map, dialects, interrupts)))
     }
 
     /// Address of the ACPI RSDP.
@@ -101,11 +95,27 @@ impl Board {
 
     /// Bytes typed at the first serial port; how many it took.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
-        bytes.len()
+        self.serial.input(bytes)
+    }
+
+    /// Presses the power button.
+    pub fn press_power_button(&self) {
+        self.power.press_power_button();
     }
 
     /// Flushes what is under way and stops the devices' threads.
     pub fn shut_down(&self) {}
+}
+
+fn serial_output(target: &SerialTarget) -> Result<Box<dyn Write + Send>, BoardError> {
+    Ok(match target {
+        SerialTarget::Stdio => Box::new(std::io::stdout()),
+        SerialTarget::Null => Box::new(std::io::sink()),
+        SerialTarget::File(path) => match File::options().append(true).create(true).open(path) {
+            Ok(file) => Box::new(file),
+            Err(source) => return Err(BoardError::Host { what: format!("serial output to {}", path.display()), source }),
+        },
+    })
 }
 
 /// Device events as machine events. A machine that has ended no longer listens, so that send errors mean nothing.

@@ -20,17 +20,21 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dialects::Dialect;
+use vmm::attach::Attachment;
+use vmm::monitor::{VmId, Vmm, VmmError};
 use vmm::time::{Clock, HostClock, StepClock, Timers};
-use vmm::{Backend, BackendError, BackendVm, Entry, Exit, RegisterMask, Vcpu, VcpuId, VmConfig};
+use vmm::{BackendError, BackendVm, Entry, Exit, RegisterMask, VcpuId, VmConfig};
 
 use crate::backends::{self, Chosen};
 use crate::board::{Board, BoardError};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, MachineConfig};
+use crate::config::{DialectName, MachineConfig, SerialTarget};
 use crate::profile;
 use crate::stats::RunStats;
 
+/// Name under which INFO shows the machine.
+const MACHINE_NAME: &str = "machine";
 /// Ticks a second of the software CPU's TSC: it counts the machine's nanoseconds.
 const SOFT_TSC_HZ: u64 = 1_000_000_000;
 /// Time of day at which a deterministic machine starts: 2024-01-01 00:00 UTC.
@@ -47,9 +51,17 @@ pub enum MachineError {
     /// A device.
     #[error(transparent)]
     Board(#[from] BoardError),
-    /// The backend.
+    /// The monitor or its backend.
     #[error(transparent)]
-    Backend(#[from] BackendError),
+    Monitor(#[from] VmmError),
+    /// A file of the command line.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The host's answer.
+        source: std::io::Error,
+    },
     /// The host's operating system.
     #[error("{what}: {source}")]
     Host {
@@ -95,7 +107,7 @@ pub enum Event {
     /// It is over.
     End(Outcome),
     /// The backend cannot go on.
-    Failed(BackendError),
+    Failed(VmmError),
 }
 
 /// Where events go; cheap to clone.
@@ -175,13 +187,18 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         Some(path) => boot::recognise(path)?,
         None => boot::find_bios()?,
     };
-    let Chosen { backend, reason } = backends::choose(config)?;
-    eprintln!("vmctl: backend {}: {reason}", backend.name());
+    let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
+    eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
+    let vmm = Arc::new(Vmm::new(backend));
 
+    if let SerialTarget::File(path) = &config.serial {
+        // Emptied once: the board appends, so that reboots follow each other.
+        File::create(path).map_err(|source| MachineError::File { path: path.clone(), source })?;
+    }
     let mut stats = RunStats::default();
     let started = Instant::now();
     let outcome = loop {
-        let mut machine = Machine::assemble(config, &image, backend.as_ref(), control)?;
+        let mut machine = Machine::assemble(config, &image, &vmm, control)?;
         let event = machine.run(control);
         machine.take_down(&mut stats);
         match event {
@@ -196,26 +213,25 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
 
 /// A machine with power on.
 struct Machine {
+    vmm: Arc<Vmm>,
+    id: VmId,
     vm: Arc<dyn BackendVm>,
+    cpus: u32,
     bus: Arc<MachineBus>,
     timers: Arc<Timers>,
     timer_thread: Option<JoinHandle<()>>,
-    waiting: Vec<Box<dyn Vcpu>>,
-    running: Vec<JoinHandle<Finished>>,
+    running: Vec<JoinHandle<Returns>>,
     stop: Arc<AtomicBool>,
     events: Receiver<Event>,
     sender: EventSender,
     board: Arc<Board>,
 }
 
-/// What a processor's thread leaves.
-struct Finished {
-    vcpu: Box<dyn Vcpu>,
-    returns: BTreeMap<&'static str, u64>,
-}
+/// How often [`Vmm::run`] came back, by the exit's name.
+type Returns = BTreeMap<&'static str, u64>;
 
 impl Machine {
-    fn assemble(config: &MachineConfig, image: &boot::Image, backend: &dyn Backend, control: &Control) -> Result<Machine, MachineError> {
+    fn assemble(config: &MachineConfig, image: &boot::Image, vmm: &Arc<Vmm>, control: &Control) -> Result<Machine, MachineError> {
         let ranges = boot::layout(config.memory.0, image.rom_size());
         let memory = vmm::memory::map(&ranges).map_err(|source| MachineError::Host { what: "cannot get memory for the guest", source })?;
         let clock: Arc<dyn Clock> =
@@ -231,14 +247,16 @@ impl Machine {
                 }
             })
             .collect();
-        let vm = backend.create_vm(VmConfig {
+        let vm_config = VmConfig {
             memory: memory.clone(),
             vcpus: config.cpus,
             local_apic: true,
-            cpuid: profile::cpuid(backend.supported_cpuid(), config.cpus, &dialects),
+            cpuid: profile::cpuid(vmm.backend().supported_cpuid(), config.cpus, &dialects),
             timers: Arc::clone(&timers),
             deterministic: config.deterministic,
-        })?;
+        };
+        let id = vmm.create_with(vm_config, MACHINE_NAME)?;
+        let vm = vmm.machine(id)?;
 
         let (sender, events) = mpsc::channel();
         let (board, bus) = Board::build(config, &vm, &memory, &timers, dialects, sender.clone())?;
@@ -253,27 +271,34 @@ impl Machine {
         let loaded = boot::load(image, &memory, &boot_config, &mut random)?;
         eprintln!("vmctl: {}", loaded.description);
 
-        let mut waiting = (0..config.cpus).map(|id| vm.create_vcpu(id)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(first) = waiting.first_mut() {
-            first.set_registers(&loaded.registers, RegisterMask::all())?;
-        }
+        vmm.write_registers(id, 0, &loaded.registers, RegisterMask::all())?;
         let timer_thread = match config.deterministic {
             true => None,
             false => Some(timers.spawn().map_err(|source| MachineError::Host { what: "cannot start a thread", source })?),
         };
         control.attach(&sender, &board);
         let stop = Arc::new(AtomicBool::new(false));
-        Ok(Machine { vm, bus: Arc::new(bus), timers, timer_thread, waiting, running: Vec::new(), stop, events, sender, board })
+        let (vmm, bus) = (Arc::clone(vmm), Arc::new(bus));
+        Ok(Machine { vmm, id, vm, cpus: config.cpus, bus, timers, timer_thread, running: Vec::new(), stop, events, sender, board })
     }
 
     /// Starts the processors and waits for the event that ends the machine.
     fn run(&mut self, control: &Control) -> Event {
-        for (id, vcpu) in (0..).zip(std::mem::take(&mut self.waiting)) {
-            let (bus, stop, events) = (Arc::clone(&self.bus), Arc::clone(&self.stop), self.sender.clone());
-            let thread = std::thread::Builder::new().name(format!("cpu{id}")).spawn(move || run_processor(id, vcpu, &bus, &stop, &events));
-            match thread {
+        for cpu in 0..self.cpus {
+            let processor = Processor {
+                vmm: Arc::clone(&self.vmm),
+                machine: self.id,
+                id: cpu,
+                bus: Arc::clone(&self.bus),
+                stop: Arc::clone(&self.stop),
+                events: self.sender.clone(),
+            };
+            match std::thread::Builder::new().name(format!("cpu{cpu}")).spawn(move || processor.run()) {
                 Ok(thread) => self.running.push(thread),
-                Err(source) => return Event::Failed(BackendError::Host { what: "cannot start a thread for a processor".into(), source }),
+                Err(source) => {
+                    let what = "cannot start a thread for a processor".into();
+                    return Event::Failed(BackendError::Host { what, source }.into());
+                }
             }
         }
         let event = self.events.recv().unwrap_or(Event::End(Outcome::Stopped));
@@ -287,10 +312,12 @@ impl Machine {
         for (id, _) in (0..).zip(&self.running) {
             self.vm.kick(id);
         }
-        for thread in self.running.drain(..) {
+        for (cpu, thread) in (0..).zip(self.running.drain(..)) {
             // A processor thread that panicked has said so; its counters are lost.
-            if let Ok(finished) = thread.join() {
-                stats.add_processor(finished.vcpu.stats(), &finished.returns);
+            if let Ok(returns) = thread.join()
+                && let Ok(counters) = self.vmm.with_vcpu(self.id, cpu, |vcpu| vcpu.stats())
+            {
+                stats.add_processor(counters, &returns);
             }
         }
         self.timers.stop();
@@ -298,39 +325,53 @@ impl Machine {
             let _ = thread.join();
         }
         self.board.shut_down();
+        // Nobody else terminates it.
+        let _ = self.vmm.terminate(self.id);
         stats.add_unowned(self.bus.unowned());
     }
 }
 
-/// The life of a processor's thread.
-fn run_processor(id: VcpuId, mut vcpu: Box<dyn Vcpu>, bus: &MachineBus, stop: &AtomicBool, events: &EventSender) -> Finished {
-    let mut returns = BTreeMap::new();
-    while !stop.load(Ordering::SeqCst) {
-        let event = match vcpu.run(bus, Entry::default()) {
-            Ok(exit) => {
-                *returns.entry(exit.name()).or_insert(0) += 1;
-                match exit {
-                    Exit::Interrupted => continue,
-                    Exit::Shutdown => Event::End(Outcome::GuestDied { cpu: id, registers: dump(vcpu.as_ref()) }),
-                    other => Event::Failed(BackendError::Internal(format!(
-                        "processor {id} stopped with an exit that nobody asked for: {other:?}\n{}",
-                        dump(vcpu.as_ref())
-                    ))),
-                }
-            }
-            Err(error) => Event::Failed(error),
-        };
-        // Nobody listens any more when another processor was first.
-        let _ = events.send(event);
-        break;
-    }
-    Finished { vcpu, returns }
+/// A processor's thread.
+struct Processor {
+    vmm: Arc<Vmm>,
+    machine: VmId,
+    id: VcpuId,
+    bus: Arc<MachineBus>,
+    stop: Arc<AtomicBool>,
+    events: EventSender,
 }
 
-fn dump(vcpu: &dyn Vcpu) -> String {
-    match vcpu.registers(RegisterMask::all()) {
-        Ok(registers) => registers.to_string(),
-        Err(error) => format!("(registers cannot be read: {error})"),
+impl Processor {
+    fn run(&self) -> Returns {
+        let mut returns = Returns::new();
+        while !self.stop.load(Ordering::SeqCst) {
+            let event = match self.vmm.run(self.machine, self.id, Entry::default(), self.bus.as_ref()) {
+                Ok(exit) => {
+                    *returns.entry(exit.name()).or_insert(0) += 1;
+                    match exit {
+                        Exit::Interrupted => continue,
+                        Exit::Shutdown => Event::End(Outcome::GuestDied { cpu: self.id, registers: self.dump() }),
+                        other => {
+                            let text =
+                                format!("processor {} stopped with an exit that nobody asked for: {other:?}\n{}", self.id, self.dump());
+                            Event::Failed(BackendError::Internal(text).into())
+                        }
+                    }
+                }
+                Err(error) => Event::Failed(error),
+            };
+            // Nobody listens any more when another processor was first.
+            let _ = self.events.send(event);
+            break;
+        }
+        returns
+    }
+
+    fn dump(&self) -> String {
+        match self.vmm.read_registers(self.machine, self.id, RegisterMask::all()) {
+            Ok(registers) => registers.to_string(),
+            Err(error) => format!("(registers cannot be read: {error})"),
+        }
     }
 }
 

@@ -60,6 +60,12 @@ impl Passt {
         Passt::start_program("passt", &arguments)
     }
 
+    /// Process id of passt.
+    #[cfg(test)]
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(|process| process.child.id())
+    }
+
     fn start_program(program: &str, arguments: &[String]) -> Result<Passt, NetError> {
         let (ours, theirs) = UnixStream::pair()?;
         let messages = File::from(memfd_create("passt-messages", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
