@@ -1,7 +1,8 @@
-//! BIOS: a ROM that ends at 4 GiB, whose last 128 KiB are at 0xe0000 too, and the processor's own reset state.
+//! BIOS: a ROM that ends at 4 GiB, whose last part is below 1 MiB too, and the processor's own reset state.
 //!
-//! The BIOS is SeaBIOS as Debian's package `seabios` has it. Shadow memory is plain RAM here: writes to 0xc0000 to 0xfffff
-//! need no unlocking.
+//! The BIOS is SeaBIOS as Debian's package `seabios` has it. On a PC the chipset shows 128 KiB of the ROM below 1 MiB, and
+//! SeaBIOS copies the rest there when it has found a chipset whose shadow RAM it can unlock (`src/fw/shadow.c`). Here that
+//! memory is plain RAM, and all of it up to 256 KiB is there from the start.
 
 use std::path::Path;
 
@@ -19,7 +20,7 @@ const PATHS: [&str; 4] =
 const BLOCK: usize = 0x1_0000;
 const SIZE_MAX: usize = 16 << 20;
 /// Bytes of the ROM that are below 1 MiB too.
-const SHADOW: usize = 0x2_0000;
+const SHADOW: usize = 0x4_0000;
 /// The reset vector, counted from the end.
 const RESET_VECTOR: usize = 16;
 /// Jumps that a reset vector begins with: far, near, short (Intel SDM vol. 2, JMP).

@@ -194,6 +194,7 @@ fn bios() -> Vec<u8> {
     let mut data = vec![0; 0x4_0000];
     data[0x3_fff0] = 0xea;
     data[0x2_0000] = 0x77;
+    data[0] = 0x66;
     data
 }
 
@@ -417,6 +418,7 @@ fn bios_is_at_the_top_of_4_gib_and_below_1_mib() {
     assert_eq!(bytes(&memory, 0xffff_fff0, 1), [0xea]);
     assert_eq!(bytes(&memory, 0xf_fff0, 1), [0xea]);
     assert_eq!(bytes(&memory, 0xe_0000, 1), [0x77]);
+    assert_eq!(bytes(&memory, 0xc_0000, 1), [0x66]);
     config.cmdline = "x".into();
     assert!(matches!(load(bios(), &memory, &config), Err(BootError::NotTaken { .. })));
 }
