@@ -41,7 +41,7 @@ fn code_breakpoint_stops_before_and_resume_flag_passes_it() {
     let exception = m.run_to_exception();
     assert_eq!((exception.vector, exception.rip), (1, CODE + 1));
     assert_eq!(m.registers().dr6 & 0xf, 2);
-    assert_eq!(exception.rflags & 1 << 16, 1 << 16, "RF in the pushed flags lets IRET pass the breakpoint");
+    assert_eq!(exception.rflags & 1 << 16, 0, "of all faults only this one leaves RF to its handler (SDM vol. 3 section 18.3.1.1)");
     registers.rip = CODE + 1;
     registers.rflags |= 1 << 16;
     m.set(&registers);
@@ -63,7 +63,7 @@ fn data_breakpoint_traps_after_a_write_but_not_a_read() {
     registers.dr7 = 0x400 | 2 | 0b1001 << 16;
     m.set(&registers);
     let exception = m.run_to_exception();
-    assert_eq!((exception.vector, exception.rip), (1, CODE + 8 + 11));
+    assert_eq!((exception.vector, exception.rip), (1, CODE + 10 + 11), "after MOV from a 64-bit offset and MOV of an immediate");
     assert_eq!(m.registers().dr6 & 0xf, 1);
     assert_eq!(m.get::<u32>(DATA + 12), 5);
 }

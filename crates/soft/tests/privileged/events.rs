@@ -143,7 +143,7 @@ fn mov_ss_holds_interrupts_off_for_one_instruction() {
     }
     let exit = m.vcpu.run(&m.bus, Entry { interrupt_window: true, ..Entry::default() }).unwrap();
     assert_eq!(exit, Exit::InterruptWindow);
-    assert_eq!(m.registers().rip, CODE + 5 + 2 + 7);
+    assert_eq!(m.registers().rip, CODE + 5 + 2 + 10);
 }
 
 #[test]
