@@ -28,6 +28,7 @@ pub mod reset;
 pub mod rtc;
 pub mod serial;
 pub mod snapshot;
+pub mod testdev;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod virtio;

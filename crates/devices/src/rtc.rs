@@ -199,7 +199,7 @@ impl Registers {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.b() & BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.b() & BINARY != 0 { value } else { (value / 10) << 4 | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {
