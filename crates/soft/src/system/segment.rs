@@ -332,8 +332,8 @@ impl<const RIGHTS: bool> Slow for LoadAccess<RIGHTS> {
             known && (descriptor.is_conforming_code() || descriptor.dpl() >= cpu.cpl.max(rpl(selector)))
         });
         if let Some(descriptor) = found {
-            // LAR gives the second doubleword of the descriptor without base and limit.
-            let value = if RIGHTS { descriptor.raw >> 32 & 0xf0_ff00 } else { descriptor.limit().into() };
+            // LAR gives the second doubleword of the descriptor without the base; processors leave the limit's bits in.
+            let value = if RIGHTS { descriptor.raw >> 32 & 0xff_ff00 } else { descriptor.limit().into() };
             cpu.set_register(op.b, op.size, value);
         }
         cpu.set_zero_flag(found.is_some());

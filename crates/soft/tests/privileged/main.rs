@@ -4,6 +4,7 @@
 mod code;
 mod debug;
 mod events;
+mod legacy;
 mod machine;
 mod modes;
 mod paging;
