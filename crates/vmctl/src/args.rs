@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use vmd::config::{BackendChoice, DialectList, DiskConfig, MachineConfig, NicConfig, SerialTarget, Size};
+use vmd::config::{BackendChoice, DialectList, DiskSpec, MachineConfig, NicSpec, SerialTarget, Size};
 
 /// What `vmctl` without arguments says.
 pub const NEWCOMER: &str = "\
@@ -71,12 +71,12 @@ pub struct RunArguments {
     /// Processors, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     pub cpus: u32,
-    /// Disk: FILE[,ro][,format=raw|qcow2]. Repeatable.
+    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off]. Repeatable.
     #[arg(long, value_name = "DISK", action = ArgAction::Append)]
-    pub disk: Vec<DiskConfig>,
-    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX]. Repeatable.
+    pub disk: Vec<DiskSpec>,
+    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
     #[arg(long, value_name = "NIC", action = ArgAction::Append)]
-    pub nic: Vec<NicConfig>,
+    pub nic: Vec<NicSpec>,
     /// What executes the processors: auto, kvm or soft.
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendChoice,

@@ -1,8 +1,10 @@
 //! The board: all devices of one machine, wired to each other and to the bus.
 //!
 //! ```text
-//!   ISA   serial (IRQ 4), PIT (0), keyboard controller (1), reset ports, ACPI power management (9)
-//!   PCI   00 host bridge, 01 ISA bridge, then disks and network cards in the order of the command line
+//!   ISA   serial (IRQ 4), PIT (0), keyboard controller (1), reset ports, real-time clock (8),
+//!         ACPI power management (9), firmware configuration
+//!   PCI   00 host bridge, 01 ISA bridge, then disks and network cards in the order of the command line,
+//!         and a source of random numbers
 //! ```
 
 use std::fs::File;
@@ -10,19 +12,30 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use devices::acpi::{self, AcpiConfig, AcpiTables};
 use devices::acpi_pm::AcpiPm;
+use devices::block::{self, Disk, DiskError};
 use devices::debug_exit::DebugExit;
+use devices::fw_cfg::{E820Entry, FwCfg, FwCfgItems};
 use devices::i8042::{I8042, KEYBOARD_IRQ};
 use devices::interrupts::{InterruptRouter, SCI_IRQ};
+use devices::net::{self, Mac, NetError};
 use devices::pci::{PciAddress, PciBus, PciError, host_bridge, isa_bridge};
 use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
+use devices::rtc::{CmosConfig, RTC_IRQ, Rtc};
 use devices::serial::{COM1, COM1_IRQ, Serial};
+use devices::virtio::block::Block;
+use devices::virtio::net::Net;
+use devices::virtio::rng::{HostEntropy, Rng};
+use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::{DeviceMap, MachineEvents};
 use dialects::Dialect;
+use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
 
+use crate::boot::{self, LOW_RAM_END};
 use crate::bus::MachineBus;
 use crate::config::{MachineConfig, SerialTarget};
 use crate::machine::{Event, EventSender, Outcome};
@@ -38,6 +51,12 @@ pub enum BoardError {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// A disk's image.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A card's network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// More devices than the bus has room for.
     #[error(transparent)]
     Pci(#[from] PciError),
@@ -47,6 +66,15 @@ pub enum BoardError {
 pub struct Board {
     serial: Arc<Serial>,
     power: Arc<AcpiPm>,
+    pci: Arc<PciBus>,
+}
+
+/// Opens the images of all disks. They stay open, and locked, over reboots.
+///
+/// # Errors
+/// [`BoardError::Disk`].
+pub fn open_disks(config: &MachineConfig) -> Result<Vec<Arc<dyn Disk>>, BoardError> {
+    Ok(config.disks.iter().map(block::open).collect::<Result<_, _>>()?)
 }
 
 impl Board {
@@ -56,13 +84,13 @@ impl Board {
     /// [`BoardError`] when a file, socket or interface that a device needs is not to be had.
     pub fn build(
         config: &MachineConfig,
+        disks: &[Arc<dyn Disk>],
         vm: &Arc<dyn BackendVm>,
         memory: &GuestMemory,
         timers: &Arc<Timers>,
         dialects: Vec<Arc<dyn Dialect>>,
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
-        let _ = memory;
         let events: Arc<dyn MachineEvents> = Arc::new(Events(events));
         let interrupts = InterruptRouter::new(Arc::new(Arc::clone(vm)));
         let mut map = DeviceMap::default();
@@ -70,9 +98,25 @@ impl Board {
         let mut pci = PciBus::new();
         pci.add(PciAddress { slot: 0, function: 0 }, host_bridge(), &interrupts)?;
         pci.add(PciAddress { slot: 1, function: 0 }, isa_bridge(), &interrupts)?;
+        let mut add = |device: Box<dyn VirtioDevice>| {
+            let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
+            pci.add_next(function, &interrupts)
+        };
+        for (number, disk) in disks.iter().enumerate() {
+            add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
+        }
+        for (index, nic) in (0..).zip(&config.nics) {
+            if let Some(network) = net::open(&nic.network)? {
+                add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
+            }
+        }
+        if !config.deterministic {
+            add(Box::new(Rng::new(Box::new(HostEntropy))))?;
+        }
         pci.assign()?;
         // The bus first: fixed ports among its own win.
-        Arc::new(pci).map(&mut map);
+        let pci = Arc::new(pci);
+        pci.map(&mut map);
 
         interrupts.map(&mut map);
         let serial = Serial::new(COM1, interrupts.isa_line(COM1_IRQ), serial_output(&config.serial)?);
@@ -82,15 +126,17 @@ impl Board {
         ResetPorts::new(Arc::clone(&events)).map(&mut map);
         let power = AcpiPm::new(Arc::clone(timers.clock()), interrupts.isa_line(SCI_IRQ), Arc::clone(&events));
         power.map(&mut map);
+        let cmos = CmosConfig {
+            low_memory: config.memory.0.min(LOW_RAM_END),
+            high_memory: config.memory.0.saturating_sub(LOW_RAM_END),
+            processors: config.cpus as u8,
+        };
+        Rtc::new(Arc::clone(timers), interrupts.isa_line(RTC_IRQ), &cmos).map(&mut map);
+        FwCfg::new(Arc::clone(memory), firmware_items(config)).map(&mut map);
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, power }, MachineBus::new(map, dialects, interrupts)))
-    }
-
-    /// Address of the ACPI RSDP.
-    pub fn rsdp(&self) -> Option<u64> {
-        None
+        Ok((Board { serial, power, pci }, MachineBus::new(map, dialects, interrupts)))
     }
 
     /// Bytes typed at the first serial port; how many it took.
@@ -103,8 +149,33 @@ impl Board {
         self.power.press_power_button();
     }
 
-    /// Flushes what is under way and stops the devices' threads.
-    pub fn shut_down(&self) {}
+    /// Ends what devices have under way, and their threads.
+    pub fn shut_down(&self) {
+        self.pci.reset();
+    }
+}
+
+/// Puts the ACPI tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
+/// the memory map reserves the range.
+pub fn place_acpi(config: &MachineConfig, memory: &GuestMemory) -> Option<u64> {
+    let base = acpi::DEFAULT_BASE;
+    memory.write_slice(&acpi_tables(config).place(base), GuestAddress(base.into())).ok()?;
+    Some(base.into())
+}
+
+fn acpi_tables(config: &MachineConfig) -> AcpiTables {
+    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
+}
+
+fn firmware_items(config: &MachineConfig) -> FwCfgItems {
+    let mut items = FwCfgItems::new(config.memory.0, config.cpus as u16);
+    let ranges = boot::e820(config.memory.0);
+    let ranges: Vec<E820Entry> = ranges.iter().map(|range| E820Entry { base: range.start, size: range.size, kind: range.kind }).collect();
+    items.add_e820(&ranges);
+    for (name, bytes) in acpi_tables(config).files() {
+        items.add_file(name, bytes);
+    }
+    items
 }
 
 fn serial_output(target: &SerialTarget) -> Result<Box<dyn Write + Send>, BoardError> {

@@ -1,12 +1,15 @@
 //! What a machine is asked to be: the options of `vmctl run` as types that cannot be wrong.
 //!
-//! Every option's text form is parsed here by `FromStr`, so that the command line and, later, a configuration file share one
+//! Every option's text form is parsed by `FromStr`, here or beside its device, so that the command line and, later, a configuration file share one
 //! grammar and one set of messages. A message says what was found and what would have been right.
 //! [`MachineConfig::check`] compares the whole with the host before anything is opened.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+pub use devices::block::DiskSpec;
+pub use devices::net::NicSpec;
 
 /// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
 pub const MAX_CPUS: u32 = 64;
@@ -31,9 +34,9 @@ pub struct MachineConfig {
     /// Number of processors.
     pub cpus: u32,
     /// Disks in order of their PCI slots.
-    pub disks: Vec<DiskConfig>,
+    pub disks: Vec<DiskSpec>,
     /// Network cards in order of their PCI slots.
-    pub nics: Vec<NicConfig>,
+    pub nics: Vec<NicSpec>,
     /// What executes the processors.
     pub backend: BackendChoice,
     /// Paravirtual dialects.
@@ -248,103 +251,6 @@ impl FromStr for SerialTarget {
     }
 }
 
-/// How a disk image stores its blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ImageFormat {
-    /// The file is the disk.
-    Raw,
-    /// QEMU's copy-on-write format.
-    Qcow2,
-}
-
-/// One disk: `FILE[,ro][,format=raw|qcow2]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskConfig {
-    /// Image file.
-    pub path: PathBuf,
-    /// Whether writes are refused.
-    pub read_only: bool,
-    /// Format; found from the file when not given.
-    pub format: Option<ImageFormat>,
-}
-
-impl FromStr for DiskConfig {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<DiskConfig, ConfigError> {
-        let mut parts = text.split(',');
-        let path = parts.next().unwrap_or_default();
-        if path.is_empty() {
-            return syntax("a disk needs a file: FILE[,ro][,format=raw|qcow2]");
-        }
-        let mut disk = DiskConfig { path: path.into(), read_only: false, format: None };
-        for option in parts {
-            match option {
-                "ro" => disk.read_only = true,
-                "format=raw" => disk.format = Some(ImageFormat::Raw),
-                "format=qcow2" => disk.format = Some(ImageFormat::Qcow2),
-                _ => return syntax(format!("unknown disk option '{option}'; one of: ro, format=raw, format=qcow2")),
-            }
-        }
-        Ok(disk)
-    }
-}
-
-/// What a network card is connected to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NicKind {
-    /// The host's sockets, by passt.
-    User,
-    /// A tap interface of the host.
-    Tap(String),
-    /// Nothing: the link is down.
-    None,
-}
-
-/// One network card: `user|tap:NAME|none[,mac=..]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NicConfig {
-    /// Connection.
-    pub kind: NicKind,
-    /// Address; made from the card's number when not given.
-    pub mac: Option<[u8; 6]>,
-}
-
-impl FromStr for NicConfig {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<NicConfig, ConfigError> {
-        let mut parts = text.split(',');
-        let kind = parts.next().unwrap_or_default();
-        let kind = match kind.strip_prefix("tap:") {
-            // IFNAMSIZ counts the terminating zero.
-            Some(name) if name.is_empty() || name.len() > 15 => return syntax(format!("'{name}' is not the name of an interface")),
-            Some(name) => NicKind::Tap(name.into()),
-            None if kind == "user" => NicKind::User,
-            None if kind == "none" => NicKind::None,
-            None => return syntax(format!("unknown network '{kind}'; one of: user, tap:NAME, none")),
-        };
-        let mut mac = None;
-        for option in parts {
-            match option.strip_prefix("mac=") {
-                Some(address) => mac = Some(parse_mac(address)?),
-                None => return syntax(format!("unknown network option '{option}'; only mac=XX:XX:XX:XX:XX:XX")),
-            }
-        }
-        Ok(NicConfig { kind, mac })
-    }
-}
-
-fn parse_mac(text: &str) -> Result<[u8; 6], ConfigError> {
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|part| if part.len() == 2 { u8::from_str_radix(part, 16).ok() } else { None }).collect();
-    match bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok()) {
-        Some(mac) if mac[0] & 1 == 0 => Ok(mac),
-        Some(_) => syntax(format!("'{text}' is a multicast address; the first byte must be even")),
-        None => syntax(format!("'{text}' is not a MAC address; write for example 52:54:00:12:34:56")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -391,19 +297,5 @@ mod tests {
         assert!("hyperv".parse::<DialectList>().unwrap_err().to_string().contains("kvm, none"));
         assert!("kvm,kvm".parse::<DialectList>().is_err());
         assert!("pty".parse::<SerialTarget>().unwrap_err().to_string().contains("stdio, null, file:PATH"));
-        assert!("a.img,rw".parse::<DiskConfig>().unwrap_err().to_string().contains("format=qcow2"));
-        assert!("bridge".parse::<NicConfig>().unwrap_err().to_string().contains("user, tap:NAME, none"));
-    }
-
-    #[test]
-    fn disks_and_cards_parse() {
-        let disk: DiskConfig = "a.img,ro,format=qcow2".parse().unwrap();
-        assert_eq!(disk, DiskConfig { path: "a.img".into(), read_only: true, format: Some(ImageFormat::Qcow2) });
-        let nic: NicConfig = "tap:vm0,mac=52:54:00:00:00:01".parse().unwrap();
-        assert_eq!(nic, NicConfig { kind: NicKind::Tap("vm0".into()), mac: Some([0x52, 0x54, 0, 0, 0, 1]) });
-        for text in ["user,mac=1:2:3:4:5:6", "user,mac=53:54:00:00:00:01", "user,mac=", "tap:", ""] {
-            assert!(text.parse::<NicConfig>().is_err(), "{text}");
-        }
-        assert!(",ro".parse::<DiskConfig>().is_err());
     }
 }

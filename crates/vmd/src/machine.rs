@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use devices::block::Disk;
 use dialects::Dialect;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
@@ -26,7 +27,7 @@ use vmm::time::{Clock, HostClock, StepClock, Timers};
 use vmm::{BackendError, BackendVm, Entry, Exit, RegisterMask, VcpuId, VmConfig};
 
 use crate::backends::{self, Chosen};
-use crate::board::{Board, BoardError};
+use crate::board::{self, Board, BoardError};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
 use crate::config::{DialectName, MachineConfig, SerialTarget};
@@ -195,10 +196,11 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         // Emptied once: the board appends, so that reboots follow each other.
         File::create(path).map_err(|source| MachineError::File { path: path.clone(), source })?;
     }
+    let disks = board::open_disks(config)?;
     let mut stats = RunStats::default();
     let started = Instant::now();
     let outcome = loop {
-        let mut machine = Machine::assemble(config, &image, &vmm, control)?;
+        let mut machine = Machine::assemble(config, &disks, &image, &vmm, control)?;
         let event = machine.run(control);
         machine.take_down(&mut stats);
         match event {
@@ -208,6 +210,9 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         }
     };
     stats.set_wall(started.elapsed());
+    for disk in &disks {
+        disk.flush().map_err(|source| MachineError::Host { what: "cannot write a disk back", source })?;
+    }
     Ok(Report { outcome, stats })
 }
 
@@ -231,7 +236,13 @@ struct Machine {
 type Returns = BTreeMap<&'static str, u64>;
 
 impl Machine {
-    fn assemble(config: &MachineConfig, image: &boot::Image, vmm: &Arc<Vmm>, control: &Control) -> Result<Machine, MachineError> {
+    fn assemble(
+        config: &MachineConfig,
+        disks: &[Arc<dyn Disk>],
+        image: &boot::Image,
+        vmm: &Arc<Vmm>,
+        control: &Control,
+    ) -> Result<Machine, MachineError> {
         let ranges = boot::layout(config.memory.0, image.rom_size());
         let memory = vmm::memory::map(&ranges).map_err(|source| MachineError::Host { what: "cannot get memory for the guest", source })?;
         let clock: Arc<dyn Clock> =
@@ -259,11 +270,13 @@ impl Machine {
         let vm = vmm.machine(id)?;
 
         let (sender, events) = mpsc::channel();
-        let (board, bus) = Board::build(config, &vm, &memory, &timers, dialects, sender.clone())?;
+        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, dialects, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
+        // Firmware builds its tables from fw_cfg.
+        let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
         let boot_config =
-            boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp: board.rsdp() };
+            boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
         let mut random: Box<dyn Read> = match config.deterministic {
             true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
             false => Box::new(File::open("/dev/urandom").map_err(|source| MachineError::Host { what: "/dev/urandom", source })?),
