@@ -25,8 +25,6 @@ const ENVIRONMENT_32: usize = 28;
 const STACK_BYTES: usize = 80;
 /// Bytes of an extended real.
 const REAL_BYTES: usize = 10;
-/// A line of the host's caches, which CPUID shows the guest.
-const LINE_BYTES: u64 = 64;
 
 fn fninit(cpu: &mut Cpu, _: &Op) -> Result<(), Trap> {
     check_x87(cpu)?;
@@ -192,11 +190,11 @@ fn stmxcsr<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     cpu.store(va, cpu.fx.mxcsr)
 }
 
-/// CLFLUSH, CLFLUSHOPT and CLWB: guest memory is coherent anyway, so only the address is checked, as for a load.
+/// CLFLUSH, CLFLUSHOPT and CLWB: guest memory is coherent anyway, so only the address is checked, as for a load of a byte. No
+/// byte is loaded: device registers may change by it.
 fn flush_line<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     let va = cpu.ea::<K>(op, 1, false)?;
-    // The line, so that no device register changes by being read: the host slice of a device page is none.
-    cpu.host_slice(va & !(LINE_BYTES - 1), 1, false)?;
+    cpu.host_slice(va, 1, false)?;
     Ok(())
 }
 

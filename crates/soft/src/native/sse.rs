@@ -67,12 +67,25 @@ fn call_unmasked(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, i
     Err(if cpu.cr4 & cr4::OSXMMEXCPT != 0 { cpu.raise(exception::XM) } else { cpu.ud() })
 }
 
+/// The op's thunk on two operands.
+#[inline(always)]
+fn computed<const FLOATING: bool>(cpu: &mut Cpu, op: &Op, first: __m128i, second: __m128i) -> Result<__m128i, Trap> {
+    let thunk = Thunk::of(op);
+    if !FLOATING {
+        return Ok(thunk.call_plain(first, second));
+    }
+    let before = cpu.fx.mxcsr;
+    if before & mxcsr::MASKS != mxcsr::MASKS {
+        return call_unmasked(cpu, thunk, first, second, &mut Io::new());
+    }
+    let (result, after) = thunk.call_floating(first, second, before);
+    cpu.fx.mxcsr = after;
+    Ok(result)
+}
+
 #[inline(always)]
 fn vector_instruction<const FLOATING: bool>(cpu: &mut Cpu, op: &Op, second: __m128i) -> Result<(), Trap> {
-    let thunk = Thunk::of(op);
-    let first = cpu.fx.x(op.a);
-    let mut io = Io::new();
-    let result = if FLOATING { call_floating(cpu, thunk, first, second, &mut io)? } else { thunk.call(first, second, &mut io) };
+    let result = computed::<FLOATING>(cpu, op, cpu.fx.x(op.a), second)?;
     cpu.fx.set_x(op.a, result);
     Ok(())
 }
@@ -99,6 +112,57 @@ fn memory_word<const FLOATING: bool, const SIZE: u64, const K: u8>(cpu: &mut Cpu
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
     let second = attempt!(cpu, op, load_word(cpu, va, SIZE));
     attempt!(cpu, op, vector_instruction::<FLOATING>(cpu, &op, vector(second, 0)));
+    op.next(cpu)
+}
+
+/// (U)COMISS and (U)COMISD: xmm, second operand, and the flags say how they compare.
+#[inline(always)]
+fn compare(cpu: &mut Cpu, op: &Op, second: __m128i) -> Result<(), Trap> {
+    let mut io = Io::new();
+    call_floating(cpu, Thunk::of(op), cpu.fx.x(op.a), second, &mut io)?;
+    cpu.status_flags = io.status();
+    Ok(())
+}
+
+/// compare xmm, xmm
+fn compare_registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_sse(cpu));
+    attempt!(cpu, op, compare(cpu, &op, cpu.fx.x(op.b)));
+    op.next(cpu)
+}
+
+/// compare xmm, m32 or m64
+fn compare_memory<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_sse(cpu));
+    let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
+    let second = attempt!(cpu, op, load_word(cpu, va, SIZE));
+    attempt!(cpu, op, compare(cpu, &op, vector(second, 0)));
+    op.next(cpu)
+}
+
+/// r32 or r64, xmm
+fn to_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_sse(cpu));
+    let mut io = Io::new();
+    let (thunk, second) = (Thunk::of(&op), cpu.fx.x(op.b));
+    if FLOATING {
+        attempt!(cpu, op, call_floating(cpu, thunk, second, second, &mut io));
+    } else {
+        thunk.call(second, second, &mut io);
+    }
+    cpu.regs[usize::from(op.a) & REG_MASK] = io.gpr;
+    op.next(cpu)
+}
+
+/// xmm, r32 or r64
+fn from_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    attempt!(cpu, op, check_sse(cpu));
+    let mut io = Io::new();
+    io.gpr = cpu.regs[usize::from(op.b) & REG_MASK];
+    let (thunk, first) = (Thunk::of(&op), cpu.fx.x(op.a));
+    let result =
+        if FLOATING { attempt!(cpu, op, call_floating(cpu, thunk, first, first, &mut io)) } else { thunk.call(first, first, &mut io) };
+    cpu.fx.set_x(op.a, result);
     op.next(cpu)
 }
 
@@ -230,7 +294,7 @@ fn execute<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         return store_word(cpu, va, size, io.gpr);
     }
     if plan.has(Plan::FLAGS) {
-        cpu.set_status(io.status());
+        cpu.status_flags = io.status();
     }
     if plan.has(Plan::INDEX) {
         cpu.regs[RCX] = io.rcx;
@@ -272,6 +336,13 @@ pub(super) fn lower(natives: &mut Natives, l: &Lowering, insn: &Instruction, op:
         (true, true, false, 8) => by_ea!(ea, memory_word, false, 8),
         (true, true, false, 4) => by_ea!(ea, memory_word, false, 4),
         (true, true, false, 2) => by_ea!(ea, memory_word, false, 2),
+        (false, false, true, _) if shape.flags => compare_registers,
+        (false, true, true, 8) if shape.flags => by_ea!(ea, compare_memory, 8),
+        (false, true, true, 4) if shape.flags => by_ea!(ea, compare_memory, 4),
+        (false, false, true, 0) if shape.first.is_gpr() && shape.second == Class::Xmm => to_general::<true>,
+        (false, false, false, 0) if shape.first.is_gpr() && shape.second == Class::Xmm => to_general::<false>,
+        (false, false, true, _) if shape.second.is_gpr() && shape.first == Class::Xmm => from_general::<true>,
+        (false, false, false, _) if shape.second.is_gpr() && shape.first == Class::Xmm => from_general::<false>,
         (false, ..) => by_ea!(ea, any),
         _ => return false,
     };

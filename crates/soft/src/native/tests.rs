@@ -601,3 +601,51 @@ fn environment_has_four_formats() {
         (cpu.fx.fip, cpu.fx.fdp, cpu.fx.fop) = before;
     }
 }
+
+/// Prints nanoseconds per instruction: `cargo test --release -p soft --lib -- --ignored --nocapture native_speed`.
+#[test]
+#[ignore = "a measurement; says nothing without optimisation"]
+fn native_speed() {
+    const BLOCK: usize = 24;
+    const BLOCKS: u32 = 20_000;
+    for (name, bytes) in [
+        ("movaps xmm0, xmm1", &[0x0f, 0x28, 0xc1][..]),
+        ("movups xmm0, [rbx]", &[0x0f, 0x10, 0x03]),
+        ("movaps [rbx], xmm0", &[0x0f, 0x29, 0x03]),
+        ("movsd xmm0, [rbx]", &[0xf2, 0x0f, 0x10, 0x03]),
+        ("pxor xmm0, xmm1", &[0x66, 0x0f, 0xef, 0xc1]),
+        ("pmovmskb eax, xmm1", &[0x66, 0x0f, 0xd7, 0xc1]),
+        ("paddd xmm0, xmm1", &[0x66, 0x0f, 0xfe, 0xc1]),
+        ("paddd xmm0, [rbx]", &[0x66, 0x0f, 0xfe, 0x03]),
+        ("addsd xmm0, xmm1", &[0xf2, 0x0f, 0x58, 0xc1]),
+        ("mulsd xmm0, [rbx]", &[0xf2, 0x0f, 0x59, 0x03]),
+        ("ucomisd xmm0, xmm1", &[0x66, 0x0f, 0x2e, 0xc1]),
+        ("cvtsi2sd xmm0, eax", &[0xf2, 0x0f, 0x2a, 0xc0]),
+        ("cvttsd2si eax, xmm0", &[0xf2, 0x0f, 0x2c, 0xc0]),
+        ("pcmpistri xmm0, xmm1, 12", &[0x66, 0x0f, 0x3a, 0x63, 0xc1, 0x0c]),
+        ("paddb mm0, mm1", &[0x0f, 0xfc, 0xc1]),
+        ("fchs", &[0xd9, 0xe0]),
+        ("fst qword [rbx]", &[0xdd, 0x13]),
+        ("nop dword [rax]", &[0x0f, 0x1f, 0x00]),
+    ] {
+        let (mut cpu, memory) = guest();
+        cpu.regs[RBX] = DATA;
+        cpu.fx.initialize_x87();
+        cpu.fx.ftw = 0xff;
+        cpu.fx.xmm = [vector(1.5f64.to_bits(), 0); 16];
+        memory.write_obj(1.5f64.to_bits(), GuestAddress(DATA)).unwrap();
+        memory.write_slice(&bytes.repeat(BLOCK), GuestAddress(CODE)).unwrap();
+        memory.write_slice(&[0xf4], GuestAddress(CODE + (bytes.len() * BLOCK) as u64)).unwrap();
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let start = std::time::Instant::now();
+            for _ in 0..BLOCKS {
+                cpu.rip = CODE;
+                let block = cpu.enter_block(false).unwrap();
+                let _ = (block.run)(&mut cpu, block);
+            }
+            best = best.min(start.elapsed().as_nanos() as f64 / f64::from(BLOCKS) / BLOCK as f64);
+        }
+        println!("{name:28} {best:6.1} ns");
+    }
+}

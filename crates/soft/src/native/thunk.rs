@@ -6,26 +6,34 @@
 //! convention travels in an [`Io`].
 //!
 //! ```text
-//!   addsd xmm3, [rbx]  ->  ldmxcsr [rdi + mxcsr]        pshufd xmm3, xmm9, 0x4e  ->  pshufd xmm0, xmm1, 0x4e
-//!                          addsd xmm0, xmm1                                          ret
+//!   addsd xmm3, [rbx]  ->  (guest's MXCSR)        pshufd xmm3, xmm9, 0x4e  ->  pshufd xmm0, xmm1, 0x4e
+//!                          addsd xmm0, xmm1                                    ret
 //!                          stmxcsr [rdi + mxcsr]
-//!                          ldmxcsr [rdi + host]
+//!                          (host's MXCSR)
 //!                          ret
 //! ```
+//!
+//! Changing MXCSR costs as much as fifty additions, and STMXCSR next to nothing. So a thunk loads the guest's MXCSR only when the
+//! register holds something else, and puts the host's back only when the guest's control bits are not the host's. Usually they
+//! are, and then the guest's exception flags stay in the register from one thunk to the next; to Rust they mean nothing.
 //!
 //! x87 instructions run between FXRSTOR64 and FXSAVE64 of the guest's whole area. The host never takes #XM or #MF: the caller
 //! masks all SIMD exceptions and looks at the flags afterwards, and it runs no x87 thunk while an exception is pending.
 #![allow(unsafe_code)] // Calls generated code.
 
 use std::arch::x86_64::_fxsave64;
-use std::mem::offset_of;
+use std::mem::{MaybeUninit, offset_of};
 use std::ptr::NonNull;
 
-use iced_x86::code_asm::{CodeAssembler, al, ax, dword_ptr, mm0, mm1, ptr, qword_ptr, rax, rcx, rdi, rdx, rsp, word_ptr, xmm0, xmm1};
+use iced_x86::code_asm::{
+    AsmMemoryOperand, CodeAssembler, al, ax, byte_ptr, dword_ptr, mm0, mm1, ptr, qword_ptr, r8d, rax, rcx, rdi, rdx, rsp, word_ptr, xmm0,
+    xmm1,
+};
 use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register, RflagsBits};
 
-use super::area::{FxArea, mxcsr};
+use super::area::{FxArea, mxcsr, x87};
 use super::xmm::__m128i;
+use crate::flags::StatusFlags;
 use crate::op::Op;
 
 /// Arguments and results of a vector thunk that are not XMM registers. Which of them are used depends on the [`Shape`].
@@ -34,8 +42,8 @@ use crate::op::Op;
 pub(super) struct Io {
     /// MXCSR to execute under, with all exceptions masked; then its value after.
     pub mxcsr: u32,
-    /// MXCSR to leave with: the host's.
-    host: u32,
+    /// MXCSR as the thunk found it.
+    found: u32,
     /// General register operand; RAX of PCMPESTRx.
     pub gpr: u64,
     /// RDX of PCMPESTRx.
@@ -51,21 +59,14 @@ impl Io {
     /// Arguments of a thunk that needs none, to be filled in.
     #[inline(always)]
     pub fn new() -> Io {
-        Io { mxcsr: mxcsr::MASKS, host: mxcsr::MASKS, gpr: 0, rdx: 0, rcx: 0, mm: [0; 2], flags: 0 }
+        Io { mxcsr: mxcsr::MASKS, found: 0, gpr: 0, rdx: 0, rcx: 0, mm: [0; 2], flags: 0 }
     }
 
     /// The six arithmetic flags that the instruction left.
     #[inline]
-    pub fn status(&self) -> u64 {
-        unpack_status(self.flags)
+    pub fn status(&self) -> StatusFlags {
+        StatusFlags(self.flags)
     }
-}
-
-/// Flags as `lahf; seto al` leave them in AX, at their places in RFLAGS.
-fn unpack_status(bits: u16) -> u64 {
-    const LAHF: u64 = 0xd5;
-    const OF_SHIFT: u32 = 11;
-    u64::from(bits >> 8) & LAHF | u64::from(bits & 1) << OF_SHIFT
 }
 
 /// What kind of register an operand is (or would be, when it is in memory).
@@ -262,6 +263,26 @@ impl Thunk {
         self.0.as_ptr() as u64
     }
 
+    /// Executes an instruction that needs nothing but its two operands; gives the first one as it is then.
+    #[inline(always)]
+    pub fn call_plain(self, first: __m128i, second: __m128i) -> __m128i {
+        // SAFETY: as in `call_masked`; the code for such a shape does not touch the `Io`.
+        unsafe { std::mem::transmute::<NonNull<u8>, VectorFunction>(self.0)(first, second, first, std::ptr::null_mut()) }
+    }
+
+    /// The same under `mxcsr`, which has all exceptions masked; also gives MXCSR as it is then.
+    #[inline(always)]
+    pub fn call_floating(self, first: __m128i, second: __m128i, mxcsr: u32) -> (__m128i, u32) {
+        let mut io = MaybeUninit::<Io>::uninit();
+        let at = io.as_mut_ptr();
+        // SAFETY: as in `call_masked`; the code for such a shape reads only `mxcsr`, and writes it back.
+        unsafe {
+            (&raw mut (*at).mxcsr).write(mxcsr);
+            let result = std::mem::transmute::<NonNull<u8>, VectorFunction>(self.0)(first, second, first, at);
+            (result, (&raw const (*at).mxcsr).read())
+        }
+    }
+
     /// Executes a vector instruction on its two operands; gives the first one as it is then.
     #[inline(always)]
     pub fn call(self, first: __m128i, second: __m128i, io: &mut Io) -> __m128i {
@@ -278,14 +299,14 @@ impl Thunk {
 
     /// Executes an x87 instruction on a whole area without pending exception, with its memory operand and arithmetic flags.
     /// Gives the arithmetic flags after it, which mean something for FCOMI and its kind.
-    pub fn call_x87(self, area: &mut FxArea, memory: &mut [u8; 16], status: u64) -> u64 {
-        debug_assert!(area.fsw & !area.fcw & super::area::x87::FLAGS == 0);
+    pub fn call_x87(self, area: &mut FxArea, memory: &mut [u8; 16], status: u64) -> StatusFlags {
+        debug_assert!(area.fsw & !area.fcw & x87::FLAGS == 0);
         debug_assert!(area.mxcsr & !area.mxcsr_mask == 0);
         // SAFETY: the address is that of code made by `assemble_x87`, a function of this type. FXRSTOR64 does not fault: the area
         // is aligned by its type and reserved MXCSR bits are refused where they could get in. The instruction does not, because
         // nothing is pending. Its operand, 16 bytes at most, is `memory`.
         let result = unsafe { std::mem::transmute::<NonNull<u8>, X87Function>(self.0)(area, memory, status | FIXED_FLAGS) };
-        unpack_status(result as u16)
+        StatusFlags(result as u16)
     }
 }
 
@@ -295,7 +316,7 @@ const FIXED_FLAGS: u64 = 2;
 /// Machine code of a vector thunk for the instruction with this code and immediate.
 pub(super) fn assemble_vector(code: Code, immediate: u8, shape: Shape) -> Result<Vec<u8>, IcedError> {
     const MXCSR: usize = offset_of!(Io, mxcsr);
-    const HOST: usize = offset_of!(Io, host);
+    const FOUND: usize = offset_of!(Io, found);
     const GPR: usize = offset_of!(Io, gpr);
     const RDX: usize = offset_of!(Io, rdx);
     const RCX: usize = offset_of!(Io, rcx);
@@ -318,7 +339,14 @@ pub(super) fn assemble_vector(code: Code, immediate: u8, shape: Shape) -> Result
         a.mov(rdx, qword_ptr(rdi + RDX))?;
     }
     if shape.floating {
+        let mut same = a.create_label();
+        a.stmxcsr(dword_ptr(rdi + FOUND))?;
+        a.mov(r8d, dword_ptr(rdi + MXCSR))?;
+        a.cmp(r8d, dword_ptr(rdi + FOUND))?;
+        a.je(same)?;
         a.ldmxcsr(dword_ptr(rdi + MXCSR))?;
+        a.set_label(&mut same)?;
+        a.zero_bytes()?;
     }
 
     a.add_instruction(canonical(code, immediate, shape))?;
@@ -336,7 +364,7 @@ pub(super) fn assemble_vector(code: Code, immediate: u8, shape: Shape) -> Result
     }
     if shape.floating {
         a.stmxcsr(dword_ptr(rdi + MXCSR))?;
-        a.ldmxcsr(dword_ptr(rdi + HOST))?;
+        restore_mxcsr(&mut a, dword_ptr(rdi + MXCSR), dword_ptr(rdi + FOUND))?;
     }
     if shape.first == Class::Mm {
         a.movq(qword_ptr(rdi + MM0), mm0)?;
@@ -349,6 +377,18 @@ pub(super) fn assemble_vector(code: Code, immediate: u8, shape: Shape) -> Result
     }
     a.ret()?;
     a.assemble(0)
+}
+
+/// Loads the host's MXCSR unless the guest's, which is in the register, has the same control bits (the default ones).
+fn restore_mxcsr(a: &mut CodeAssembler, guest: AsmMemoryOperand, host: AsmMemoryOperand) -> Result<(), IcedError> {
+    let mut done = a.create_label();
+    a.mov(r8d, guest)?;
+    a.and(r8d, !mxcsr::FLAGS as i32)?;
+    a.cmp(r8d, mxcsr::MASKS as i32)?;
+    a.je(done)?;
+    a.ldmxcsr(host)?;
+    a.set_label(&mut done)?;
+    a.zero_bytes()
 }
 
 /// The instruction with canonical register operands.
@@ -407,9 +447,20 @@ pub(super) fn assemble_x87(insn: &Instruction) -> Result<Vec<u8>, IcedError> {
         a.seto(al)?;
     }
     a.fxsave64(ptr(rdi))?;
-    // Neither waits for the exception that may be pending now. The host's control word is FNINIT's.
+    // Leave an empty stack and the host's control word. FNINIT would do it all, at the price of everything else here.
+    let mut quiet = a.create_label();
+    let mut default = a.create_label();
+    a.test(byte_ptr(rdi + offset_of!(FxArea, fsw)), x87::ES as i32)?;
+    a.je(quiet)?;
+    a.fnclex()?;
+    a.set_label(&mut quiet)?;
+    a.emms()?;
+    a.cmp(word_ptr(rdi + offset_of!(FxArea, fcw)), x87::CONTROL_INIT as i32)?;
+    a.je(default)?;
     a.fninit()?;
-    a.ldmxcsr(dword_ptr(rsp))?;
+    a.set_label(&mut default)?;
+    a.zero_bytes()?;
+    restore_mxcsr(&mut a, dword_ptr(rdi + offset_of!(FxArea, mxcsr)), dword_ptr(rsp))?;
     a.add(rsp, 8)?;
     a.ret()?;
     a.assemble(0)

@@ -12,6 +12,7 @@ use super::moves::register_number;
 use super::thunk::Thunk;
 use super::{Lowering, Natives};
 use crate::cpu::{Cpu, cr0};
+use crate::flags::StatusFlags;
 use crate::op::{Cursor, Op, Outcome, Trap, attempt};
 
 /// Bytes of the largest operand of a thunk, an extended real.
@@ -51,7 +52,7 @@ fn execute<const K: u8>(cpu: &mut Cpu, op: &Op, rip: u64) -> Result<(), Trap> {
     let status = cpu.status();
     let after = call(cpu, op, rip, &mut memory, status);
     if op.a & plan::FLAGS != 0 {
-        cpu.set_status(after);
+        cpu.status_flags = after;
     }
     Ok(())
 }
@@ -78,7 +79,7 @@ fn store(cpu: &mut Cpu, op: &Op, rip: u64, va: u64, size: usize) -> Result<(), T
 }
 
 /// Runs the op's thunk and settles what the host knows better than the guest should.
-fn call(cpu: &mut Cpu, op: &Op, rip: u64, memory: &mut [u8; 16], status: u64) -> u64 {
+fn call(cpu: &mut Cpu, op: &Op, rip: u64, memory: &mut [u8; 16], status: u64) -> StatusFlags {
     // Only with CR0.NE clear is an exception pending here, and then it is ignored; the host must not see it.
     debug_assert!(cpu.fx.fsw & x87::ES == 0 || cpu.cr0 & cr0::NE == 0);
     let pending = if cpu.fx.fsw & x87::ES != 0 { cpu.fx.fsw & x87::FLAGS } else { 0 };
