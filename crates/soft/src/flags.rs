@@ -62,6 +62,24 @@ impl StatusFlags {
         StatusFlags(self.0 & !Self::ZERO | u16::from(zero) << (6 + Self::LOW_SHIFT))
     }
 
+    /// Whether a condition that is known beforehand holds; `CC` as in [`StatusFlags::condition`].
+    #[inline(always)]
+    pub fn holds<const CC: u8>(self) -> bool {
+        let has = |flag: u64| self.0 & StatusFlags::from_rflags(flag).0 != 0;
+        let less = || has(rflags::SF) != has(rflags::OF);
+        let holds = match CC >> 1 {
+            0 => has(rflags::OF),
+            1 => has(rflags::CF),
+            2 => has(rflags::ZF),
+            3 => has(rflags::CF | rflags::ZF),
+            4 => has(rflags::SF),
+            5 => has(rflags::PF),
+            6 => less(),
+            _ => less() || has(rflags::ZF),
+        };
+        holds != (CC & 1 != 0)
+    }
+
     /// Whether a condition holds, `cc` being the low four bits of the Jcc opcode (Intel SDM vol. 1 appendix B.1).
     #[inline(always)]
     pub fn condition(self, cc: u8) -> bool {

@@ -304,7 +304,7 @@ impl Cpu {
 
     /// Host address of an access that the TLB knows.
     #[inline(always)]
-    fn hit<T: Word, const WRITE: bool>(&self, va: u64) -> Option<*mut u8> {
+    pub fn hit<T: Word, const WRITE: bool>(&self, va: u64) -> Option<*mut u8> {
         let entry = &self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)];
         let tag = if WRITE { entry.write } else { entry.read };
         // The page of the *last* byte: an access that crosses into the next page misses.

@@ -1,13 +1,14 @@
 //! Arithmetic and logic with one or two operands: ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT.
 //!
 //! One handler per operation, operand size, operand form and addressing kind. In 64-bit code a conditional jump that follows
-//! such an instruction directly is executed by the same handler (the ones with `FUSED`): then `imm` holds the 32-bit immediate
-//! in its lower half and the jump's target, relative to the block's start, in the upper one.
+//! such an instruction directly is executed by the same handler (`FUSED` is not `fusion::NONE`): then `imm` holds the 32-bit
+//! immediate in its lower half and the jump's target, relative to the block's start, in the upper one.
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::branch;
+use super::branch::{self, fusion};
 use super::host::Host;
+use super::memory::{self, operand};
 use super::operand::{Kind, by_ea, by_size, field, kind, size};
 use crate::block::Lowering;
 use crate::cpu::{Cpu, Width};
@@ -27,6 +28,8 @@ trait Binary {
 
 /// An operation with one operand.
 trait Unary {
+    /// Whether compilers put conditional jumps behind it.
+    const FUSES: bool;
     /// Result and flags.
     fn apply<T: Host>(a: T, flags: StatusFlags) -> (T, StatusFlags);
 }
@@ -64,11 +67,13 @@ binary! {
 }
 
 macro_rules! unary {
-    ($($name:ident, |$a:ident, $flags:ident| $e:expr;)*) => {
+    ($($name:ident, $fuses:literal, |$a:ident, $flags:ident| $e:expr;)*) => {
         $(
             struct $name;
 
             impl Unary for $name {
+                const FUSES: bool = $fuses;
+
                 #[inline(always)]
                 fn apply<T: Host>($a: T, $flags: StatusFlags) -> (T, StatusFlags) {
                     $e
@@ -79,24 +84,24 @@ macro_rules! unary {
 }
 
 unary! {
-    Inc, |a, flags| T::inc(a, flags);
-    Dec, |a, flags| T::dec(a, flags);
-    Neg, |a, _flags| T::neg(a);
-    Not, |a, flags| (T::from_u64(!a.into_u64()), flags);
+    Inc, false, |a, flags| T::inc(a, flags);
+    Dec, true, |a, flags| T::dec(a, flags);
+    Neg, false, |a, _flags| T::neg(a);
+    Not, false, |a, flags| (T::from_u64(!a.into_u64()), flags);
 }
 
 /// Goes on: with the next op, or by the jump that was fused.
 #[inline(always)]
-fn finish<const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    if FUSED { branch::fused(cpu, op) } else { op.next(cpu) }
+fn finish<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    if FUSED == fusion::NONE { op.next(cpu) } else { branch::fused::<FUSED>(cpu, op) }
 }
 
 #[inline(always)]
-fn immediate<T: Host, const FUSED: bool>(op: &Op) -> T {
-    T::from_u64(if FUSED { op.imm as i32 as u64 } else { op.imm })
+fn immediate<T: Host, const FUSED: u8>(op: &Op) -> T {
+    T::from_u64(if FUSED == fusion::NONE { op.imm } else { op.imm as i32 as u64 })
 }
 
-fn reg_reg<B: Binary, T: Host, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+fn reg_reg<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (result, flags) = B::apply(T::read_reg(cpu, op.a), T::read_reg(cpu, op.b), cpu.status_flags);
     if B::STORES {
         T::write_reg(cpu, op.a, result);
@@ -105,7 +110,7 @@ fn reg_reg<B: Binary, T: Host, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> 
     finish::<FUSED>(cpu, op)
 }
 
-fn reg_imm<B: Binary, T: Host, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+fn reg_imm<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (result, flags) = B::apply(T::read_reg(cpu, op.a), immediate::<T, FUSED>(&op), cpu.status_flags);
     if B::STORES {
         T::write_reg(cpu, op.a, result);
@@ -114,9 +119,8 @@ fn reg_imm<B: Binary, T: Host, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> 
     finish::<FUSED>(cpu, op)
 }
 
-fn reg_mem<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
-    let b = attempt!(cpu, op, cpu.load::<T>(va));
+fn reg_mem<B: Binary, T: Host, const K: u8, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let b = operand!(cpu, op, T, K, reg_mem::<B, T, GENERAL, FUSED>);
     let (result, flags) = B::apply(T::read_reg(cpu, op.a), b, cpu.status_flags);
     if B::STORES {
         T::write_reg(cpu, op.a, result);
@@ -125,28 +129,31 @@ fn reg_mem<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op
     finish::<FUSED>(cpu, op)
 }
 
+/// The second operand of a form with memory first: a register, or the immediate.
 #[inline(always)]
-fn mem_value<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, B::STORES));
-    if B::STORES {
+fn second<T: Host, const IMM: bool, const FUSED: u8>(cpu: &Cpu, op: &Op) -> T {
+    if IMM { immediate::<T, FUSED>(op) } else { T::read_reg(cpu, op.b) }
+}
+
+fn mem_second<B: Binary, T: Host, const K: u8, const IMM: bool, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let b = second::<T, IMM, FUSED>(cpu, &op);
+    let before = cpu.status_flags;
+    if !B::STORES {
+        let a = operand!(cpu, op, T, K, mem_second::<B, T, GENERAL, IMM, FUSED>);
+        cpu.status_flags = B::apply(a, b, before).1;
+    } else if K == GENERAL {
+        let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
         let a = attempt!(cpu, op, cpu.load_for_write::<T>(va));
-        let (result, flags) = B::apply(a, b, cpu.status_flags);
+        let (result, flags) = B::apply(a, b, before);
         attempt!(cpu, op, cpu.store(va, result));
         cpu.status_flags = flags;
     } else {
-        let a = attempt!(cpu, op, cpu.load::<T>(va));
-        cpu.status_flags = B::apply(a, b, cpu.status_flags).1;
+        match memory::update::<T, _, K>(cpu, &op, |a| B::apply(a, b, before)) {
+            Some(flags) => cpu.status_flags = flags,
+            None => return mem_second::<B, T, GENERAL, IMM, FUSED>(cpu, op),
+        }
     }
     finish::<FUSED>(cpu, op)
-}
-
-fn mem_reg<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let b = T::read_reg(cpu, op.b);
-    mem_value::<B, T, K, FUSED>(cpu, op, b)
-}
-
-fn mem_imm<B: Binary, T: Host, const K: u8, const FUSED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    mem_value::<B, T, K, FUSED>(cpu, op, immediate::<T, FUSED>(&op))
 }
 
 #[inline(always)]
@@ -174,19 +181,27 @@ fn clear<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn unary_reg<U: Unary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+fn unary_reg<U: Unary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (result, flags) = U::apply(T::read_reg(cpu, op.a), cpu.status_flags);
     T::write_reg(cpu, op.a, result);
     cpu.status_flags = flags;
-    op.next(cpu)
+    finish::<FUSED>(cpu, op)
 }
 
 fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
-    let a = attempt!(cpu, op, cpu.load_for_write::<T>(va));
-    let (result, flags) = U::apply(a, cpu.status_flags);
-    attempt!(cpu, op, cpu.store(va, result));
-    cpu.status_flags = flags;
+    let before = cpu.status_flags;
+    if K == GENERAL {
+        let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
+        let a = attempt!(cpu, op, cpu.load_for_write::<T>(va));
+        let (result, flags) = U::apply(a, before);
+        attempt!(cpu, op, cpu.store(va, result));
+        cpu.status_flags = flags;
+    } else {
+        match memory::update::<T, _, K>(cpu, &op, |a| U::apply(a, before)) {
+            Some(flags) => cpu.status_flags = flags,
+            None => return unary_mem::<U, T, GENERAL>(cpu, op),
+        }
+    }
     op.next(cpu)
 }
 
@@ -211,10 +226,10 @@ pub(super) fn lower(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usize
         Mnemonic::Xor => binary::<Xor>(low, insns, op),
         Mnemonic::Cmp => binary::<Cmp>(low, insns, op),
         Mnemonic::Test => binary::<Test>(low, insns, op),
-        Mnemonic::Inc => unary::<Inc>(low, insn, op),
-        Mnemonic::Dec => unary::<Dec>(low, insn, op),
-        Mnemonic::Neg => unary::<Neg>(low, insn, op),
-        Mnemonic::Not => unary::<Not>(low, insn, op),
+        Mnemonic::Inc => unary::<Inc>(low, insns, op),
+        Mnemonic::Dec => unary::<Dec>(low, insns, op),
+        Mnemonic::Neg => unary::<Neg>(low, insns, op),
+        Mnemonic::Not => unary::<Not>(low, insns, op),
         _ => 0,
     }
 }
@@ -243,30 +258,58 @@ fn binary<B: Binary>(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usiz
         op.run = by_size!(size, T => clear::<T> as Handler);
         return 1;
     }
-    let fused = B::FUSES && low.width == Width::Bits64 && low.ea != GENERAL && branch::fuse(insns, op);
-    op.run = if fused { binary_handler::<B, true>(low, first, second, size) } else { binary_handler::<B, false>(low, first, second, size) };
-    1 + usize::from(fused)
+    let in_registers = first == Kind::Reg && second != Kind::Mem;
+    let fused = if low.width == Width::Bits64 && B::FUSES && (in_registers || !B::STORES) { branch::fuse(insns, op) } else { fusion::NONE };
+    op.run = match fused {
+        fusion::NONE if in_registers => register_handler::<B, { fusion::NONE }>(second, size),
+        fusion::NONE => memory_handler::<B, { fusion::NONE }>(low, first, second, size),
+        _ => fused_handler::<B>(fused, low, first, second, size),
+    };
+    1 + usize::from(fused != fusion::NONE)
 }
 
-fn binary_handler<B: Binary, const FUSED: bool>(low: &Lowering, first: Kind, second: Kind, size: usize) -> Handler {
-    match (first, second) {
-        (Kind::Reg, Kind::Reg) => by_size!(size, T => reg_reg::<B, T, FUSED>),
-        (Kind::Reg, Kind::Imm) => by_size!(size, T => reg_imm::<B, T, FUSED>),
-        (Kind::Reg, _) => by_ea!(low.ea, K => by_size!(size, T => reg_mem::<B, T, K, FUSED>)),
-        (_, Kind::Reg) => by_ea!(low.ea, K => by_size!(size, T => mem_reg::<B, T, K, FUSED>)),
-        _ => by_ea!(low.ea, K => by_size!(size, T => mem_imm::<B, T, K, FUSED>)),
+fn register_handler<B: Binary, const FUSED: u8>(second: Kind, size: usize) -> Handler {
+    if second == Kind::Reg { by_size!(size, T => reg_reg::<B, T, FUSED>) } else { by_size!(size, T => reg_imm::<B, T, FUSED>) }
+}
+
+fn memory_handler<B: Binary, const FUSED: u8>(low: &Lowering, first: Kind, second: Kind, size: usize) -> Handler {
+    by_ea!(low.ea, K => by_size!(size, T => match (first, second) {
+        (Kind::Reg, _) => reg_mem::<B, T, K, FUSED> as Handler,
+        (_, Kind::Reg) => mem_second::<B, T, K, false, FUSED>,
+        _ => mem_second::<B, T, K, true, FUSED>,
+    }))
+}
+
+/// CMP and TEST have handlers of their own for the two most frequent conditions, and fuse in memory forms too.
+fn fused_handler<B: Binary>(fused: u8, low: &Lowering, first: Kind, second: Kind, size: usize) -> Handler {
+    if B::STORES {
+        return register_handler::<B, { fusion::ANY }>(second, size);
+    }
+    let in_registers = first == Kind::Reg && second != Kind::Mem;
+    match (fused, in_registers) {
+        (fusion::EQUAL, true) => register_handler::<B, { fusion::EQUAL }>(second, size),
+        (fusion::EQUAL, false) => memory_handler::<B, { fusion::EQUAL }>(low, first, second, size),
+        (fusion::NOT_EQUAL, true) => register_handler::<B, { fusion::NOT_EQUAL }>(second, size),
+        (fusion::NOT_EQUAL, false) => memory_handler::<B, { fusion::NOT_EQUAL }>(low, first, second, size),
+        (_, true) => register_handler::<B, { fusion::ANY }>(second, size),
+        (_, false) => memory_handler::<B, { fusion::ANY }>(low, first, second, size),
     }
 }
 
-fn unary<U: Unary>(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
+fn unary<U: Unary>(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usize {
+    let insn = &insns[0];
     let size = size(insn, 0);
-    op.run = if kind(insn, 0) == Kind::Reg {
+    if kind(insn, 0) == Kind::Reg {
         op.a = field(insn.op0_register());
-        by_size!(size, T => unary_reg::<U, T> as Handler)
+        if U::FUSES && low.width == Width::Bits64 && branch::fuse(insns, op) != fusion::NONE {
+            op.run = by_size!(size, T => unary_reg::<U, T, { fusion::ANY }> as Handler);
+            return 2;
+        }
+        op.run = by_size!(size, T => unary_reg::<U, T, { fusion::NONE }> as Handler);
     } else if insn.has_lock_prefix() {
-        by_size!(size, T => unary_locked::<U, T> as Handler)
+        op.run = by_size!(size, T => unary_locked::<U, T> as Handler);
     } else {
-        by_ea!(low.ea, K => by_size!(size, T => unary_mem::<U, T, K> as Handler))
-    };
+        op.run = by_ea!(low.ea, K => by_size!(size, T => unary_mem::<U, T, K> as Handler));
+    }
     1
 }

@@ -5,11 +5,12 @@
 
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, Mnemonic, OpKind};
 
-use super::operand::{Int, Kind, by_ea, field, kind, reg};
+use super::memory;
+use super::operand::{Int, Kind, field, kind, reg};
 use super::stack;
 use crate::block::Lowering;
 use crate::cpu::{CS, Cpu, RIP_BASE, SS, Width};
-use crate::mmu::Word;
+use crate::mmu::{GENERAL, Word};
 use crate::op::{Cursor, Flow, Handler, Op, Outcome, Slow, Trap, attempt, slow};
 
 /// What a branch's operand size and the code's width mean for its target and stack slot.
@@ -78,10 +79,27 @@ fn direct<M: Mode>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
     check::<M>(cpu, target)
 }
 
+/// How a conditional jump was fused with the instruction before it, a constant of that one's handler.
+pub(super) mod fusion {
+    /// It was not.
+    pub const NONE: u8 = 0;
+    /// On the condition in `Op::aux`.
+    pub const ANY: u8 = 1;
+    /// JE.
+    pub const EQUAL: u8 = 2;
+    /// JNE.
+    pub const NOT_EQUAL: u8 = 3;
+}
+
 /// The conditional jump that was fused with the instruction just executed.
 #[inline(always)]
-pub(super) fn fused(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    if !cpu.condition(op.aux as u8) {
+pub(super) fn fused<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let taken = match FUSED {
+        fusion::EQUAL => cpu.status_flags.holds::<4>(),
+        fusion::NOT_EQUAL => cpu.status_flags.holds::<5>(),
+        _ => cpu.condition(op.aux as u8),
+    };
+    if !taken {
         return op.leave(cpu);
     }
     let target = cpu.regs[RIP_BASE].wrapping_add(((op.imm as i64) >> 32) as u64);
@@ -98,18 +116,21 @@ fn split(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// Makes `op`, which is the first instruction, stand for the conditional jump after it as well, if there is one.
-pub(super) fn fuse(insns: &[Instruction], op: &mut Op) -> bool {
-    let [first, jump, ..] = insns else { return false };
-    if !(jump.is_jcc_short_or_near()) {
-        return false;
+pub(super) fn fuse(insns: &[Instruction], op: &mut Op) -> u8 {
+    let [first, jump, ..] = insns else { return fusion::NONE };
+    if !jump.is_jcc_short_or_near() {
+        return fusion::NONE;
     }
-    let len = first.len() + jump.len();
-    let target = i64::from(op.start) + len as i64 + displacement(jump);
-    let Ok(target) = i32::try_from(target) else { return false };
-    op.imm = u64::from(op.imm as u32) | (target as u32 as u64) << 32;
+    let target = i64::from(op.start) + (first.len() + jump.len()) as i64 + displacement(jump);
+    let Ok(target) = i32::try_from(target) else { return fusion::NONE };
+    op.imm = u64::from(op.imm as u32) | u64::from(target as u32) << 32;
     op.aux = u16::from(condition_code(jump));
     op.size = first.len() as u8;
-    true
+    match jump.condition_code() {
+        ConditionCode::e => fusion::EQUAL,
+        ConditionCode::ne => fusion::NOT_EQUAL,
+        _ => fusion::ANY,
+    }
 }
 
 /// The low four bits of the opcode of Jcc, SETcc and CMOVcc.
@@ -144,13 +165,38 @@ fn displacement(insn: &Instruction) -> i64 {
     }
 }
 
-fn jcc<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    if !cpu.condition(op.aux as u8) {
+/// Jcc; `CC` is the condition, or [`BY_OP`] when the op holds it.
+fn jcc<M: Mode, const CC: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let taken = if CC == BY_OP { cpu.condition(op.aux as u8) } else { cpu.status_flags.holds::<CC>() };
+    if !taken {
         return op.leave(cpu);
     }
     let target = attempt!(cpu, op, direct::<M>(cpu, &op));
     op.jump(cpu, target)
 }
+
+/// No condition code: see [`jcc`].
+const BY_OP: u8 = 16;
+
+/// Jcc in 64-bit code by condition code.
+static LONG_JCC: [Handler; 16] = [
+    jcc::<Long, 0>,
+    jcc::<Long, 1>,
+    jcc::<Long, 2>,
+    jcc::<Long, 3>,
+    jcc::<Long, 4>,
+    jcc::<Long, 5>,
+    jcc::<Long, 6>,
+    jcc::<Long, 7>,
+    jcc::<Long, 8>,
+    jcc::<Long, 9>,
+    jcc::<Long, 10>,
+    jcc::<Long, 11>,
+    jcc::<Long, 12>,
+    jcc::<Long, 13>,
+    jcc::<Long, 14>,
+    jcc::<Long, 15>,
+];
 
 fn jmp<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = attempt!(cpu, op, direct::<M>(cpu, &op));
@@ -163,15 +209,15 @@ fn jmp_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.jump(cpu, target)
 }
 
-fn jmp_mem<M: Mode, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let target = attempt!(cpu, op, from_memory::<M, K>(cpu, &op));
+fn jmp_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, from_memory::<M>(cpu, &op));
     op.jump(cpu, target)
 }
 
 /// Target of an indirect branch through memory.
 #[inline(always)]
-fn from_memory<M: Mode, const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
-    let va = cpu.ea::<K>(op, M::Address::SIZE, false)?;
+fn from_memory<M: Mode>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
+    let va = cpu.ea::<GENERAL>(op, M::Address::SIZE, false)?;
     let target = cpu.load::<M::Address>(va)?.into_u64();
     check::<M>(cpu, target)
 }
@@ -180,8 +226,22 @@ fn from_memory<M: Mode, const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap
 #[inline(always)]
 fn call_to<M: Mode>(cpu: &mut Cpu, op: Cursor, target: u64) -> Outcome {
     let back = M::Address::from_u64(op.next_rip(cpu));
-    let pushed = if M::LONG { stack::push_long(cpu, back) } else { stack::push(cpu, back) };
-    attempt!(cpu, op, pushed);
+    if M::LONG {
+        if stack::push_hit(cpu, back).is_none() {
+            return call_slowly::<M>(cpu, op, target);
+        }
+        return op.jump(cpu, target);
+    }
+    attempt!(cpu, op, stack::push(cpu, back));
+    op.jump(cpu, target)
+}
+
+/// Pushes the return address where the TLB does not know the stack.
+#[cold]
+#[inline(never)]
+fn call_slowly<M: Mode>(cpu: &mut Cpu, op: Cursor, target: u64) -> Outcome {
+    let back = M::Address::from_u64(op.next_rip(cpu));
+    attempt!(cpu, op, stack::push(cpu, back));
     op.jump(cpu, target)
 }
 
@@ -196,26 +256,28 @@ fn call_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     call_to::<M>(cpu, op, target)
 }
 
-fn call_mem<M: Mode, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let target = attempt!(cpu, op, from_memory::<M, K>(cpu, &op));
-    // Another fault than the push's would have been the operand's.
+fn call_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, from_memory::<M>(cpu, &op));
     call_to::<M>(cpu, op, target)
 }
 
-/// RET; `imm` more bytes are removed from the stack.
-fn ret<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let target = if M::LONG {
-        attempt!(cpu, op, cpu.load::<M::Address>(cpu.regs[reg::RSP]))
-    } else {
-        attempt!(cpu, op, stack::peek::<M::Address>(cpu))
-    };
-    let target = attempt!(cpu, op, check::<M>(cpu, target.into_u64()));
-    let bytes = M::Address::SIZE + op.imm;
-    if M::LONG {
-        cpu.regs[reg::RSP] = cpu.regs[reg::RSP].wrapping_add(bytes);
-    } else {
-        stack::discard(cpu, bytes);
+/// RET in 64-bit code; `imm` more bytes are removed from the stack.
+fn ret_long(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let top = cpu.regs[reg::RSP];
+    match memory::load_at::<u64>(cpu, top) {
+        Some(target) if is_canonical(target) => {
+            cpu.regs[reg::RSP] = top.wrapping_add(8).wrapping_add(op.imm);
+            op.jump(cpu, target)
+        }
+        _ => ret::<Long>(cpu, op),
     }
+}
+
+/// RET in any code.
+fn ret<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let target = attempt!(cpu, op, stack::peek::<M::Address>(cpu)).into_u64();
+    let target = attempt!(cpu, op, check::<M>(cpu, target));
+    stack::discard(cpu, M::Address::SIZE + op.imm);
     op.jump(cpu, target)
 }
 
@@ -267,7 +329,10 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
         FlowControl::ConditionalBranch if insn.is_jcc_short_or_near() => {
             relative(insn, op);
             op.aux = u16::from(condition_code(insn));
-            op.run = by_mode!(low, operand_size(insn), M => jcc::<M>);
+            op.run = match low.width {
+                Width::Bits64 => LONG_JCC[usize::from(op.aux & 15)],
+                _ => by_mode!(low, operand_size(insn), M => jcc::<M, BY_OP>),
+            };
         }
         FlowControl::ConditionalBranch => return counted_jump(insn, op),
         FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
@@ -283,7 +348,7 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
                 op.a = field(insn.op0_register());
                 by_mode!(low, operand_size(insn), M => jmp_reg::<M> as Handler)
             } else {
-                by_mode!(low, operand_size(insn), M => by_ea!(low.ea, K => jmp_mem::<M, K> as Handler))
+                by_mode!(low, operand_size(insn), M => jmp_mem::<M> as Handler)
             };
         }
         FlowControl::IndirectCall if insn.is_call_near_indirect() => {
@@ -291,14 +356,14 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
                 op.a = field(insn.op0_register());
                 by_mode!(low, operand_size(insn), M => call_reg::<M> as Handler)
             } else {
-                by_mode!(low, operand_size(insn), M => by_ea!(low.ea, K => call_mem::<M, K> as Handler))
+                by_mode!(low, operand_size(insn), M => call_mem::<M> as Handler)
             };
         }
         FlowControl::Return if insn.mnemonic() == Mnemonic::Ret => {
             op.imm = if insn.op_count() == 0 { 0 } else { insn.immediate(0) };
             op.seg = SS as u8;
             let size = if matches!(insn.code(), Code::Retnw | Code::Retnw_imm16) { 2 } else { 4 };
-            op.run = by_mode!(low, size, M => ret::<M>);
+            op.run = if low.width == Width::Bits64 { ret_long } else { by_mode!(low, size, M => ret::<M>) };
         }
         _ => return 0,
     }

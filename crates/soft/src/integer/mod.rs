@@ -7,7 +7,7 @@
 //! ```text
 //!   lower -> moves arithmetic branch stack shift bits multiply string exchange misc -> Op::run
 //!                |                                                  |
-//!             operand (register fields, sizes)                  host (ALU instructions with flags)
+//!       operand (register fields, sizes)   memory (fast accesses)   host (ALU instructions with flags)
 //! ```
 
 use iced_x86::Instruction;
@@ -20,6 +20,7 @@ mod bits;
 mod branch;
 mod exchange;
 mod host;
+mod memory;
 mod misc;
 mod moves;
 mod multiply;

@@ -3,6 +3,7 @@
 use iced_x86::{ConditionCode, Instruction, Mnemonic};
 
 use super::branch::condition_code;
+use super::memory::{operand, store_operand};
 use super::operand::{Int, Kind, by_ea, by_size, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::{Cpu, REG_MASK};
@@ -21,21 +22,19 @@ fn mov_imm<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 fn load<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
-    let value = attempt!(cpu, op, cpu.load::<T>(va));
+    let value = operand!(cpu, op, T, K, load::<T, GENERAL>);
     T::write_reg(cpu, op.a, value);
     op.next(cpu)
 }
 
 fn store<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
-    attempt!(cpu, op, cpu.store(va, T::read_reg(cpu, op.b)));
+    let value = T::read_reg(cpu, op.b);
+    store_operand!(cpu, op, T, K, value, store::<T, GENERAL>);
     op.next(cpu)
 }
 
 fn store_imm<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, true));
-    attempt!(cpu, op, cpu.store(va, T::from_u64(op.imm)));
+    store_operand!(cpu, op, T, K, T::from_u64(op.imm), store_imm::<T, GENERAL>);
     op.next(cpu)
 }
 
@@ -47,8 +46,7 @@ fn extend_reg<S: Int, D: Int, const SIGNED: bool>(cpu: &mut Cpu, op: Cursor) -> 
 }
 
 fn extend_mem<S: Int, D: Int, const SIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, S::SIZE, false));
-    let value = attempt!(cpu, op, cpu.load::<S>(va));
+    let value = operand!(cpu, op, S, K, extend_mem::<S, D, SIGNED, GENERAL>);
     D::write_reg(cpu, op.a, D::from_u64(if SIGNED { value.sign_extended() } else { value.into_u64() }));
     op.next(cpu)
 }
@@ -78,8 +76,7 @@ fn cmov_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 
 /// CMOVcc loads in any case.
 fn cmov_mem<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
-    let loaded = attempt!(cpu, op, cpu.load::<T>(va));
+    let loaded = operand!(cpu, op, T, K, cmov_mem::<T, GENERAL>);
     let value = if cpu.condition(op.aux as u8) { loaded } else { T::read_reg(cpu, op.a) };
     T::write_reg(cpu, op.a, value);
     op.next(cpu)
@@ -91,8 +88,8 @@ fn set_reg(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn set_mem<const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, 1, true));
+fn set_mem(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, 1, true));
     attempt!(cpu, op, cpu.store(va, u8::from(cpu.condition(op.aux as u8))));
     op.next(cpu)
 }
@@ -187,7 +184,7 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
             xlat
         }
         _ if set && first == Kind::Reg => set_reg,
-        _ if set => by_ea!(low.ea, K => set_mem::<K> as Handler),
+        _ if set => set_mem,
         _ if cmov && second == Kind::Reg => by_wide_size!(size(insn, 0), T => cmov_reg::<T> as Handler),
         _ if cmov => by_ea!(low.ea, K => by_wide_size!(size(insn, 0), T => cmov_mem::<T, K> as Handler)),
         _ => return 0,

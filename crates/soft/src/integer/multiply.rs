@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, Mnemonic};
 
 use super::host::Host;
+use super::memory::operand;
 use super::operand::{Int, Kind, by_ea, by_size, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::{Cpu, vector};
@@ -134,8 +135,7 @@ fn imul_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 fn imul_mem<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
-    let b = attempt!(cpu, op, cpu.load::<T>(va));
+    let b = operand!(cpu, op, T, K, imul_mem::<T, GENERAL>);
     let a = T::read_reg(cpu, op.a);
     product(cpu, op, a, b)
 }

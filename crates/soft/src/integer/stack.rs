@@ -5,18 +5,20 @@
 
 use iced_x86::{Code, Instruction, Mnemonic};
 
-use super::operand::{Int, Kind, by_ea, by_wide_size, field, kind, reg, size};
+use super::memory;
+use super::operand::{Int, Kind, by_wide_size, field, kind, reg, size};
 use crate::block::Lowering;
 use crate::cpu::{Cpu, SS, Width, access, rflags};
+use crate::mmu::GENERAL;
 use crate::op::{Cursor, Flow, Handler, Op, Outcome, Slow, Trap, attempt, slow};
 
-/// Pushes in 64-bit code.
+/// Pushes in 64-bit code, if the TLB knows the stack.
 #[inline(always)]
-pub(super) fn push_long<T: Int>(cpu: &mut Cpu, value: T) -> Result<(), Trap> {
+pub(super) fn push_hit<T: Int>(cpu: &mut Cpu, value: T) -> Option<()> {
     let top = cpu.regs[reg::RSP].wrapping_sub(T::SIZE);
-    cpu.store(top, value)?;
+    memory::store_at(cpu, top, value)?;
     cpu.regs[reg::RSP] = top;
-    Ok(())
+    Some(())
 }
 
 /// Bits of RSP that address the stack outside 64-bit code.
@@ -67,20 +69,26 @@ fn store_at<T: Int>(cpu: &mut Cpu, pointer: u64, value: T) -> Result<(), Trap> {
 
 fn push_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::read_reg(cpu, op.a);
-    let pushed = if LONG { push_long(cpu, value) } else { push(cpu, value) };
-    attempt!(cpu, op, pushed);
+    if !LONG {
+        attempt!(cpu, op, push(cpu, value));
+    } else if push_hit(cpu, value).is_none() {
+        return push_reg::<T, false>(cpu, op);
+    }
     op.next(cpu)
 }
 
 fn push_imm<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::from_u64(op.imm);
-    let pushed = if LONG { push_long(cpu, value) } else { push(cpu, value) };
-    attempt!(cpu, op, pushed);
+    if !LONG {
+        attempt!(cpu, op, push(cpu, value));
+    } else if push_hit(cpu, value).is_none() {
+        return push_imm::<T, false>(cpu, op);
+    }
     op.next(cpu)
 }
 
-fn push_mem<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let va = attempt!(cpu, op, cpu.ea::<K>(&op, T::SIZE, false));
+fn push_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let value = attempt!(cpu, op, cpu.load::<T>(va));
     attempt!(cpu, op, push(cpu, value));
     op.next(cpu)
@@ -90,7 +98,7 @@ fn pop_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     // POP RSP: the loaded value wins, so the pointer moves first.
     let value = if LONG {
         let top = cpu.regs[reg::RSP];
-        let value = attempt!(cpu, op, cpu.load::<T>(top));
+        let Some(value) = memory::load_at::<T>(cpu, top) else { return pop_reg::<T, false>(cpu, op) };
         cpu.regs[reg::RSP] = top.wrapping_add(T::SIZE);
         value
     } else {
@@ -103,11 +111,11 @@ fn pop_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// POP to memory: an address with RSP as its base is computed after RSP has moved.
-fn pop_mem<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+fn pop_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let before = cpu.regs[reg::RSP];
     let value = attempt!(cpu, op, peek::<T>(cpu));
     discard(cpu, T::SIZE);
-    let stored = match cpu.ea::<K>(&op, T::SIZE, true) {
+    let stored = match cpu.ea::<GENERAL>(&op, T::SIZE, true) {
         Ok(va) => cpu.store(va, value),
         Err(trap) => Err(trap),
     };
@@ -253,14 +261,16 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
 
 fn leave<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let frame = cpu.regs[reg::RBP];
-    let value = if LONG { cpu.load::<T>(frame) } else { load_at(cpu, frame) };
-    let value = attempt!(cpu, op, value);
     let top = frame.wrapping_add(T::SIZE);
-    if LONG {
+    let value = if LONG {
+        let Some(value) = memory::load_at::<T>(cpu, frame) else { return leave::<T, false>(cpu, op) };
         cpu.regs[reg::RSP] = top;
+        value
     } else {
+        let value = attempt!(cpu, op, load_at::<T>(cpu, frame));
         set_pointer(cpu, top);
-    }
+        value
+    };
     T::set(cpu, reg::RBP, value);
     op.next(cpu)
 }
@@ -284,7 +294,7 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
                     op.a = field(insn.op0_register());
                     by_stack!(size(insn, 0), push_reg)
                 }
-                Kind::Mem => by_ea!(low.ea, K => by_wide_size!(size(insn, 0), T => push_mem::<T, K> as Handler)),
+                Kind::Mem => by_wide_size!(size(insn, 0), T => push_mem::<T> as Handler),
                 Kind::Imm => {
                     op.imm = insn.immediate(0);
                     by_stack!(pushed_size(insn), push_imm)
@@ -298,7 +308,7 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
                     op.a = field(insn.op0_register());
                     by_stack!(size(insn, 0), pop_reg)
                 }
-                Kind::Mem => by_ea!(low.ea, K => by_wide_size!(size(insn, 0), T => pop_mem::<T, K> as Handler)),
+                Kind::Mem => by_wide_size!(size(insn, 0), T => pop_mem::<T> as Handler),
                 _ => return 0,
             }
         }
