@@ -33,13 +33,25 @@ mod string;
 /// general-purpose instruction, or one that belongs to the system (segment and control registers, I/O).
 pub(crate) fn lower(low: &Lowering, insns: &[Instruction], op: &mut Op) -> usize {
     let Some(insn) = insns.first() else { return 0 };
+    let template = *op;
     let mut taken = arithmetic::lower(low, insns, op);
-    for group in
-        [moves::lower, branch::lower, stack::lower, shift::lower, bits::lower, multiply::lower, string::lower, exchange::lower, misc::lower]
-    {
+    let groups = [
+        moves::lower,
+        branch::lower,
+        stack::lower,
+        shift::lower,
+        bits::lower,
+        multiply::lower,
+        string::lower,
+        exchange::lower,
+        misc::lower,
+    ];
+    for group in groups {
         if taken != 0 {
             break;
         }
+        // A group that finds the instruction is not its own may have begun to fill the op.
+        *op = template;
         taken = group(low, insn, op);
     }
     taken
