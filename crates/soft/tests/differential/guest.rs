@@ -22,6 +22,8 @@ const HANDLERS: u64 = 0x7000;
 const TABLES: u64 = 0x10000;
 const CODE: u64 = 0x20000;
 const DATA: u64 = 0x30000;
+/// What lies below is mapped one to one for the supervisor.
+const SUPERVISOR_END: u64 = 0x10_0000;
 
 /// Selectors as Linux has them for 64-bit programs, so that instructions which show them agree.
 const USER_CODE: u16 = 0x33;
@@ -114,7 +116,7 @@ impl Guest {
             }
             memory.write_obj(gpa | flags, GuestAddress(table + (linear >> 12 & 511) * 8)).unwrap();
         };
-        for at in (0..0x10_0000).step_by(0x1000) {
+        for at in (0..SUPERVISOR_END).step_by(0x1000) {
             page(at, at, PRESENT_WRITE);
         }
         page(State::CODE, CODE, 0x61 | USER);
@@ -170,7 +172,12 @@ impl Guest {
             end.rip = get(frame);
             end.rflags = get(frame + 16);
             end.gpr[4] = get(frame + 24);
-            fault = Some(Fault { vector: vector as u8, error, address: if vector == 14 { registers.cr2 } else { 0 } });
+            let address = if vector == 14 { registers.cr2 } else { 0 };
+            // The supervisor's pages at the bottom are present here and not in the host's process.
+            if vector == 14 && address < SUPERVISOR_END {
+                error &= !1;
+            }
+            fault = Some(Fault { vector: vector as u8, error, address });
         }
         Outcome { state: end, fault }
     }

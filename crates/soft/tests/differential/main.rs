@@ -38,8 +38,12 @@ fn check(class: Class) {
     let mut executed = std::collections::BTreeMap::new();
     for number in 0..cases {
         let case = generator.next_case();
-        let on_host = host.execute(&case.bytes, &case.state);
         let on_guest = guest.execute(&case.bytes, &case.state);
+        // A branch into its own bytes, or to itself for ever: the host cannot be stopped there.
+        if on_guest.fault.is_none() && (State::CODE..State::CODE + case.bytes.len() as u64).contains(&on_guest.state.rip) {
+            continue;
+        }
+        let on_host = host.execute(&case.bytes, &case.state);
         faults += u64::from(on_host.fault.is_some());
         *executed.entry(format!("{:?}", case.instruction.mnemonic())).or_insert(0u64) += 1;
         let differences = Outcome::differences(&on_host, &on_guest, &case);
