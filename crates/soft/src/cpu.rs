@@ -237,6 +237,8 @@ pub(crate) struct Cpu {
     pub idle_time: u64,
     /// Answer for the IN that the last run ended with.
     pub port_in: Option<u32>,
+    /// The last run ended with an IN, at which RIP still is.
+    pub awaits_port_in: bool,
     pub stats: VcpuStats,
     pub id: VcpuId,
     pub lapic: Option<Arc<LocalApic>>,

@@ -78,6 +78,7 @@ impl Cpu {
             wait_for_sipi: id != 0 && lapic.is_some(),
             pending_exit: None,
             port_in: None,
+            awaits_port_in: false,
             undelivered: None,
             step_over: false,
             random: Random::new(vm.deterministic.then_some(u64::from(id))),
@@ -142,6 +143,7 @@ impl Cpu {
     fn set_general(&mut self, registers: &Registers) {
         self.regs[..16].copy_from_slice(&registers.gpr);
         self.rip = registers.rip;
+        self.awaits_port_in = false;
         self.set_flags(registers.rflags);
         self.update_step();
     }
@@ -425,7 +427,16 @@ impl Cpu {
     }
 
     fn run(&mut self, entry: Entry) -> Result<Exit, BackendError> {
-        self.port_in = entry.port_in;
+        // The IN that the last run ended with is completed before anything else can come in between.
+        self.port_in = if std::mem::take(&mut self.awaits_port_in) { entry.port_in } else { None };
+        if self.port_in.is_some() {
+            let exit = self.run_block(true);
+            self.blocks.stop_running();
+            self.port_in = None;
+            if exit.is_some() || entry.single_step {
+                return Ok(exit.unwrap_or(Exit::SingleStep));
+            }
+        }
         if let Some(event) = entry.inject
             && self.inject(event).is_err()
         {

@@ -110,7 +110,7 @@ impl Cpu {
         for n in 0..4 {
             let len = (self.dr7 >> (18 + 4 * n) & 3) + 1;
             let start = self.dr[n] & !(len - 1);
-            let hit = u64::from(port) < start + len && start < u64::from(port) + size;
+            let hit = u64::from(port) < start.saturating_add(len) && start < u64::from(port) + size;
             if self.breakpoint_enabled(n) && self.breakpoint_kind(n) == 2 && hit {
                 self.watch_hits |= 1 << n;
             }

@@ -97,7 +97,10 @@ impl Cpu {
         self.stats.port += 1;
         match self.bus().port_in(self.id, port, size) {
             Some(value) => Ok(value),
-            None => Err(self.exit(Exit::PortIn { port, size, string })),
+            None => {
+                self.awaits_port_in = true;
+                Err(self.exit(Exit::PortIn { port, size, string }))
+            }
         }
     }
 
@@ -196,10 +199,11 @@ impl Slow for Ins {
             // The memory has to be writable before the port is read, because reading may have effects.
             cpu.host_slice(at, 1, true)?;
             cpu.host_slice(at.wrapping_add(size - 1), 1, true)?;
+            let answered = cpu.port_in.is_some();
             let value = cpu.read_port(port, op.size, true)?;
             cpu.store_sized(at, size, value.into())?;
             cpu.advance_index(RDI, op);
-            Ok(true)
+            Ok(!answered)
         })
     }
 }

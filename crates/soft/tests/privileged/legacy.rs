@@ -435,6 +435,48 @@ fn repeated_out_that_is_declined_exits_after_each_element() {
 }
 
 #[test]
+fn answered_in_completes_before_an_injected_interrupt() {
+    let mut m = Machine::new();
+    m.code(HANDLERS + 0x50 * 16, |a| {
+        a.in_(al, 0x98).unwrap();
+        a.iretq().unwrap();
+    });
+    m.code(CODE, |a| {
+        a.in_(al, 0x99).unwrap();
+        a.mov(ebx, eax).unwrap();
+        a.hlt().unwrap();
+    });
+    let mut registers = Machine::start();
+    registers.rflags |= 0x200;
+    m.set(&registers);
+    let port_in = |port| Exit::PortIn { port, size: 1, string: false };
+    assert_eq!(m.run(), port_in(0x99));
+    let entry = Entry { port_in: Some(0x11), inject: Some(Inject::Interrupt(0x50)), ..Entry::default() };
+    assert_eq!(m.vcpu.run(&m.bus, entry).unwrap(), port_in(0x98));
+    let registers = m.registers();
+    assert_eq!((registers.gpr[0], m.get::<u64>(registers.gpr[4])), (0x11, CODE + 2));
+    assert_eq!(m.vcpu.run(&m.bus, Entry { port_in: Some(0x22), ..Entry::default() }).unwrap(), Exit::Halt);
+    assert_eq!(m.registers().gpr[3], 0x22);
+}
+
+#[test]
+fn repeated_in_that_is_declined_takes_an_answer_for_each_element() {
+    let mut m = Machine::new();
+    m.code(CODE, |a| {
+        a.rep().insb().unwrap();
+        a.hlt().unwrap();
+    });
+    let mut registers = Machine::start();
+    (registers.gpr[1], registers.gpr[2], registers.gpr[7]) = (2, 0x99, DATA);
+    m.set(&registers);
+    assert_eq!(m.run(), Exit::PortIn { port: 0x99, size: 1, string: true });
+    let answer = |value| Entry { port_in: Some(value), ..Entry::default() };
+    assert_eq!(m.vcpu.run(&m.bus, answer(0x11)).unwrap(), Exit::PortIn { port: 0x99, size: 1, string: true });
+    assert_eq!(m.vcpu.run(&m.bus, answer(0x22)).unwrap(), Exit::Halt);
+    assert_eq!((m.get::<u16>(DATA), m.registers().gpr[1]), (0x2211, 0));
+}
+
+#[test]
 fn real_mode_far_call_returns_and_an_interrupt_without_vector_shuts_down() {
     let mut m = Machine::new();
     m.code_of(16, 0x9010, |a| {
