@@ -3,7 +3,8 @@
 //! Shared by the transport (a vCPU's thread) and the workers. Its one lock is a leaf: it is held only to keep the ISR byte and
 //! the line's level together.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::virtio::pci::{ISR_CONFIG, ISR_QUEUE, NO_VECTOR};
@@ -15,8 +16,8 @@ pub trait Interrupt: Send + Sync {
     fn queue_used(&self, queue: u16);
     /// Device configuration changed.
     fn config_changed(&self);
-    /// The driver broke the rules so badly that only a reset helps.
-    fn needs_reset(&self);
+    /// The driver broke the rules so badly that only a reset helps; `why` is for the log.
+    fn needs_reset(&self, why: &dyn Display);
 }
 
 /// Where interrupts of a transport go: the PCI function.
@@ -37,7 +38,13 @@ pub struct Interrupts {
     /// The ISR byte; the line changes under this lock.
     isr: Mutex<u8>,
     needs_reset: AtomicBool,
+    /// Changes with the device configuration (4.1.4.3).
+    generation: AtomicU8,
+    complaints: AtomicU32,
 }
+
+/// Complaints about a driver that a person sees; a driver can cause as many as it likes.
+const MAX_COMPLAINTS: u32 = 8;
 
 /// [`Interrupts`] as plain data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +68,8 @@ impl Interrupts {
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             isr: Mutex::new(0),
             needs_reset: AtomicBool::new(false),
+            generation: AtomicU8::new(0),
+            complaints: AtomicU32::new(0),
         }
     }
 
@@ -89,6 +98,11 @@ impl Interrupts {
     /// Vector of queue `queue`.
     pub fn queue_vector(&self, queue: u16) -> u16 {
         self.queue_vectors.get(usize::from(queue)).map_or(NO_VECTOR, |slot| slot.load(Ordering::Acquire))
+    }
+
+    /// Configuration generation.
+    pub fn generation(&self) -> u8 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Reads the ISR byte, which clears it and drops the line.
@@ -166,10 +180,14 @@ impl Interrupt for Interrupts {
     }
 
     fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         self.raise(self.config_vector(), ISR_CONFIG);
     }
 
-    fn needs_reset(&self) {
+    fn needs_reset(&self, why: &dyn Display) {
+        if self.complaints.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
+            tracing::warn!(%why, "virtio: device needs a reset");
+        }
         if !self.needs_reset.swap(true, Ordering::AcqRel) {
             self.config_changed();
         }

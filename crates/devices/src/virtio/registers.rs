@@ -32,7 +32,6 @@ pub struct Registers {
     driver_features: u64,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
-    config_generation: u8,
 }
 
 /// Registers of one queue.
@@ -62,7 +61,6 @@ pub struct RegistersState {
     queue_select: u16,
     queues: Vec<QueueRegisters>,
     positions: Vec<Option<RingPosition>>,
-    config_generation: u8,
     interrupts: InterruptsState,
     device: Value,
 }
@@ -81,7 +79,6 @@ impl Registers {
             driver_features: 0,
             queue_select: 0,
             queues,
-            config_generation: 0,
         }
     }
 
@@ -96,7 +93,7 @@ impl Registers {
         put(common::CONFIG_MSIX_VECTOR, &self.interrupts.config_vector().to_le_bytes());
         put(common::NUM_QUEUES, &(self.queues.len() as u16).to_le_bytes());
         put(common::DEVICE_STATUS, &[self.status_bits()]);
-        put(common::CONFIG_GENERATION, &[self.config_generation]);
+        put(common::CONFIG_GENERATION, &[self.interrupts.generation()]);
         put(common::QUEUE_SELECT, &self.queue_select.to_le_bytes());
         // A queue that does not exist has size 0 (4.1.4.3.1).
         if let Some(queue) = self.queues.get(usize::from(self.queue_select)) {
@@ -173,7 +170,6 @@ impl Registers {
             queue_select: self.queue_select,
             queues: self.queues.clone(),
             positions,
-            config_generation: self.config_generation,
             interrupts: self.interrupts.state(),
             device: self.device.state(),
         };
@@ -207,7 +203,6 @@ impl Registers {
         self.driver_features = state.driver_features;
         self.queue_select = state.queue_select;
         self.queues.clone_from(&state.queues);
-        self.config_generation = state.config_generation;
         self.interrupts.restore(&state.interrupts);
         if self.status.is_running() {
             let rings = if self.interrupts.is_broken() { None } else { self.make_rings(&state.positions) };
@@ -319,7 +314,7 @@ impl Registers {
             match Ring::new(index as u16, state, Arc::clone(&self.memory), interrupt) {
                 Ok(ring) => rings.push(Some(ring)),
                 Err(error) => {
-                    tracing::warn!(device_type = self.device.device_type(), %error, "virtio: the driver's queues cannot be");
+                    self.interrupts.needs_reset(&error);
                     return None;
                 }
             }
@@ -331,10 +326,7 @@ impl Registers {
         match rings {
             Some(rings) => self.activate(rings),
             // Activated without rings, so that there is always something to deactivate.
-            None => {
-                self.activate(self.queues.iter().map(|_| None).collect());
-                self.interrupts.needs_reset();
-            }
+            None => self.activate(self.queues.iter().map(|_| None).collect()),
         }
     }
 
@@ -342,8 +334,7 @@ impl Registers {
         let activation =
             Activation { memory: Arc::clone(&self.memory), features: self.driver_features, rings, interrupt: self.interrupts.clone() };
         if let Err(error) = self.device.activate(activation) {
-            tracing::error!(device_type = self.device.device_type(), %error, "virtio: device does not start");
-            self.interrupts.needs_reset();
+            self.interrupts.needs_reset(&format_args!("the host has no thread for it: {error}"));
         }
     }
 }

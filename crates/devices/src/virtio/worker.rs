@@ -54,18 +54,20 @@ impl Bell {
     /// Sleeps until the doorbell rings or `other` has one of the asked events; says which events `other` has. `None`: it is
     /// time to end.
     pub fn wait_or(&self, other: Option<(BorrowedFd<'_>, PollFlags)>) -> Option<PollFlags> {
-        let events = match other {
+        let (rung, events) = match other {
             Some((fd, flags)) => {
                 let mut fds = [PollFd::new(&self.doorbell, PollFlags::IN), PollFd::from_borrowed_fd(fd, flags)];
                 poll_until(&mut fds);
-                fds[1].revents()
+                (!fds[0].revents().is_empty(), fds[1].revents())
             }
             None => {
                 poll_until(&mut [PollFd::new(&self.doorbell, PollFlags::IN)]);
-                PollFlags::empty()
+                (true, PollFlags::empty())
             }
         };
-        self.doorbell.hear();
+        if rung {
+            self.doorbell.hear();
+        }
         (!self.stop.load(Ordering::Acquire)).then_some(events)
     }
 

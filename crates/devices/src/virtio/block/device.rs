@@ -79,7 +79,13 @@ impl VirtioDevice for Block {
     }
 
     fn deactivate(&mut self) -> Vec<Option<Ring>> {
-        vec![self.worker.take().and_then(Worker::stop).flatten()]
+        let Some(worker) = self.worker.take() else { return vec![None] };
+        let ring = worker.stop().flatten();
+        // The driver is gone, or a snapshot is made: nothing is to be lost from here on.
+        if let Err(error) = self.disk.flush() {
+            tracing::error!(%error, "virtio-blk: flush failed");
+        }
+        vec![ring]
     }
 }
 
@@ -88,8 +94,7 @@ fn work(bell: &Bell, mut ring: Ring, target: &Target<'_>, memory: &GuestMemory, 
     let mut chain = Chain::default();
     while bell.wait() {
         if let Err(error) = drain(bell, &mut ring, &mut chain, target, memory) {
-            tracing::warn!(%error, "virtio-blk: driver broke its queue");
-            interrupt.needs_reset();
+            interrupt.needs_reset(&error);
             return None;
         }
     }

@@ -123,9 +123,8 @@ impl Shared {
         let Some(active) = &mut self.active else { return };
         let result = active.send(self.output.as_mut()).and_then(|()| active.receive(&mut self.input));
         if let Err(error) = result {
-            tracing::warn!(%error, "virtio-console: driver broke its queue");
             active.rings = [None, None];
-            active.interrupt.needs_reset();
+            active.interrupt.needs_reset(&error);
         }
     }
 }

@@ -167,9 +167,8 @@ impl Traffic {
                 Ok((_, true)) => {}
                 Ok((wanted, false)) => return wanted,
                 Err(PumpError::Ring(error)) => {
-                    tracing::warn!(%error, "virtio-net: driver broke its queue");
                     self.rings = [None, None, None];
-                    self.interrupt.needs_reset();
+                    self.interrupt.needs_reset(&error);
                     return PollFlags::empty();
                 }
                 // Once: without a link the network is left alone.

@@ -90,9 +90,8 @@ impl VirtioDevice for Rng {
         let Some(active) = &mut self.active else { return };
         let Some(ring) = &mut active.ring else { return };
         if let Err(error) = drain(ring, &mut active.chain, &active.memory, self.entropy.as_mut()) {
-            tracing::warn!(%error, "virtio-rng: driver broke its queue");
             active.ring = None;
-            active.interrupt.needs_reset();
+            active.interrupt.needs_reset(&error);
         }
     }
 
