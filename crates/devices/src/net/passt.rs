@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use abi::virtio::net::HEADER_BYTES;
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::net::{SendFlags, send};
+use rustix::net::{SendFlags, send, sockopt};
 
 use super::{Forward, MAX_FRAME, MIN_FRAME, NetBackend, NetError};
 
@@ -22,6 +22,8 @@ use super::{Forward, MAX_FRAME, MIN_FRAME, NetBackend, NetError};
 const LENGTH_BYTES: usize = 4;
 /// What is read from the socket at once.
 const RECEIVE_BYTES: usize = 256 << 10;
+/// What may wait in the socket, each way.
+const SOCKET_BYTES: usize = 4 << 20;
 /// How long passt may take to be ready.
 const START_TIME: Duration = Duration::from_secs(2);
 /// How often to look whether it is.
@@ -68,6 +70,8 @@ impl Passt {
 
     fn start_program(program: &str, arguments: &[String]) -> Result<Passt, NetError> {
         let (ours, theirs) = UnixStream::pair()?;
+        widen(&ours);
+        widen(&theirs);
         let messages = File::from(memfd_create("passt-messages", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
         let mut command = Command::new(program);
         // The socket is its standard input. In the foreground, it stays our child and says what is wrong.
@@ -175,6 +179,14 @@ impl NetBackend for Passt {
                 Err(_) => return Err(self.ended()),
             }
         }
+    }
+}
+
+/// Makes room for frames that wait in the socket: passt drops what does not fit, and the guest's TCP pays for it. Without the
+/// right to go beyond the host's limit (net.core.wmem_max), the limit has to do.
+fn widen(socket: &UnixStream) {
+    if sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BYTES).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(socket, SOCKET_BYTES);
     }
 }
 
