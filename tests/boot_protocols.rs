@@ -71,7 +71,10 @@ fn boot_sector_starts_by_seabios_from_a_virtio_disk() {
     let disk = boot_disk(directory.path());
     let disk = format!("{},format=raw", disk.display());
     let run = vmctl(&["run", "--backend", "soft", "--debug-exit", "--no-reboot", "--disk", &disk]);
-    run.expect(EXIT_OK, &["hello from the boot sector\n", "hello from the second sector\n", "memory map found\n"]);
+    run.expect(
+        EXIT_OK,
+        &["SeaBIOS", "greetings through the BIOS", "hello from the boot sector\n", "hello from the second sector\n", "memory map found\n"],
+    );
 }
 
 #[test]

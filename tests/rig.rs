@@ -32,4 +32,3 @@ fn directed_tests_of_the_kvm_backend_pass_on_a_real_kvm() {
     assert!(failed.is_empty() && output.contains("rig status 0"), "in the rig:\n{}\n\nall it said:\n{output}", failed.join("\n"));
     assert!(passed > 20, "only {passed} tests ran:\n{output}");
 }
-

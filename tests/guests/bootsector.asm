@@ -13,6 +13,8 @@ start:
     mov ss, ax
     mov sp, 0x7c00
     mov [drive], dl
+    mov si, greeting
+    call say_by_bios
     mov si, hello
     call say
     ; Int 13h function 42h: extended read, by the packet at DS:SI.
@@ -47,7 +49,21 @@ stop:
     hlt
     jmp stop
 
-; Prints the string at SI by the BIOS (int 10h function 0Eh) and on COM1.
+; Prints the string at SI through the BIOS: int 10h function 0Eh.
+say_by_bios:
+    lodsb
+    test al, al
+    jz .end
+    push si
+    mov ah, 0x0e
+    mov bx, 7
+    int 0x10
+    pop si
+    jmp say_by_bios
+.end:
+    ret
+
+; Prints the string at SI on COM1.
 say:
     lodsb
     test al, al
@@ -61,15 +77,12 @@ say:
     mov dx, COM1
     mov al, bl
     out dx, al
-    push si
-    mov ah, 0x0e
-    mov bx, 7
-    int 0x10
-    pop si
     jmp say
 .end:
     ret
 
+; What SeaBIOS shows on the serial port lags by the last character.
+greeting: db 13, 10, "greetings through the BIOS ...", 13, 10, 0
 hello: db "hello from the boot sector", 10, 0
 memory: db "memory map found", 10, 0
 error: db "the BIOS reports an error", 10, 0
