@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::acpi::{self, AcpiConfig, AcpiTables};
 use devices::acpi_pm::AcpiPm;
@@ -25,6 +25,7 @@ use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
 use devices::rtc::{CmosConfig, RTC_IRQ, Rtc};
 use devices::serial::{COM1, COM1_IRQ, Serial};
+use devices::testdev::TestDevice;
 use devices::virtio::block::Block;
 use devices::virtio::net::Net;
 use devices::virtio::rng::{HostEntropy, Rng};
@@ -91,7 +92,8 @@ impl Board {
         dialects: Vec<Arc<dyn Dialect>>,
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
-        let events: Arc<dyn MachineEvents> = Arc::new(Events(events));
+        let ended = Arc::new(AtomicBool::new(false));
+        let events: Arc<dyn MachineEvents> = Arc::new(Events { ended: Arc::clone(&ended), sender: events });
         let interrupts = InterruptRouter::new(Arc::new(Arc::clone(vm)));
         let mut map = DeviceMap::default();
 
@@ -133,10 +135,13 @@ impl Board {
         };
         Rtc::new(Arc::clone(timers), interrupts.isa_line(RTC_IRQ), &cmos).map(&mut map);
         FwCfg::new(Arc::clone(memory), firmware_items(config)).map(&mut map);
+        if config.testdev {
+            TestDevice::new(&interrupts).map(&mut map);
+        }
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, power, pci }, MachineBus::new(map, dialects, interrupts)))
+        Ok((Board { serial, power, pci }, MachineBus::new(map, dialects, interrupts, ended)))
     }
 
     /// Bytes typed at the first serial port; how many it took.
@@ -190,18 +195,28 @@ fn serial_output(target: &SerialTarget) -> Result<Box<dyn Write + Send>, BoardEr
 }
 
 /// Device events as machine events. A machine that has ended no longer listens, so that send errors mean nothing.
-struct Events(Sender<Event>);
+struct Events {
+    ended: Arc<AtomicBool>,
+    sender: EventSender,
+}
+
+impl Events {
+    fn end(&self, outcome: Outcome) {
+        self.ended.store(true, Ordering::Relaxed);
+        let _ = self.sender.send(Event::End(outcome));
+    }
+}
 
 impl MachineEvents for Events {
     fn power_off(&self) {
-        let _ = self.0.send(Event::End(Outcome::PowerOff));
+        self.end(Outcome::PowerOff);
     }
 
     fn reset(&self) {
-        let _ = self.0.send(Event::End(Outcome::Reset));
+        self.end(Outcome::Reset);
     }
 
     fn debug_exit(&self, value: u32) {
-        let _ = self.0.send(Event::End(Outcome::DebugExit(value)));
+        self.end(Outcome::DebugExit(value));
     }
 }

@@ -5,7 +5,7 @@
 //! never logged: a guest can make millions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use devices::DeviceMap;
 use devices::interrupts::InterruptRouter;
@@ -17,6 +17,7 @@ pub struct MachineBus {
     devices: DeviceMap,
     dialects: Vec<Arc<dyn Dialect>>,
     interrupts: Arc<InterruptRouter>,
+    ended: Arc<AtomicBool>,
     unowned: Unowned,
 }
 
@@ -38,9 +39,20 @@ fn count(counter: &AtomicU64) {
 }
 
 impl MachineBus {
-    /// A bus over these devices and dialects.
-    pub fn new(devices: DeviceMap, dialects: Vec<Arc<dyn Dialect>>, interrupts: Arc<InterruptRouter>) -> MachineBus {
-        MachineBus { devices, dialects, interrupts, unowned: Unowned::default() }
+    /// A bus over these devices and dialects. A device sets `ended` when the guest has ended the machine: the processor that did
+    /// so then leaves the guest before its next instruction, so that equal runs execute equally many.
+    pub fn new(
+        devices: DeviceMap,
+        dialects: Vec<Arc<dyn Dialect>>,
+        interrupts: Arc<InterruptRouter>,
+        ended: Arc<AtomicBool>,
+    ) -> MachineBus {
+        MachineBus { devices, dialects, interrupts, ended, unowned: Unowned::default() }
+    }
+
+    /// Whether the guest has ended the machine.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     /// Accesses that nobody answered.
@@ -70,7 +82,7 @@ impl Bus for MachineBus {
                 None => count(&self.unowned.port),
             }
         }
-        true
+        !self.has_ended()
     }
 
     fn mmio_read(&self, _vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool {
@@ -156,7 +168,7 @@ mod tests {
     fn unowned_accesses_read_ones_and_are_counted() {
         let mut devices = DeviceMap::default();
         devices.add_ports(0x60..=0x60, Arc::new(Echo));
-        let bus = MachineBus::new(devices, Vec::new(), InterruptRouter::new(Arc::new(Nowhere)));
+        let bus = MachineBus::new(devices, Vec::new(), InterruptRouter::new(Arc::new(Nowhere)), Arc::default());
         assert_eq!(bus.port_in(0, 0x60, 1), Some(0x60));
         assert_eq!(bus.port_in(0, 0x61, 1), Some(u32::MAX));
         assert!(bus.port_out(0, 0x61, 1, 0));

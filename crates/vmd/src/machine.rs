@@ -275,8 +275,7 @@ impl Machine {
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
         let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
-        let boot_config =
-            boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
+        let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
         let mut random: Box<dyn Read> = match config.deterministic {
             true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
             false => Box::new(File::open("/dev/urandom").map_err(|source| MachineError::Host { what: "/dev/urandom", source })?),
@@ -363,6 +362,7 @@ impl Processor {
                     *returns.entry(exit.name()).or_insert(0) += 1;
                     match exit {
                         Exit::Interrupted => continue,
+                        Exit::PortOut { .. } if self.bus.has_ended() => break,
                         Exit::Shutdown => Event::End(Outcome::GuestDied { cpu: self.id, registers: self.dump() }),
                         other => {
                             let text =
