@@ -15,7 +15,7 @@ use vmm::Exit;
 use vmm::exit::Access;
 use vmm::memory::Protection;
 
-use crate::cpu::{Cpu, FS, FS_BASE, GS, GS_BASE, REG_MASK, SS, TrapKind, Width, access, cr0, cr4, efer, vector};
+use crate::cpu::{Cpu, FS, FS_BASE, GS, GS_BASE, REG_MASK, SS, TrapKind, Width, access, cr0, cr4, efer, rflags, vector};
 use crate::op::{Op, Trap};
 
 /// Addressing form of an op's memory operand: base + displacement, 64-bit, no segment base.
@@ -35,6 +35,8 @@ const PAGE: u64 = 4096;
 const PAGE_MASK: u64 = !(PAGE - 1);
 /// A tag that no access has: its low bits are context 2047, which is never given out.
 const NO_TAG: u64 = u64::MAX;
+/// The key while alignment is checked: also of context 2047, and nothing is cached under it, so every access takes the slow way.
+const UNCACHED: u64 = CONTEXTS << 1;
 
 /// Page-table entry bits (Intel SDM vol. 3 table 4-19).
 mod pte {
@@ -341,6 +343,7 @@ impl Cpu {
             // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
             Some(at) => Ok(unsafe { T::read(at) }),
             None => {
+                self.check_alignment(va, T::SIZE)?;
                 self.check_write(va, T::SIZE)?;
                 self.load_slow(va)
             }
@@ -352,6 +355,7 @@ impl Cpu {
     fn load_slow<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
         let mut bytes = [0; 8];
         let size = T::SIZE as usize;
+        self.check_alignment(va, T::SIZE)?;
         self.watch(va, T::SIZE, false);
         if (va & (PAGE - 1)) + T::SIZE <= PAGE {
             let mapping = self.translate(va, Kind::Read, self.cpl == 3)?;
@@ -371,6 +375,7 @@ impl Cpu {
     fn store_slow<T: Word>(&mut self, va: u64, value: T) -> Result<(), Trap> {
         let bytes = value.into_u64().to_le_bytes();
         let size = T::SIZE as usize;
+        self.check_alignment(va, T::SIZE)?;
         self.watch(va, T::SIZE, true);
         if (va & (PAGE - 1)) + T::SIZE <= PAGE {
             let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
@@ -462,7 +467,16 @@ impl Cpu {
         }
         let mapping = self.translate(va, if write { Kind::Write } else { Kind::Read }, self.cpl == 3)?;
         let host = self.fill(va, mapping);
-        Ok(if self.watches(va) || write && self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)].write == NO_TAG { None } else { host })
+        Ok(
+            if self.tlb.key == UNCACHED
+                || self.watches(va)
+                || write && self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)].write == NO_TAG
+            {
+                None
+            } else {
+                host
+            },
+        )
     }
 
     /// Loads with supervisor rights whatever the privilege level: descriptor tables, task state.
@@ -518,6 +532,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn atomic_slow<T: Word>(&mut self, va: u64, new: impl Fn(T) -> Option<T>) -> Result<T, Trap> {
+        self.check_alignment(va, T::SIZE)?;
         self.watch(va, T::SIZE, true);
         self.check_write(va, T::SIZE)?;
         if (va & (PAGE - 1)) + T::SIZE <= PAGE {
@@ -586,7 +601,9 @@ impl Cpu {
             return Ok(self.tlb.fetch[index].gpa | va & (PAGE - 1));
         }
         let mapping = self.translate(va, Kind::Fetch, self.cpl == 3)?;
-        self.tlb.fetch[index] = FetchEntry { tag: va & PAGE_MASK | self.tlb.key, gpa: mapping.gpa };
+        if self.tlb.key != UNCACHED {
+            self.tlb.fetch[index] = FetchEntry { tag: va & PAGE_MASK | self.tlb.key, gpa: mapping.gpa };
+        }
         Ok(mapping.gpa | va & (PAGE - 1))
     }
 
@@ -741,7 +758,7 @@ impl Cpu {
     /// Enters a mapping into the TLB and returns the host address of `va`; `None` when there is no RAM.
     fn fill(&mut self, va: u64, mapping: Mapping) -> Option<*mut u8> {
         let (host, code, page) = self.vm.ram(mapping.gpa)?;
-        if self.watches(va) {
+        if self.tlb.key == UNCACHED || self.watches(va) {
             return Some(host.wrapping_add((va & (PAGE - 1)) as usize));
         }
         let writable = mapping.writable && !code.has_code(page);
@@ -853,6 +870,19 @@ impl Cpu {
     pub fn update_translation(&mut self) {
         let context = self.tlb.context(self.pcid(), false);
         self.tlb.key = context << 1 | u64::from(self.cpl == 3);
+        if self.checks_alignment() {
+            self.tlb.key = UNCACHED;
+            self.tlb.epoch = self.tlb.epoch.wrapping_add(1);
+        }
+    }
+
+    /// Whether unaligned accesses are #AC: CR0.AM and RFLAGS.AC at level 3 (Intel SDM vol. 3 section 6.15, interrupt 17).
+    fn checks_alignment(&self) -> bool {
+        self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.rflags & rflags::AC != 0
+    }
+
+    fn check_alignment(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+        if va & (size - 1) != 0 && self.checks_alignment() { Err(self.raise_code(vector::AC, 0)) } else { Ok(()) }
     }
 
     fn pcid(&self) -> usize {

@@ -148,8 +148,12 @@ impl Cpu {
         self.update_step();
     }
 
-    /// Arms or disarms the look at every instruction, after a change of RFLAGS.TF or DR7.
+    /// Arms or disarms the look at every instruction after a change of RFLAGS.TF or DR7, and that at every access after one of
+    /// RFLAGS.AC.
     pub fn update_step(&mut self) {
+        if self.cpl == 3 && self.cr0 & cr0::AM != 0 {
+            self.update_translation();
+        }
         if self.rflags & rflags::TF != 0 || self.dr7 & 0xff != 0 {
             self.attention.set_own(attention::STEP);
         }

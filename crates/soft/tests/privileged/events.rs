@@ -183,3 +183,26 @@ fn kick_ends_an_endless_loop_and_a_long_string_instruction() {
     assert_eq!(m.run(), Exit::Interrupted);
     kicker.join().unwrap();
 }
+
+#[test]
+fn alignment_is_checked_at_level_three_when_asked() {
+    let mut m = Machine::new();
+    m.open_to_user();
+    m.code(CODE, |a| {
+        a.mov(rbx, qword_ptr(rdi + 8)).unwrap();
+        a.pushfq().unwrap();
+        a.or(dword_ptr(rsp), 0x4_0000).unwrap();
+        a.popfq().unwrap();
+        a.mov(rcx, qword_ptr(rdi + 7)).unwrap();
+        a.mov(dword_ptr(rdi + 2), eax).unwrap();
+    });
+    let mut registers = Machine::start_user();
+    registers.cr0 |= 1 << 18;
+    registers.gpr[7] = DATA + 1;
+    m.put(DATA + 8, 5u64);
+    m.set(&registers);
+    let exception = m.run_to_exception();
+    assert_eq!((exception.vector, exception.error), (17, Some(0)), "the store of four bytes");
+    assert_eq!(m.registers().gpr[1], 5, "eight bytes at a multiple of eight are aligned");
+    assert_eq!(m.get::<u32>(DATA + 3), 0);
+}
