@@ -361,4 +361,29 @@ mod tests {
         assert_eq!(placed[..36], files[0]);
         assert_eq!(placed[64..], files[1]);
     }
+
+    /// ACPICA's compiler, as a stranger who reads our AML; not everywhere installed.
+    #[test]
+    fn acpica_reads_the_dsdt_and_compiles_it_again() {
+        let placed = AcpiTables::new(&CONFIG).place(DEFAULT_BASE);
+        let rsdt = table(&placed, DEFAULT_BASE, u32_at(&placed, 16));
+        let fadt = table(&placed, DEFAULT_BASE, u32_at(rsdt, 36));
+        let directory = tempfile::tempdir().unwrap();
+        let run = |arguments: &[&str]| {
+            std::process::Command::new("iasl").args(arguments).current_dir(directory.path()).output().map(|output| {
+                let text = [output.stdout, output.stderr].concat();
+                (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+            })
+        };
+        for (file, bytes) in [("dsdt.aml", table(&placed, DEFAULT_BASE, u32_at(fadt, 40))), ("facp.aml", fadt)] {
+            std::fs::write(directory.path().join(file), bytes).unwrap();
+            let Ok((good, text)) = run(&["-d", file]) else {
+                eprintln!("skipped: iasl (package acpica-tools) is not installed");
+                return;
+            };
+            assert!(good && !text.contains("Error"), "{text}");
+        }
+        let (good, text) = run(&["-p", "again", "dsdt.dsl"]).unwrap();
+        assert!(good && text.contains(" 0 Errors, 0 Warnings"), "{text}");
+    }
 }

@@ -42,7 +42,6 @@ fn interrupt_mode() -> Bytes {
 fn root_bridge() -> Vec<u8> {
     let mut aml = Vec::new();
     Name::new("_HID".into(), &EISAName::new("PNP0A03")).to_aml_bytes(&mut aml);
-    Name::new("_ADR".into(), &ZERO).to_aml_bytes(&mut aml);
     Name::new("_UID".into(), &ZERO).to_aml_bytes(&mut aml);
     let (first, last) = (*MEMORY_WINDOW.start() as u32, *MEMORY_WINDOW.end() as u32);
     let buses = AddressSpace::<u16>::new_bus_number(0, 0);
