@@ -29,8 +29,9 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 /// Frequency of the timer.
 const TIMER_HZ: u128 = 3_579_545;
 const POWER_BUTTON: u16 = 1 << 8;
-/// Status and enable bits that exist: global lock release, power button.
-const EVENTS: u16 = 1 << 5 | POWER_BUTTON;
+/// Status and enable bits that exist: global lock release, power button, and the RTC alarm, which is only ever enabled: without
+/// sleep states it has nothing to wake.
+const EVENTS: u16 = 1 << 5 | POWER_BUTTON | 1 << 10;
 const SCI_ENABLE: u16 = 1;
 const SLEEP_TYPE_SHIFT: u32 = 10;
 const SLEEP_ENABLE: u16 = 1 << 13;
