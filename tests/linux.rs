@@ -7,9 +7,9 @@
 mod common;
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{debian, guest, run};
@@ -45,10 +45,24 @@ fn two_processors_work_at_once() {
 }
 
 #[test]
-fn reset_starts_the_machine_again_or_ends_it() {
+fn reset_under_no_reboot_ends_the_machine() {
     let once = debian("initrd-busybox.gz", "test=reboot", &["--backend", "soft", "--no-reboot"], PATIENCE);
     once.expect(&["INIT REACHED"]);
     assert_eq!(once.output.matches("INIT REACHED").count(), 1, "{once}");
+}
+
+#[test]
+fn reset_starts_the_machine_again_until_a_signal_ends_it() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(["run", "--backend", "soft", "--cmdline", "console=ttyS0 quiet test=reboot"]);
+    command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd-busybox.gz"));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n').map_while(Result::ok);
+    let boots = lines.filter(|line| String::from_utf8_lossy(line).contains("INIT REACHED")).take(2).count();
+    assert_eq!(boots, 2);
+    Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    // 128 and the number of SIGTERM.
+    assert_eq!(child.wait().unwrap().code(), Some(143));
 }
 
 #[test]
