@@ -10,13 +10,19 @@
 //! of the same size: the host's memory order is the guest's.
 #![allow(unsafe_code)] // Guest RAM is reached by host pointers; the TLB is what makes them valid.
 
-use std::arch::asm;
-use vmm::Exit;
-use vmm::exit::Access;
-use vmm::memory::Protection;
+mod mmio;
+mod segmentation;
+mod walk;
+mod word;
 
-use crate::cpu::{Cpu, FS, FS_BASE, GS, GS_BASE, REG_MASK, SS, TrapKind, Width, access, cr0, cr4, efer, rflags, vector};
-use crate::op::{Op, Trap};
+use std::arch::asm;
+
+use crate::cpu::{Cpu, TrapKind, Width, cr0, cr4, rflags, vector};
+use crate::op::Trap;
+
+pub(crate) use walk::PHYSICAL_BITS;
+pub(crate) use word::Word;
+use word::copy;
 
 /// Addressing form of an op's memory operand: base + displacement, 64-bit, no segment base.
 pub(crate) const FLAT_BASE: u8 = 0;
@@ -37,30 +43,6 @@ const PAGE_MASK: u64 = !(PAGE - 1);
 const NO_TAG: u64 = u64::MAX;
 /// The key while alignment is checked: also of context 2047, and nothing is cached under it, so every access takes the slow way.
 const UNCACHED: u64 = CONTEXTS << 1;
-
-/// Page-table entry bits (Intel SDM vol. 3 table 4-19).
-mod pte {
-    pub const P: u64 = 1;
-    pub const RW: u64 = 1 << 1;
-    pub const US: u64 = 1 << 2;
-    pub const A: u64 = 1 << 5;
-    pub const D: u64 = 1 << 6;
-    pub const PS: u64 = 1 << 7;
-    pub const NX: u64 = 1 << 63;
-}
-
-/// Page-fault error code bits (Intel SDM vol. 3 section 4.7).
-mod fault {
-    pub const P: u32 = 1;
-    pub const W: u32 = 2;
-    pub const U: u32 = 4;
-    pub const RSVD: u32 = 8;
-    pub const I: u32 = 16;
-}
-
-/// Physical address bits that CPUID promises (leaf 0x80000008).
-pub(crate) const PHYSICAL_BITS: u32 = 46;
-const PHYSICAL_MASK: u64 = (1 << PHYSICAL_BITS) - 1;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
@@ -163,147 +145,7 @@ enum Kind {
     Fetch,
 }
 
-/// An unsigned integer that one host instruction loads or stores.
-pub(crate) trait Word: Copy + Eq + 'static {
-    const SIZE: u64;
-    fn from_u64(value: u64) -> Self;
-    fn into_u64(self) -> u64;
-    /// # Safety
-    /// `at` must be readable memory of the right size; alignment does not matter.
-    unsafe fn read(at: *const u8) -> Self;
-    /// # Safety
-    /// `at` must be writable memory of the right size; alignment does not matter.
-    unsafe fn write(at: *mut u8, value: Self);
-    /// One attempt of a locked compare-exchange; returns what was there.
-    /// # Safety
-    /// `at` must be writable memory of the right size inside one page; alignment does not matter.
-    unsafe fn compare_exchange(at: *mut u8, expected: Self, new: Self) -> Self;
-}
-
-macro_rules! word {
-    ($t:ty, $size:literal, $class:ident, $reg:literal, $accumulator:tt) => {
-        impl Word for $t {
-            const SIZE: u64 = $size;
-
-            #[inline(always)]
-            fn from_u64(value: u64) -> $t {
-                value as $t
-            }
-
-            #[inline(always)]
-            fn into_u64(self) -> u64 {
-                u64::from(self)
-            }
-
-            #[inline(always)]
-            unsafe fn read(at: *const u8) -> $t {
-                let value: $t;
-                // SAFETY: the caller says that `at` is readable.
-                unsafe { asm!(concat!("mov {0", $reg, "}, [{1}]"), out($class) value, in(reg) at, options(nostack, preserves_flags, readonly)) };
-                value
-            }
-
-            #[inline(always)]
-            unsafe fn write(at: *mut u8, value: $t) {
-                // SAFETY: the caller says that `at` is writable.
-                unsafe { asm!(concat!("mov [{1}], {0", $reg, "}"), in($class) value, in(reg) at, options(nostack, preserves_flags)) };
-            }
-
-            #[inline(always)]
-            unsafe fn compare_exchange(at: *mut u8, expected: $t, new: $t) -> $t {
-                let old: $t;
-                // SAFETY: the caller says that `at` is writable; x86 allows locked access at any alignment.
-                unsafe {
-                    asm!(concat!("lock cmpxchg [{1}], {0", $reg, "}"), in($class) new, in(reg) at,
-                        inlateout($accumulator) expected => old, options(nostack))
-                };
-                old
-            }
-        }
-    };
-}
-
-word!(u8, 1, reg_byte, "", "al");
-word!(u16, 2, reg, ":x", "ax");
-word!(u32, 4, reg, ":e", "eax");
-word!(u64, 8, reg, ":r", "rax");
-
 impl Cpu {
-    // ---- addresses -----------------------------------------------------------------------------------------------
-
-    /// Linear address of the op's memory operand, in the form chosen when it was decoded.
-    #[inline(always)]
-    pub fn ea<const K: u8>(&mut self, op: &Op, size: u64, write: bool) -> Result<u64, Trap> {
-        match K {
-            FLAT_BASE => Ok(self.regs[usize::from(op.base) & REG_MASK].wrapping_add(op.disp as u64)),
-            FLAT_SIB => Ok(self.regs[usize::from(op.base) & REG_MASK]
-                .wrapping_add(self.regs[usize::from(op.index) & REG_MASK] << (op.scale & 3))
-                .wrapping_add(op.disp as u64)
-                .wrapping_add(self.regs[usize::from(op.seg_base) & REG_MASK])),
-            _ => {
-                let offset = self.effective_address(op);
-                self.linear(usize::from(op.seg), offset, size, write)
-            }
-        }
-    }
-
-    /// Offset of the op's memory operand within its segment, masked to the address size (what LEA gives).
-    #[inline(always)]
-    pub fn effective_address(&self, op: &Op) -> u64 {
-        let sum = self.regs[usize::from(op.base) & REG_MASK]
-            .wrapping_add(self.regs[usize::from(op.index) & REG_MASK] << (op.scale & 3))
-            .wrapping_add(op.disp as u64);
-        match op.addr_size {
-            8 => sum,
-            4 => sum & 0xffff_ffff,
-            _ => sum & 0xffff,
-        }
-    }
-
-    /// Segmentation: the linear address of `size` bytes at `offset` of a segment. In 64-bit code only FS and GS have a base; in
-    /// other code limit, type and presence are checked (Intel SDM vol. 3 section 5.3).
-    #[inline]
-    pub fn linear(&mut self, segment: usize, offset: u64, size: u64, write: bool) -> Result<u64, Trap> {
-        if self.width == Width::Bits64 {
-            return Ok(match segment {
-                FS => offset.wrapping_add(self.regs[FS_BASE]),
-                GS => offset.wrapping_add(self.regs[GS_BASE]),
-                _ => offset,
-            });
-        }
-        self.linear_legacy(segment, offset, size, write)
-    }
-
-    fn linear_legacy(&mut self, segment: usize, offset: u64, size: u64, write: bool) -> Result<u64, Trap> {
-        let s = self.seg[segment];
-        let code = s.access & 8 != 0;
-        let allowed = if s.access & (access::UNUSABLE) != 0 || s.access & access::P == 0 {
-            false
-        } else if !self.protected() {
-            true
-        } else if write {
-            !code && s.access & 2 != 0
-        } else {
-            !code || s.access & 2 != 0
-        };
-        let last = offset.wrapping_add(size.saturating_sub(1));
-        let limit = u64::from(s.limit);
-        let inside = if !code && s.access & 4 != 0 {
-            // Expand-down: valid above the limit, up to the size that B gives.
-            let top = if s.access & access::DB != 0 { 0xffff_ffff } else { 0xffff };
-            offset > limit && last <= top && last >= offset
-        } else {
-            last <= limit && last >= offset
-        };
-        if !allowed || !inside {
-            let vector = if segment == SS { vector::SS } else { vector::GP };
-            return Err(self.raise_code(vector, 0));
-        }
-        Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
-    }
-
-    // ---- loads and stores ----------------------------------------------------------------------------------------
-
     /// Host address of an access that the TLB knows.
     #[inline(always)]
     pub fn hit<T: Word, const WRITE: bool>(&self, va: u64) -> Option<*mut u8> {
@@ -589,9 +431,6 @@ impl Cpu {
     fn wrap(&self, va: u64) -> u64 {
         if self.width == Width::Bits64 || self.long_mode() { va } else { va & 0xffff_ffff }
     }
-
-    // ---- instruction fetch ---------------------------------------------------------------------------------------
-
     /// Guest physical address of the instruction at linear address `va`.
     #[inline]
     pub fn fetch_address(&mut self, va: u64) -> Result<u64, Trap> {
@@ -606,155 +445,6 @@ impl Cpu {
         }
         Ok(mapping.gpa | va & (PAGE - 1))
     }
-
-    // ---- translation ---------------------------------------------------------------------------------------------
-
-    /// Walks the page tables and checks the access; sets accessed and dirty bits.
-    fn translate(&mut self, va: u64, kind: Kind, user: bool) -> Result<Mapping, Trap> {
-        let mapping = self.walk(va, kind, user)?;
-        if self.vm.has_protections() { self.check_protection(mapping, va, kind) } else { Ok(mapping) }
-    }
-
-    fn check_protection(&mut self, mut mapping: Mapping, va: u64, kind: Kind) -> Result<Mapping, Trap> {
-        let allowed = self.vm.protection(mapping.gpa);
-        let (needed, access) = match kind {
-            Kind::Read => (Protection::READ, Access::Read),
-            Kind::Write => (Protection::WRITE, Access::Write),
-            Kind::Fetch => (Protection::EXECUTE, Access::Execute),
-        };
-        if !allowed.contains(needed) {
-            return Err(self.exit(Exit::Protection { gpa: mapping.gpa | va & (PAGE - 1), access }));
-        }
-        mapping.writable &= allowed.contains(Protection::WRITE);
-        Ok(mapping)
-    }
-
-    fn walk(&mut self, va: u64, kind: Kind, user: bool) -> Result<Mapping, Trap> {
-        if self.cr0 & cr0::PG == 0 {
-            return Ok(Mapping { gpa: va & PAGE_MASK & 0xffff_ffff, writable: true, large: false });
-        }
-        let nx = self.efer & efer::NXE != 0;
-        let reserved = !PHYSICAL_MASK & 0x000f_ffff_ffff_f000 | if nx { 0 } else { pte::NX };
-        if self.long_mode() {
-            if (va as i64) << 16 >> 16 != va as i64 {
-                self.trap = TrapKind::NotCanonical;
-                return Err(Trap(()));
-            }
-            return self.walk_levels(va, kind, user, self.cr3 & PHYSICAL_MASK & PAGE_MASK, 3, reserved);
-        }
-        if self.cr4 & cr4::PAE != 0 {
-            let pdpte = self.pdpte[(va >> 30) as usize & 3];
-            if pdpte & pte::P == 0 {
-                return Err(self.page_fault(va, kind, user, 0));
-            }
-            // PDPTEs carry no rights; the two levels below do. Bits 62:52 are reserved in PAE entries.
-            return self.walk_levels(va, kind, user, pdpte & PHYSICAL_MASK & PAGE_MASK, 1, reserved | 0x7ff0_0000_0000_0000);
-        }
-        self.walk_legacy(va, kind, user)
-    }
-
-    /// Walks tables of 8-byte entries from `level` (3: PML4, 0: page table) down.
-    fn walk_levels(&mut self, va: u64, kind: Kind, user: bool, table: u64, level: u32, reserved: u64) -> Result<Mapping, Trap> {
-        let mut table = table;
-        let mut level = level;
-        let mut rights = pte::RW | pte::US;
-        let mut never_execute = 0;
-        loop {
-            let at = table + (va >> (12 + 9 * level) & 511) * 8;
-            let mut entry = self.vm.read_entry(at);
-            if entry & pte::P == 0 {
-                return Err(self.page_fault(va, kind, user, 0));
-            }
-            let leaf = level == 0 || level <= 2 && entry & pte::PS != 0;
-            let mut wrong = entry & reserved;
-            if leaf && level > 0 {
-                // Address bits below the page size, except PAT at bit 12.
-                wrong |= entry & ((1 << (12 + 9 * level)) - 1) & 0x000f_ffff_ffff_e000;
-            } else if level == 3 {
-                wrong |= entry & pte::PS;
-            }
-            if wrong != 0 {
-                return Err(self.page_fault(va, kind, user, fault::P | fault::RSVD));
-            }
-            rights &= entry;
-            never_execute |= entry & pte::NX;
-            if !leaf {
-                if entry & pte::A == 0 {
-                    self.vm.set_entry_bits(at, pte::A);
-                }
-                table = entry & PHYSICAL_MASK & PAGE_MASK;
-                level -= 1;
-                continue;
-            }
-            let writable = self.check_rights(va, kind, user, rights, never_execute != 0)?;
-            let wanted = pte::A | if kind == Kind::Write { pte::D } else { 0 };
-            if entry & wanted != wanted {
-                entry |= wanted;
-                self.vm.set_entry_bits(at, wanted);
-            }
-            let size_mask = (1u64 << (12 + 9 * level)) - 1;
-            let gpa = entry & PHYSICAL_MASK & !size_mask & PAGE_MASK | va & size_mask & PAGE_MASK;
-            return Ok(Mapping { gpa, writable: writable && entry & pte::D != 0, large: level > 0 });
-        }
-    }
-
-    /// Two levels of 4-byte entries, with 4 MiB pages when CR4.PSE (and PSE-36's 8 more address bits).
-    fn walk_legacy(&mut self, va: u64, kind: Kind, user: bool) -> Result<Mapping, Trap> {
-        let at = (self.cr3 & 0xffff_f000) + (va >> 22 & 1023) * 4;
-        let directory = u64::from(self.vm.read_entry_32(at));
-        if directory & pte::P == 0 {
-            return Err(self.page_fault(va, kind, user, 0));
-        }
-        let (at, entry, gpa, rights, large) = if directory & pte::PS != 0 && self.cr4 & cr4::PSE != 0 {
-            if directory & 1 << 21 != 0 {
-                return Err(self.page_fault(va, kind, user, fault::P | fault::RSVD));
-            }
-            let gpa = directory & 0xffc0_0000 | (directory >> 13 & 0xff) << 32 | va & 0x3f_f000;
-            (at, directory, gpa, directory, true)
-        } else {
-            let table = (directory & 0xffff_f000) + (va >> 12 & 1023) * 4;
-            let entry = u64::from(self.vm.read_entry_32(table));
-            if entry & pte::P == 0 {
-                return Err(self.page_fault(va, kind, user, 0));
-            }
-            if directory & pte::A == 0 {
-                self.vm.set_entry_bits_32(at, pte::A as u32);
-            }
-            (table, entry, entry & 0xffff_f000, directory & entry, false)
-        };
-        let writable = self.check_rights(va, kind, user, rights, false)?;
-        let wanted = pte::A | if kind == Kind::Write { pte::D } else { 0 };
-        if entry & wanted != wanted {
-            self.vm.set_entry_bits_32(at, wanted as u32);
-        }
-        Ok(Mapping { gpa, writable: writable && (entry | wanted) & pte::D != 0, large })
-    }
-
-    /// Whether rights allow the access; returns whether writes are allowed.
-    fn check_rights(&mut self, va: u64, kind: Kind, user: bool, rights: u64, never_execute: bool) -> Result<bool, Trap> {
-        let writable = rights & pte::RW != 0 || !user && self.cr0 & cr0::WP == 0;
-        let denied = user && rights & pte::US == 0
-            || kind == Kind::Write && !writable
-            || kind == Kind::Fetch && (never_execute || !user && rights & pte::US != 0 && self.cr4 & cr4::SMEP != 0);
-        if denied { Err(self.page_fault(va, kind, user, fault::P)) } else { Ok(writable) }
-    }
-
-    #[cold]
-    fn page_fault(&mut self, va: u64, kind: Kind, user: bool, bits: u32) -> Trap {
-        let mut code = bits;
-        if kind == Kind::Write {
-            code |= fault::W;
-        }
-        if user {
-            code |= fault::U;
-        }
-        if kind == Kind::Fetch && (self.efer & efer::NXE != 0 || self.cr4 & cr4::SMEP != 0) {
-            code |= fault::I;
-        }
-        self.trap = TrapKind::Exception { vector: vector::PF, error: Some(code), address: va };
-        Trap(())
-    }
-
     /// Enters a mapping into the TLB and returns the host address of `va`; `None` when there is no RAM.
     fn fill(&mut self, va: u64, mapping: Mapping) -> Option<*mut u8> {
         let (host, code, page) = self.vm.ram(mapping.gpa)?;
@@ -816,55 +506,6 @@ impl Cpu {
         }
         Ok(())
     }
-
-    // ---- memory-mapped devices -----------------------------------------------------------------------------------
-
-    fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> Result<(), Trap> {
-        self.stats.mmio += 1;
-        if let Some(lapic) = &self.lapic
-            && lapic.mmio_page() == Some(gpa & PAGE_MASK)
-        {
-            lapic.mmio_read(gpa & (PAGE - 1), data);
-            return Ok(());
-        }
-        let mut done = 0;
-        while done < data.len() {
-            let piece = (8 - (gpa as usize + done) % 8).min(data.len() - done);
-            let piece = if data.len() <= 8 { data.len() } else { piece };
-            if !self.bus().mmio_read(self.id, gpa + done as u64, &mut data[done..done + piece]) {
-                return Err(self.exit(Exit::Mmio { gpa, size: data.len() as u8, write: None }));
-            }
-            done += piece;
-        }
-        Ok(())
-    }
-
-    fn mmio_write(&mut self, gpa: u64, data: &[u8]) -> Result<(), Trap> {
-        self.stats.mmio += 1;
-        if let Some(lapic) = &self.lapic
-            && lapic.mmio_page() == Some(gpa & PAGE_MASK)
-        {
-            if let Some(vector) = lapic.mmio_write(gpa & (PAGE - 1), data) {
-                self.bus().end_of_interrupt(vector);
-            }
-            return Ok(());
-        }
-        let mut done = 0;
-        while done < data.len() {
-            let piece = (8 - (gpa as usize + done) % 8).min(data.len() - done);
-            let piece = if data.len() <= 8 { data.len() } else { piece };
-            if !self.bus().mmio_write(self.id, gpa + done as u64, &data[done..done + piece]) {
-                let mut value = [0; 8];
-                let n = data.len().min(8);
-                value[..n].copy_from_slice(&data[..n]);
-                return Err(self.exit(Exit::Mmio { gpa, size: data.len() as u8, write: Some(u64::from_le_bytes(value)) }));
-            }
-            done += piece;
-        }
-        Ok(())
-    }
-
-    // ---- invalidation --------------------------------------------------------------------------------------------
 
     /// Recomputes the TLB context from CR3, CR4.PCIDE and the privilege level.
     pub fn update_translation(&mut self) {
@@ -941,26 +582,4 @@ impl Cpu {
         }
         Ok(())
     }
-
-    /// Loads the PAE page-directory pointers that CR3 `value` points at; #GP(0) for reserved bits in a present one.
-    pub fn load_pdptes(&mut self, value: u64) -> Result<(), Trap> {
-        let mut pdptes = [0; 4];
-        for (n, pdpte) in pdptes.iter_mut().enumerate() {
-            *pdpte = self.vm.read_entry((value & 0xffff_ffe0) + 8 * n as u64);
-            if *pdpte & pte::P != 0 && *pdpte & (!PHYSICAL_MASK | 0x1e6) != 0 {
-                return Err(self.gp());
-            }
-        }
-        self.pdpte = pdptes;
-        Ok(())
-    }
-}
-
-/// Copies bytes between guest RAM and memory of ours.
-///
-/// # Safety
-/// Both ranges must be valid and must not overlap.
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: the caller's promise. `rep movsb` by hand, because other processors may write the guest side at the same time.
-    unsafe { asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags)) };
 }
