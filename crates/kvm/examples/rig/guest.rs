@@ -4,28 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::layout::*;
 use iced_x86::code_asm::CodeAssembler;
 use kvm::KvmBackend;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::{HostClock, Timers};
-use vmm::{
-    Backend, BackendVm, Bus, Entry, Exit, GuestMemory, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig,
-};
-
-/// Guest physical memory.
-pub const MEMORY: u64 = 0x20_0000;
-/// Where things are: page tables (six pages), code, interrupt descriptors, handlers, data, stack.
-pub const TABLES: u64 = 0x1000;
-pub const CODE: u64 = 0x1_0000;
-pub const IDT: u64 = 0x1_1000;
-pub const HANDLER: u64 = 0x1_2000;
-pub const DATA: u64 = 0x1_4000;
-pub const STACK: u64 = 0x2_0000;
-/// An address with neither memory nor anything else.
-pub const NOWHERE: u64 = 0x4000_0000;
-/// Selector of the code segment in the guest's descriptor table at `GDT`.
-const GDT: u64 = 0x8000;
-const CODE_SELECTOR: u16 = 8;
+use vmm::{Backend, BackendVm, Bus, Entry, Exit, GuestMemory, Hypercall, MsrFault, RegisterMask, Vcpu, VcpuId, VmConfig};
 
 pub struct Guest {
     pub vm: Arc<dyn BackendVm>,
@@ -110,71 +94,6 @@ impl Guest {
     pub fn read_u64(&self, gpa: u64) -> Result<u64, String> {
         self.memory.read_obj(GuestAddress(gpa)).map_err(text)
     }
-}
-
-pub fn assemble(
-    bitness: u32,
-    at: u64,
-    code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
-) -> Result<Vec<u8>, String> {
-    let mut assembler = CodeAssembler::new(bitness).map_err(text)?;
-    code(&mut assembler).map_err(text)?;
-    assembler.assemble(at).map_err(text)
-}
-
-pub fn write(memory: &GuestMemory, gpa: u64, bytes: &[u8]) -> Result<(), String> {
-    memory.write_slice(bytes, GuestAddress(gpa)).map_err(text)
-}
-
-/// Page tables that map 4 GiB to itself in 2 MiB pages, and a descriptor table.
-pub fn lay_out(memory: &GuestMemory) -> Result<(), String> {
-    const WRITABLE: u64 = 3;
-    const LARGE: u64 = 0x80;
-    write(memory, TABLES, &(TABLES + 0x1000 + WRITABLE).to_le_bytes())?;
-    for directory in 0..4u64 {
-        let at = TABLES + 0x2000 + directory * 0x1000;
-        write(memory, TABLES + 0x1000 + directory * 8, &(at + WRITABLE).to_le_bytes())?;
-        for page in 0..512u64 {
-            write(memory, at + page * 8, &((directory << 30) + (page << 21) + LARGE + WRITABLE).to_le_bytes())?;
-        }
-    }
-    for (index, descriptor) in [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().enumerate() {
-        write(memory, GDT + index as u64 * 8, &descriptor.to_le_bytes())?;
-    }
-    Ok(())
-}
-
-/// 64-bit ring 0 at `rip`, interrupts off.
-pub fn long_mode(rip: u64) -> Registers {
-    let data = Segment { selector: 0x10, limit: u32::MAX, access: 0xc093, base: 0 };
-    let mut registers = Registers {
-        rip,
-        cr0: 0x8000_0033,
-        cr3: TABLES,
-        cr4: 0x620,
-        efer: 0x500,
-        cs: Segment { selector: CODE_SELECTOR, limit: u32::MAX, access: 0xa09b, base: 0 },
-        ss: data,
-        ds: data,
-        es: data,
-        fs: data,
-        gs: data,
-        gdtr: vmm::DescriptorTable { base: GDT, limit: 23 },
-        idtr: vmm::DescriptorTable { base: IDT, limit: 0xfff },
-        // What KVM starts with; QEMU's AMD processor has no other bits.
-        misc_enable: 1,
-        ..Registers::reset()
-    };
-    registers.gpr[vmm::registers::RSP] = STACK;
-    registers
-}
-
-pub fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
-pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Result<(), String> {
-    if found == wanted { Ok(()) } else { Err(format!("{what}: found {found:x?}, wanted {wanted:x?}")) }
 }
 
 /// A bus with what a test puts on it; everything else is declined.

@@ -9,6 +9,7 @@ use vmm::registers::RBX;
 use vmm::{BackendVm, Entry, Exit, Inject, RegisterMask};
 
 use crate::guest::*;
+use crate::layout::*;
 
 /// Local APIC registers (Intel SDM vol. 3 table 12-1).
 const APIC: u64 = 0xfee0_0000;

@@ -6,10 +6,14 @@
 
 mod guest;
 mod interrupts;
+#[path = "../../../../tests/vmm_ioctl/cases.rs"]
 mod ioctl;
+#[path = "../../../../tests/vmm_ioctl/layout.rs"]
+mod layout;
 mod processor;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// A test says why it failed.
 type Test = fn() -> Result<(), String>;
@@ -39,10 +43,14 @@ const TESTS: &[(&str, Test)] = &[
     ("extint_is_acknowledged_when_lint0_lets_it", interrupts::extint),
     ("eoi_of_a_level_interrupt_reaches_the_bus", interrupts::end_of_interrupt),
     ("second_processor_starts_by_sipi", interrupts::sipi),
-    ("vmm_ioctls_run_a_guest", ioctl::run_a_guest),
-    ("vmm_ioctl_protects_pages", ioctl::protect),
-    ("vmm_ioctl_carries_pvclock", ioctl::pvclock),
+    ("vmm_ioctls_run_a_guest", || ioctl::run_a_guest(monitor()?)),
+    ("vmm_ioctl_protects_pages", || ioctl::protect(monitor()?)),
+    ("vmm_ioctl_carries_pvclock", || ioctl::pvclock(monitor()?)),
 ];
+
+fn monitor() -> Result<vmm::Vmm, String> {
+    Ok(vmm::Vmm::new(Arc::new(kvm::KvmBackend::new().map_err(layout::text)?)))
+}
 
 fn main() -> ExitCode {
     println!("{}", kvm::probe());

@@ -8,6 +8,7 @@ use vmm::registers::{RAX, RBX, RCX, RDX};
 use vmm::{BackendError, Entry, Exit, Protection, RegisterMask};
 
 use crate::guest::*;
+use crate::layout::*;
 
 /// A port that is on no bus: the guest says with it where it got to.
 const REPORT: u16 = 0x99;
@@ -297,20 +298,4 @@ pub fn pvclock() -> Result<(), String> {
     let passed = pvclock_time(&guest.memory, DATA, tsc)?;
     // Since the machine was made: no less than it slept, no more than this test takes.
     if (30_000_000..60_000_000_000).contains(&passed) { Ok(()) } else { Err(format!("the clock says {passed} ns")) }
-}
-
-/// The time a guest with this TSC reads from pvclock's page (kernel: arch/x86/include/asm/pvclock.h).
-pub fn pvclock_time(memory: &vmm::GuestMemory, gpa: u64, tsc: u64) -> Result<u64, String> {
-    use zerocopy::FromBytes;
-    let mut bytes = [0; size_of::<abi::kvm::PvclockVcpuTimeInfo>()];
-    vm_memory::Bytes::read_slice(memory.as_ref(), &mut bytes, vm_memory::GuestAddress(gpa)).map_err(text)?;
-    let page = abi::kvm::PvclockVcpuTimeInfo::read_from_bytes(&bytes).map_err(text)?;
-    if page.version.get() == 0 || page.version.get() % 2 != 0 {
-        return Err(format!("pvclock's version is {}", page.version.get()));
-    }
-    let ticks = tsc.wrapping_sub(page.tsc_timestamp.get());
-    let shift = page.tsc_shift;
-    let ticks = if shift < 0 { ticks >> shift.unsigned_abs() } else { ticks << shift };
-    let nanoseconds = (u128::from(ticks) * u128::from(page.tsc_to_system_mul.get())) >> 32;
-    u64::try_from(nanoseconds).map_err(text).map(|n| n + page.system_time.get())
 }

@@ -1,17 +1,14 @@
-//! vmm(4)'s command words on a real KVM.
-
-use std::sync::Arc;
+//! vmm(4)'s command words over a real backend: one small guest each. Run on the software CPU by `tests/vmm_ioctl.rs`, on KVM in the rig.
 
 use abi::vmm as words;
 use iced_x86::code_asm::*;
-use kvm::KvmBackend;
 use rustix::io::Errno;
 use vmm::Vmm;
 use vmm::ioctl::UserMemory;
 use zerocopy::little_endian::{I32, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use crate::guest::*;
+use crate::layout::*;
 
 /// The caller's memory: one `vm_exit` at address 0x1000.
 struct Process(Vec<u8>);
@@ -40,8 +37,7 @@ struct Client {
 
 impl Client {
     /// CREATE, with `code` in 64-bit ring 0.
-    fn new(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Result<Client, String> {
-        let vmm = Vmm::new(Arc::new(KvmBackend::new().map_err(text)?));
+    fn new(vmm: Vmm, code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Result<Client, String> {
         let mut client = Client { vmm, process: Process(vec![0; 4096]), vm: 0 };
         let mut params = words::CreateParams::zeroed();
         params.nmemranges = U64::new(2);
@@ -87,8 +83,8 @@ impl Client {
     }
 }
 
-pub fn run_a_guest() -> Result<(), String> {
-    let mut client = Client::new(|a| {
+pub fn run_a_guest(vmm: Vmm) -> Result<(), String> {
+    let mut client = Client::new(vmm, |a| {
         a.in_(al, 0x60)?;
         a.inc(al)?;
         a.out(0x61, al)?;
@@ -123,8 +119,8 @@ pub fn run_a_guest() -> Result<(), String> {
     same("machines", client.vmm.info().len(), 0)
 }
 
-pub fn protect() -> Result<(), String> {
-    let mut client = Client::new(|a| {
+pub fn protect(vmm: Vmm) -> Result<(), String> {
+    let mut client = Client::new(vmm, |a| {
         a.mov(rbx, DATA)?;
         a.mov(byte_ptr(rbx), 1)?;
         a.out(0x61, al)
@@ -144,8 +140,8 @@ pub fn protect() -> Result<(), String> {
     same("memory", byte, 1)
 }
 
-pub fn pvclock() -> Result<(), String> {
-    let mut client = Client::new(|a| {
+pub fn pvclock(vmm: Vmm) -> Result<(), String> {
+    let mut client = Client::new(vmm, |a| {
         a.rdtsc()?;
         a.out(0x61, al)
     })?;
@@ -163,6 +159,6 @@ pub fn pvclock() -> Result<(), String> {
     }
     let tsc = exit.state.gpr[2].get() << 32 | exit.state.gpr[0].get();
     let memory = client.vmm.memory(client.vm).map_err(text)?;
-    let time = crate::processor::pvclock_time(&memory, DATA, tsc)?;
+    let time = pvclock_time(&memory, DATA, tsc)?;
     if time < 60_000_000_000 { Ok(()) } else { Err(format!("the clock says {time} ns")) }
 }
