@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::initrd::Initrd;
@@ -11,9 +12,14 @@ const BUSYBOX: &str = "/bin/busybox";
 /// Modules that make `/dev/kvm`, in the order in which they are inserted.
 const KVM_MODULES: [&str; 3] = ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"];
 
+/// One at a time: each wants a processor for itself, and Cargo's target directory.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// What the rig is made of.
 pub struct Rig {
     pub kernel: PathBuf,
+    /// Where kernel and initrds are.
+    pub guest: PathBuf,
     /// `lib/modules/VERSION/kernel`.
     modules: PathBuf,
 }
@@ -40,7 +46,7 @@ impl Rig {
         if !Path::new(BUSYBOX).is_file() {
             return skip("/bin/busybox (Debian package busybox-static)");
         }
-        Some(Rig { kernel, modules })
+        Some(Rig { kernel, guest, modules })
     }
 
     /// An initrd whose script has mounted the usual file systems and has made `/dev/kvm`.
@@ -49,7 +55,7 @@ impl Rig {
         for directory in ["bin", "dev", "proc", "sys", "tmp"] {
             initrd.directory(directory);
         }
-        initrd.file("bin/busybox", 0o755, &std::fs::read(BUSYBOX).expect("busybox is there"));
+        initrd.file("bin/busybox", 0o755, &read(Path::new(BUSYBOX)));
         initrd.script(
             "/bin/busybox mount -t proc proc /proc\n\
              /bin/busybox mount -t sysfs sys /sys\n\
@@ -57,7 +63,7 @@ impl Rig {
         );
         for module in KVM_MODULES {
             let name = Path::new(module).file_name().and_then(|name| name.to_str()).expect("module names are plain");
-            initrd.file(name, 0o644, &std::fs::read(self.modules.join(module)).expect("the kernel's KVM modules are there"));
+            initrd.file(name, 0o644, &read(&self.modules.join(module)));
             initrd.script(&format!("/bin/busybox insmod /{name}"));
         }
         initrd
@@ -68,6 +74,7 @@ impl Rig {
     /// # Panics
     /// When it takes longer than `patience`.
     pub fn boot(&self, initrd: &Initrd, megabytes: u32, patience: Duration) -> String {
+        let _turn = turn();
         let directory = tempfile::tempdir().expect("a temporary directory");
         let image = directory.path().join("initrd");
         let serial = directory.path().join("serial");
@@ -100,23 +107,46 @@ impl Rig {
         assert!(finished, "the rig did not power off in {patience:?}; it said:\n{output}");
         output
     }
+
+    /// Builds our programs without shared libraries; the path of the one that is at `product` in the profile's directory.
+    pub fn program(&self, product: &str) -> PathBuf {
+        let _turn = turn();
+        // Its own directory: the outer Cargo holds the lock of the usual one.
+        let directory = workspace().join("target/rig");
+        let status = Command::new(env!("CARGO"))
+            .current_dir(workspace())
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .args([
+                "build",
+                "--quiet",
+                "-p",
+                "kvm",
+                "-p",
+                "vmctl",
+                "--example",
+                "rig",
+                "--bin",
+                "vmctl",
+                "--target",
+                TARGET,
+                "--target-dir",
+            ])
+            .arg(&directory)
+            .status()
+            .expect("Cargo runs");
+        assert!(status.success(), "the static build of vmctl and the rig's program failed");
+        directory.join(TARGET).join("debug").join(product)
+    }
 }
 
-/// Builds a program without shared libraries and gives its path. `arguments` are Cargo's; `product` is its place in the profile's directory.
-pub fn build_static(arguments: &[&str], product: &Path) -> PathBuf {
-    // Its own directory: the outer Cargo holds the lock of the usual one.
-    let directory = workspace().join("target/rig");
-    let status = Command::new(env!("CARGO"))
-        .current_dir(workspace())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .args(["build", "--quiet", "--target", TARGET, "--target-dir"])
-        .arg(&directory)
-        .args(arguments)
-        .status()
-        .expect("Cargo runs");
-    assert!(status.success(), "cargo build {arguments:?} failed");
-    directory.join(TARGET).join("debug").join(product)
+/// A file that has to be there.
+pub fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn workspace() -> PathBuf {

@@ -152,8 +152,10 @@ fn install_handler() {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     extern "C" fn nothing(_: libc::c_int) {}
     INSTALLED.get_or_init(|| {
-        // SAFETY: all zeroes is a valid sigaction (no flags, so KVM_RUN is not restarted; empty mask).
+        // SAFETY: all zeroes is a valid sigaction: no flags, empty mask.
         let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // For the calls of devices on a processor's thread. KVM_RUN returns EINTR all the same.
+        action.sa_flags = libc::SA_RESTART;
         action.sa_sigaction = nothing as *const () as usize;
         // SAFETY: the handler touches nothing, and the structure is initialised.
         let result = unsafe { libc::sigaction(signal(), &action, std::ptr::null_mut()) };

@@ -74,12 +74,15 @@ pub fn probe() -> HostAbilities {
     HostAbilities { processor: describe_processor(&info), kvm: measure() }
 }
 
-/// What vmm(4) prints when it attaches: `VMX/EPT` or `SVM/RVI`; plain `KVM` where the processor shows neither.
+/// What vmm(4) prints when it attaches: `VMX/EPT` or `SVM/RVI`, without its second half where there is no nested paging; plain `KVM`
+/// where the processor shows neither.
 pub(crate) fn host_technology() -> &'static str {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     match Flags::parse(&info) {
-        Flags { vmx: true, .. } => "VMX/EPT",
-        Flags { svm: true, .. } => "SVM/RVI",
+        Flags { vmx: true, ept: true, .. } => "VMX/EPT",
+        Flags { vmx: true, .. } => "VMX",
+        Flags { svm: true, npt: true, .. } => "SVM/RVI",
+        Flags { svm: true, .. } => "SVM",
         _ => "KVM",
     }
 }

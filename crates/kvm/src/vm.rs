@@ -69,7 +69,13 @@ impl KvmVm {
         if config.vcpus == 0 || config.vcpus as usize > kvm.get_max_vcpus() {
             return Err(BackendError::Invalid(format!("{} processors, but this KVM takes 1 to {}", config.vcpus, kvm.get_max_vcpus())));
         }
-        let fd = kvm.create_vm().map_err(|e| host_error("KVM_CREATE_VM", e))?;
+        let fd = loop {
+            match kvm.create_vm() {
+                // A signal came in the middle of it; nothing was made.
+                Err(error) if error.errno() == libc::EINTR => {}
+                result => break result.map_err(|e| host_error("KVM_CREATE_VM", e))?,
+            }
+        };
         // Both are for Intel only; others refuse them and need neither.
         if let Err(error) = fd.set_identity_map_address(IDENTITY_MAP).and_then(|()| fd.set_tss_address(TASK_STATE)) {
             tracing::debug!(%error, "no real-mode pages");

@@ -73,9 +73,11 @@ impl Kvm {
             return Ok(());
         }
         let gpa = value & !words::SYSTEM_TIME_ENABLE;
+        // Counts on from what the page holds, as Linux KVM does: a machine that moved here keeps its clock's version.
+        let version = self.memory.read_obj::<u32>(GuestAddress(gpa)).map(u32::from_le).map_err(|_| MsrFault)? | 1;
         let now = self.clock.now();
         let mut page = PvclockVcpuTimeInfo {
-            version: (processor.version | 1).into(),
+            version: version.into(),
             pad0: 0.into(),
             tsc_timestamp: clock::ticks(now, self.tsc_hz).into(),
             system_time: now.into(),
@@ -85,7 +87,7 @@ impl Kvm {
             pad: [0; 2],
         };
         self.publish(gpa, page.as_bytes())?;
-        page.version = (processor.version | 1).wrapping_add(1).into();
+        page.version = version.wrapping_add(1).into();
         self.publish(gpa, page.version.as_bytes())?;
         *processor = Processor { system_time: value, version: page.version.get() };
         Ok(())
@@ -203,6 +205,15 @@ mod tests {
             kvm.write_msr(0, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
             assert_eq!(page(&memory, 0x2000).version.get(), version);
         }
+    }
+
+    #[test]
+    fn version_counts_on_from_what_the_page_holds() {
+        let (memory, kvm) = machine(0);
+        memory.write_obj(40u32.to_le(), GuestAddress(0x2000)).unwrap();
+        kvm.write_msr(0, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
+        assert_eq!(page(&memory, 0x2000).version.get(), 42);
+        assert_eq!(kvm.pvclock(0), Some((42, 0x2000)));
     }
 
     #[test]
