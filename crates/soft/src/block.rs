@@ -398,7 +398,15 @@ fn segment_number(register: Register) -> usize {
 
 /// Fills the op's memory operand from the instruction and says which addressing form computes it fastest.
 fn memory_operand(instruction: &Instruction, width: Width, op: &mut Op) -> u8 {
-    let segment = segment_number(instruction.memory_segment());
+    let segment = match segment_number(instruction.memory_segment()) {
+        segment @ (FS | GS) => segment,
+        // 64-bit code ignores the other prefixes; which segment it is decides between #SS and #GP.
+        _ if width == Width::Bits64 => match instruction.memory_base().full_register() {
+            Register::RSP | Register::RBP => SS,
+            _ => DS,
+        },
+        segment => segment,
+    };
     op.seg = segment as u8;
     if !instruction.op_kinds().any(|kind| kind == OpKind::Memory) {
         return GENERAL;

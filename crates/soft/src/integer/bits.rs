@@ -89,35 +89,40 @@ fn bit_string<T: Int>(cpu: &mut Cpu, op: &Op, index: u64, write: bool) -> Result
 
 /// Result and flags of an operation with one source.
 trait Scan {
-    /// `old` is the destination before.
-    fn apply<T: HostWide>(source: T, old: T) -> (T, StatusFlags);
+    /// For a source of zero the whole destination stays, also its upper half with 32-bit operands.
+    const KEEPS: bool;
+    fn apply<T: HostWide>(source: T) -> (T, StatusFlags);
 }
 
 struct Bsf;
 
 impl Scan for Bsf {
+    const KEEPS: bool = true;
+
     #[inline(always)]
-    fn apply<T: HostWide>(source: T, old: T) -> (T, StatusFlags) {
-        let (result, flags) = T::bsf(source);
-        (if source == T::default() { old } else { result }, flags)
+    fn apply<T: HostWide>(source: T) -> (T, StatusFlags) {
+        T::bsf(source)
     }
 }
 
 struct Bsr;
 
 impl Scan for Bsr {
+    const KEEPS: bool = true;
+
     #[inline(always)]
-    fn apply<T: HostWide>(source: T, old: T) -> (T, StatusFlags) {
-        let (result, flags) = T::bsr(source);
-        (if source == T::default() { old } else { result }, flags)
+    fn apply<T: HostWide>(source: T) -> (T, StatusFlags) {
+        T::bsr(source)
     }
 }
 
 struct Tzcnt;
 
 impl Scan for Tzcnt {
+    const KEEPS: bool = false;
+
     #[inline(always)]
-    fn apply<T: HostWide>(source: T, _old: T) -> (T, StatusFlags) {
+    fn apply<T: HostWide>(source: T) -> (T, StatusFlags) {
         counted::<T>(source.into_u64().trailing_zeros().min(T::BITS), source)
     }
 }
@@ -125,8 +130,10 @@ impl Scan for Tzcnt {
 struct Lzcnt;
 
 impl Scan for Lzcnt {
+    const KEEPS: bool = false;
+
     #[inline(always)]
-    fn apply<T: HostWide>(source: T, _old: T) -> (T, StatusFlags) {
+    fn apply<T: HostWide>(source: T) -> (T, StatusFlags) {
         counted::<T>(source.into_u64().leading_zeros() - (64 - T::BITS), source)
     }
 }
@@ -140,22 +147,20 @@ fn counted<T: Int>(count: u32, source: T) -> (T, StatusFlags) {
 struct Popcnt;
 
 impl Scan for Popcnt {
+    const KEEPS: bool = false;
+
     #[inline(always)]
-    fn apply<T: HostWide>(source: T, _old: T) -> (T, StatusFlags) {
+    fn apply<T: HostWide>(source: T) -> (T, StatusFlags) {
         let count = source.into_u64().count_ones();
         (T::from_u64(u64::from(count)), StatusFlags::default().with_zero(count == 0))
     }
 }
 
-/// BSF and BSR leave the whole destination alone for a zero source, also its upper half with 32-bit operands.
 #[inline(always)]
 fn finish_scan<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor, source: T) -> Outcome {
-    let old = T::read_reg(cpu, op.a);
-    let (result, flags) = S::apply(source, old);
-    if result != old {
+    let (result, flags) = S::apply(source);
+    if !S::KEEPS || source != T::default() {
         T::write_reg(cpu, op.a, result);
-    } else if source != T::default() {
-        T::write_reg(cpu, op.a, old);
     }
     cpu.status_flags = flags;
     op.next(cpu)

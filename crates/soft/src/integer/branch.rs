@@ -1,6 +1,6 @@
 //! Near branches: JMP CALL RET Jcc LOOP JCXZ, and the jumps that were fused with the instruction before them.
 //!
-//! A branch checks its target before it changes anything: canonical in 64-bit code, else within the limit of CS; failing that
+//! A branch checks its target before it changes any register: canonical in 64-bit code, else within the limit of CS; failing that
 //! is #GP(0) at the branch (Intel SDM vol. 2, JMP, CALL, RET). A 16-bit operand size truncates the target.
 
 use iced_x86::{Code, ConditionCode, FlowControl, Instruction, Mnemonic, OpKind};
@@ -211,48 +211,49 @@ fn jmp_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 
 fn jmp_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = attempt!(cpu, op, from_memory::<M>(cpu, &op));
+    let target = attempt!(cpu, op, check::<M>(cpu, target));
     op.jump(cpu, target)
 }
 
-/// Target of an indirect branch through memory.
+/// Target of an indirect branch through memory, not checked.
 #[inline(always)]
 fn from_memory<M: Mode>(cpu: &mut Cpu, op: &Op) -> Result<u64, Trap> {
     let va = cpu.ea::<GENERAL>(op, M::Address::SIZE, false)?;
-    let target = cpu.load::<M::Address>(va)?.into_u64();
-    check::<M>(cpu, target)
+    Ok(cpu.load::<M::Address>(va)?.into_u64())
 }
 
-/// Pushes the return address and goes to a checked target.
+/// Pushes the return address and goes to the target. The return address is in memory before the target is checked, but RSP
+/// moves after that, as on processors.
 #[inline(always)]
 fn call_to<M: Mode>(cpu: &mut Cpu, op: Cursor, target: u64) -> Outcome {
-    let back = M::Address::from_u64(op.next_rip(cpu));
-    if M::LONG {
-        if stack::push_hit(cpu, back).is_none() {
-            return call_slowly::<M>(cpu, op, target);
-        }
+    if M::LONG && is_canonical(target) && stack::push_hit(cpu, op.next_rip(cpu)).is_some() {
         return op.jump(cpu, target);
     }
-    attempt!(cpu, op, stack::push(cpu, back));
-    op.jump(cpu, target)
+    call_slowly::<M>(cpu, op, target)
 }
 
-/// Pushes the return address where the TLB does not know the stack.
-#[cold]
+/// The same where the TLB does not know the stack, or the target is wrong, or the code is not 64-bit.
 #[inline(never)]
 fn call_slowly<M: Mode>(cpu: &mut Cpu, op: Cursor, target: u64) -> Outcome {
     let back = M::Address::from_u64(op.next_rip(cpu));
+    let before = cpu.regs[reg::RSP];
     attempt!(cpu, op, stack::push(cpu, back));
-    op.jump(cpu, target)
+    match check::<M>(cpu, target) {
+        Ok(target) => op.jump(cpu, target),
+        Err(trap) => {
+            cpu.regs[reg::RSP] = before;
+            op.trap(cpu, trap)
+        }
+    }
 }
 
 fn call<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    let target = attempt!(cpu, op, direct::<M>(cpu, &op));
+    let target = cpu.regs[RIP_BASE].wrapping_add(op.imm);
     call_to::<M>(cpu, op, target)
 }
 
 fn call_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = M::Address::read_reg(cpu, op.a).into_u64();
-    let target = attempt!(cpu, op, check::<M>(cpu, target));
     call_to::<M>(cpu, op, target)
 }
 

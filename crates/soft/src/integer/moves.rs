@@ -132,7 +132,7 @@ fn extend_into_rdx<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-/// XLAT: AL from the table at (R/E)BX. The lowering has put segment and address size into the op.
+/// XLAT: AL from the table at (R/E)BX. The lowering has put the address size into the op.
 fn xlat(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let index = u64::from(u8::get(cpu, reg::RAX));
     let mask = u64::MAX >> (64 - 8 * u32::from(op.addr_size));
@@ -179,7 +179,6 @@ pub(super) fn lower(low: &Lowering, insn: &Instruction, op: &mut Op) -> usize {
         Mnemonic::Cdq => extend_into_rdx::<u32>,
         Mnemonic::Cqo => extend_into_rdx::<u64>,
         Mnemonic::Xlatb => {
-            op.seg = insn.memory_segment().number() as u8;
             op.addr_size = insn.memory_base().size() as u8;
             xlat
         }

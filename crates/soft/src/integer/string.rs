@@ -336,33 +336,55 @@ fn once<S: StringOperation, T: Element>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-/// The instruction with a prefix.
+/// The instruction with a prefix. A comparing one that does not come to its end leaves the flags as they were.
 fn repeated<S: StringOperation, T: Element>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    let before = cpu.status_flags;
+    match run::<S, T>(cpu, &op) {
+        Ok(true) => op.next(cpu),
+        Ok(false) => {
+            cpu.status_flags = before;
+            op.again(cpu)
+        }
+        Err(trap) => {
+            cpu.status_flags = before;
+            op.trap(cpu, trap)
+        }
+    }
+}
+
+/// Repeats; returns whether it came to the end.
+#[inline(always)]
+fn run<S: StringOperation, T: Element>(cpu: &mut Cpu, op: &Op) -> Result<bool, Trap> {
     let while_equal = op.aux == repeat::WHILE_EQUAL;
     let mut patience = PATIENCE;
     loop {
-        let count = cpu.regs[reg::RCX] & address_mask(&op);
+        let count = cpu.regs[reg::RCX] & address_mask(op);
+        // ECX in 64-bit code loses its upper half even when nothing is done.
+        set(cpu, op, reg::RCX, count);
         if count == 0 {
-            return op.next(cpu);
+            return Ok(true);
         }
         let stepping = cpu.rflags & rflags::TF != 0;
-        let mut done = if stepping { 0 } else { attempt!(cpu, op, piece::<S, T>(cpu, &op, count, while_equal)) };
-        let element_wise = done == 0;
-        if element_wise {
-            attempt!(cpu, op, S::one::<T>(cpu, &op));
-            done = 1;
-        }
-        advance::<S, T>(cpu, &op, done);
-        set(cpu, &op, reg::RCX, count - done);
-        if count == done || S::COMPARES && cpu.condition(4) != while_equal {
-            return op.next(cpu);
-        }
+        let mut done = if stepping { 0 } else { piece::<S, T>(cpu, op, count, while_equal)? };
         patience -= 1;
-        let pause = stepping || patience == 0 || !element_wise;
-        if pause && (stepping || cpu.attention.flags() != 0) {
-            return op.again(cpu);
+        if done == 0 {
+            S::one::<T>(cpu, op)?;
+            done = 1;
+        } else {
+            patience = 0;
+        }
+        advance::<S, T>(cpu, op, done);
+        set(cpu, op, reg::RCX, count - done);
+        if count == done || S::COMPARES && cpu.condition(4) != while_equal {
+            return Ok(true);
+        }
+        if stepping {
+            return Ok(false);
         }
         if patience == 0 {
+            if cpu.attention.flags() != 0 {
+                return Ok(false);
+            }
             patience = PATIENCE;
         }
     }
@@ -419,8 +441,12 @@ fn host<T: Element>(cpu: &mut Cpu, op: &Op, segment: usize, register: usize, wri
     let below = if is_down(cpu) { bytes - T::SIZE } else { 0 };
     // Beyond the limit: element by element up to the one that faults.
     let Ok(va) = cpu.linear(segment, offset.wrapping_sub(below), bytes, write) else { return Ok(None) };
-    let slice = cpu.host_slice(va, bytes as usize, write)?;
-    Ok(slice.map(|at| at.wrapping_add(below as usize)))
+    match cpu.host_slice(va, bytes as usize, write) {
+        Ok(slice) => Ok(slice.map(|at| at.wrapping_add(below as usize))),
+        // The fault is that of the first element, which is the highest when going down.
+        Err(_) if below != 0 => Ok(None),
+        Err(trap) => Err(trap),
+    }
 }
 
 /// Lowers the instructions of this module.

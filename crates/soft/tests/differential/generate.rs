@@ -374,7 +374,7 @@ fn is_comparable(instruction: &Instruction) -> bool {
             | M::Rdtsc | M::Rdtscp | M::Rdrand | M::Rdseed | M::Cpuid | M::Rdpmc | M::Rdpid
             // Show the machine's own tables or change its TLS.
             | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lar | M::Lsl | M::Verr | M::Verw
-            | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase
+            | M::Rdfsbase | M::Rdgsbase | M::Wrfsbase | M::Wrgsbase | M::Lfs | M::Lgs | M::Lss
             // TF and AC from random stack contents.
             | M::Popf | M::Popfd | M::Popfq
             // Our guest has no XSAVE; whole-state instructions have their own tests.

@@ -115,8 +115,8 @@ impl Host {
                 }
                 // A branch out of the page: complete, the fetch at the target is what faults.
                 14 if (*run).address == end.rip && end.rip != State::CODE => None,
-                // Linux says "present" for all addresses of the kernel's half.
-                14 if (*run).address >> 47 != 0 => Some(Fault { vector: 14, error: (*run).error & !1, address: (*run).address }),
+                // Linux says "present" for all addresses of the kernel's half and of the page before it.
+                14 if (*run).address >= (1 << 47) - 4096 => Some(Fault { vector: 14, error: (*run).error & !1, address: (*run).address }),
                 14 => Some(Fault { vector: 14, error: (*run).error, address: (*run).address }),
                 vector => Some(Fault { vector: vector as u8, error: (*run).error, address: 0 }),
             };
