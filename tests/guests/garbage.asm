@@ -11,6 +11,23 @@
 
 start:
     mov esp, stack_end
+    ; The command line after the file's name varies the numbers.
+    mov esi, [ebx + 16]
+.name:
+    lodsb
+    test al, al
+    jz .seeded
+    cmp al, ' '
+    jne .name
+.argument:
+    movzx eax, byte [esi]
+    inc esi
+    imul ecx, [seed], 31
+    add ecx, eax
+    mov [seed], ecx
+    test al, al
+    jnz .argument
+.seeded:
     lgdt [gdt_pointer]
     jmp 0x08:.flat
 .flat:
