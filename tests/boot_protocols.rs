@@ -1,13 +1,17 @@
-//! Each boot protocol with a guest of ours, whole machine, on the software CPU. And guests that misbehave.
+//! Each boot protocol with a guest of ours, and Linux by each of its entries, whole machine, on the software CPU. And guests
+//! that misbehave.
 
 // Tests fail by panicking; the lint knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/mod.rs"]
+mod common;
 mod guests;
 
+use std::path::Path;
 use std::time::Duration;
 
-use guests::{EXIT_DIED, EXIT_OK, boot_disk, build, read_until, run_soft, start, vmctl, wait, write};
+use guests::{EXIT_DIED, EXIT_OK, Run, boot_disk, build, read_until, run_soft, start, vmctl, wait, write};
 use tempfile::TempDir;
 
 #[test]
@@ -47,6 +51,35 @@ fn pvh_guest_finds_start_info() {
     let module = write(directory.path(), "module", b"contents");
     let run = run_soft(&kernel, &["--cmdline", "one two", "--initrd", &format!("{} argument", module.display())]);
     run.expect(EXIT_OK, &["hello from a PVH entry\n", "command line: one two\n", "RSDP: RSD PTR \n", "module: argument holds contents\n"]);
+}
+
+/// Debian's kernel as it is, but with the flag of its 64-bit entry cleared (xloadflags of the boot protocol, XLF_KERNEL_64).
+#[test]
+fn debian_kernel_starts_by_its_32_bit_entry() {
+    let directory = TempDir::new().unwrap();
+    let mut image = std::fs::read(common::guest("vmlinuz")).unwrap();
+    image[0x236] &= !1;
+    let run = run_debian(&write(directory.path(), "vmlinuz", &image));
+    assert!(run.errors.contains("32-bit entry at 0x200000"), "{run}");
+}
+
+/// The ELF file inside it, by its PVH note.
+#[test]
+fn debian_kernel_starts_by_its_pvh_entry() {
+    let directory = TempDir::new().unwrap();
+    let image = std::fs::read(common::guest("vmlinuz")).unwrap();
+    let run = run_debian(&write(directory.path(), "vmlinux", &guests::vmlinux::unpack(&image)));
+    assert!(run.errors.contains("ELF kernel with PVH note"), "{run}");
+}
+
+/// Boots to the init script and off again.
+#[track_caller]
+fn run_debian(kernel: &Path) -> Run {
+    let initrd = common::guest("initrd-busybox.gz");
+    let options = ["--initrd", initrd.to_str().unwrap(), "--cmdline", "console=ttyS0 panic=-1"];
+    let run = run_soft(kernel, &options);
+    run.expect(0, &["Linux version", "INIT REACHED", "reboot: Power down"]);
+    run
 }
 
 #[test]
@@ -118,13 +151,19 @@ fn halt_with_interrupts_off_sleeps_until_it_is_ended() {
 #[test]
 fn garbage_everywhere_hurts_only_the_guest() {
     let directory = TempDir::new().unwrap();
-    let run = run_soft(&build("garbage", directory.path()), &["--disk", boot_disk(directory.path()).to_str().unwrap()]);
-    run.expect_no_panic();
-    for line in ["garbage begins", "model-specific registers: ", "interrupt controllers and timers done", "PCI devices: ", "garbage ends"] {
-        assert!(run.output.contains(line), "no «{line}» in:\n{run}");
+    let kernel = build("garbage", directory.path());
+    let disk = format!("{},format=raw", boot_disk(directory.path()).display());
+    for seed in ["1", "2", "3"] {
+        let run = run_soft(&kernel, &["--cmdline", seed, "--disk", &disk, "--testdev", "--cpus", "2"]);
+        run.expect_no_panic();
+        for line in
+            ["garbage begins", "model-specific registers: ", "interrupt controllers and timers done", "PCI devices: ", "garbage ends"]
+        {
+            assert!(run.output.contains(line), "no «{line}» in:\n{run}");
+        }
+        // After its last message it writes to what may reset the machine or turn it off.
+        assert!(matches!(run.status, Some(0 | EXIT_DIED | EXIT_OK)), "{run}");
     }
-    // After its last message it writes to what may reset the machine or turn it off.
-    assert!(matches!(run.status, Some(0 | EXIT_DIED | EXIT_OK)), "{run}");
 }
 
 /// Seconds of processor time of a process, from /proc (proc_pid_stat(5), fields 14 and 15, in hundredths).

@@ -6,6 +6,8 @@
 // Each test program uses a part of this.
 #![allow(dead_code)]
 
+pub mod vmlinux;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,8 +22,8 @@ pub const EXIT_DIED: i32 = 3;
 /// Status of `vmctl` for its own errors.
 pub const EXIT_ERROR: i32 = 1;
 
-/// Nothing here takes this long on a machine that is not overloaded.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Nothing here takes this long on a machine that is not overloaded: a boot of Debian's kernel is the longest.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Assembles `tests/guests/NAME.asm` into `directory`.
 pub fn build(name: &str, directory: &Path) -> PathBuf {
