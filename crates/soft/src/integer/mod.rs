@@ -28,6 +28,8 @@ mod operand;
 mod shift;
 mod stack;
 mod string;
+#[cfg(test)]
+mod tests;
 
 /// Lowers the first of `insns`, or it and the one after it together. Returns how many that were: 0 when the first is not a
 /// general-purpose instruction, or one that belongs to the system (segment and control registers, I/O).
