@@ -13,6 +13,8 @@ use crate::state::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Integer,
+    /// BMI1, BMI2 and ADX.
+    Bits,
     String,
     X87,
     Mmx,
@@ -26,6 +28,7 @@ impl Class {
     pub fn mnemonics_expected(self) -> usize {
         match self {
             Class::Integer => 80,
+            Class::Bits => 14,
             Class::String => 5,
             Class::X87 => 60,
             Class::Mmx => 25,
@@ -42,6 +45,7 @@ impl Class {
         let fpu = any(&[F::FPU, F::FPU287, F::FPU387]);
         match self {
             Class::String => instruction.is_string_instruction(),
+            Class::Bits => any(&[F::BMI1, F::BMI2, F::ADX]),
             Class::Integer => {
                 !instruction.is_string_instruction()
                     && !fpu
@@ -81,6 +85,15 @@ impl Class {
         match self {
             Class::X87 => bytes.push(0xd8 + random.below(8) as u8),
             Class::String => bytes.push(*random.pick(&[0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf])),
+            Class::Bits if random.below(4) == 0 => bytes.extend([0x0f, 0x38, 0xf6]),
+            // A VEX prefix for map 2 (or 3, of RORX), with VVVV all ones where no register belongs there.
+            Class::Bits => {
+                let rorx = random.below(12) == 0;
+                let register = if rorx { 0x78 } else { (random.below(16) as u8) << 3 };
+                let (map, opcode, kind) = if rorx { (3, 0xf0, 3) } else { (2, 0xf2 + random.below(6) as u8, random.below(4) as u8) };
+                bytes.clear();
+                bytes.extend([0xc4, (random.next() as u8 & 0xe0) | map, (random.below(2) as u8) << 7 | register | kind, opcode]);
+            }
             Class::Integer if random.below(3) > 0 => bytes.push(random.next() as u8),
             _ => {
                 bytes.push(0x0f);

@@ -65,6 +65,14 @@ fn integer_instructions_equal_the_host() {
 }
 
 #[test]
+fn bmi_and_adx_instructions_equal_the_host() {
+    let host_has_them = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("adx");
+    if host_has_them {
+        check(Class::Bits);
+    }
+}
+
+#[test]
 fn string_instructions_equal_the_host() {
     check(Class::String);
 }
