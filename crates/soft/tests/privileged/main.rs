@@ -8,4 +8,5 @@ mod legacy;
 mod machine;
 mod modes;
 mod paging;
+mod registers;
 mod system;
