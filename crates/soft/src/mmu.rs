@@ -483,7 +483,7 @@ impl Cpu {
             let wanted = kind == 3 || kind == 1 && write;
             let size = [1, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize];
             let start = self.dr[n] & !(size - 1);
-            if wanted && self.dr7 >> (2 * n) & 3 != 0 && va < start + size && start < va + len {
+            if wanted && self.dr7 >> (2 * n) & 3 != 0 && va < start.saturating_add(size) && start < va.saturating_add(len) {
                 self.watch_hits |= 1 << n;
             }
         }

@@ -1,6 +1,8 @@
 //! Exceptions and interrupts: frames, stacks, priorities, shadows.
 
 use iced_x86::code_asm::*;
+use vmm::exit::Access;
+use vmm::memory::Protection;
 use vmm::{Entry, Exit, Inject};
 
 use crate::machine::*;
@@ -205,4 +207,20 @@ fn alignment_is_checked_at_level_three_when_asked() {
     assert_eq!((exception.vector, exception.error), (17, Some(0)), "the store of four bytes");
     assert_eq!(m.registers().gpr[1], 5, "eight bytes at a multiple of eight are aligned");
     assert_eq!(m.get::<u32>(DATA + 3), 0);
+}
+
+#[test]
+fn interrupt_whose_frame_goes_to_a_protected_page_is_delivered_when_that_is_opened() {
+    let mut m = Machine::new();
+    m.code(CODE, |a| a.nop().unwrap());
+    m.vm.protect(STACK - 0x1000, 0x1000, Protection::READ).unwrap();
+    let mut registers = Machine::start();
+    registers.rflags |= 0x200;
+    m.set(&registers);
+    let exit = m.vcpu.run(&m.bus, Entry { inject: Some(Inject::Interrupt(0x50)), ..Entry::default() }).unwrap();
+    assert_eq!(exit, Exit::Protection { gpa: STACK - 8, access: Access::Write });
+    assert_eq!(m.registers().rip, CODE, "nothing has changed");
+    m.vm.protect(STACK - 0x1000, 0x1000, Protection::all()).unwrap();
+    let exception = m.run_to_exception();
+    assert_eq!((exception.vector, exception.rip), (0x50, CODE));
 }

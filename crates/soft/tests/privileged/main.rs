@@ -4,6 +4,7 @@
 mod code;
 mod debug;
 mod events;
+mod garbage;
 mod legacy;
 mod machine;
 mod modes;
