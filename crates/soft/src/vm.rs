@@ -274,7 +274,7 @@ impl VmShared {
     fn protect(&self, gpa: u64, size: u64, protection: Protection) -> Result<(), BackendError> {
         let end = gpa.checked_add(size);
         let in_ram = self.regions.iter().any(|r| gpa >= r.gpa && end.is_some_and(|end| end <= r.gpa + r.size));
-        if gpa % PAGE_SIZE != 0 || size % PAGE_SIZE != 0 || size == 0 || !in_ram {
+        if !gpa.is_multiple_of(PAGE_SIZE) || !size.is_multiple_of(PAGE_SIZE) || size == 0 || !in_ram {
             return Err(BackendError::Invalid(format!("protection of {size:#x} bytes at {gpa:#x}: whole pages of RAM are wanted")));
         }
         let mut protections = self.protections.write().unwrap_or_else(PoisonError::into_inner);
