@@ -236,7 +236,7 @@ impl Cpu {
     /// Faults where a store of `size` bytes would.
     #[cold]
     #[inline(never)]
-    fn check_write(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+    pub fn check_write(&mut self, va: u64, size: u64) -> Result<(), Trap> {
         let mut at = va;
         let end = va.wrapping_add(size);
         loop {

@@ -193,10 +193,16 @@ impl FxArea {
     /// What every MMX instruction does first: TOP becomes 0 and all registers valid (Intel SDM vol. 1 section 9.5.1).
     #[inline]
     pub fn enter_mmx(&mut self) {
+        self.clear_top();
+        self.ftw = 0xff;
+    }
+
+    /// The first half of it, which a store of an MMX register has done when it faults.
+    #[inline]
+    pub fn clear_top(&mut self) {
         if self.top() != 0 {
             self.set_status(self.fsw & !(7 << x87::TOP_SHIFT));
         }
-        self.ftw = 0xff;
     }
 
     /// MMX register `r`, once TOP is 0.

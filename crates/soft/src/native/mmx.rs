@@ -37,9 +37,8 @@ fn load<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 fn store<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, true));
-    // The state changes only when the store succeeds: look through TOP.
-    let register = (usize::from(op.b & 7) + 8 - cpu.fx.top()) & 7;
-    attempt!(cpu, op, store_word(cpu, va, SIZE, cpu.fx.st[register][0]));
+    cpu.fx.clear_top();
+    attempt!(cpu, op, store_word(cpu, va, SIZE, cpu.fx.mm(op.b)));
     cpu.fx.enter_mmx();
     op.next(cpu)
 }
@@ -77,8 +76,8 @@ fn masked_mm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-/// Stores the bytes whose mask byte has its sign set. Neighbours go together; a fault between them leaves the earlier ones
-/// written, and the instruction writes them again when it is restarted.
+/// Stores the bytes whose mask byte has its sign set, neighbours together. Which bytes are selected does not matter for faults:
+/// the processor looks at the whole operand first, its high half before its low one.
 fn store_masked(cpu: &mut Cpu, op: &Op, data: &[u64], mask: &[u64]) -> Result<(), Trap> {
     let size = data.len() * 8;
     let mut bytes = [0; 16];
@@ -87,6 +86,9 @@ fn store_masked(cpu: &mut Cpu, op: &Op, data: &[u64], mask: &[u64]) -> Result<()
     }
     let selected = |n: usize| mask[n / 8] >> (n % 8 * 8 + 7) & 1 != 0;
     let va = cpu.ea::<GENERAL>(op, size as u64, true)?;
+    for half in (0..data.len() as u64).rev() {
+        cpu.check_write(va.wrapping_add(8 * half), 8)?;
+    }
     let mut start = 0;
     while start < size {
         let len = (start..size).take_while(|&n| selected(n)).count();
