@@ -13,13 +13,13 @@ pub(super) mod mxcsr {
     /// Flags of exceptions that are found before the operation: IE DE ZE.
     pub const BEFORE: u32 = 0x07;
     /// Overflow flag.
-    #[cfg(test)]
     pub const OVERFLOW: u32 = 0x08;
     /// Underflow flag.
     pub const UNDERFLOW: u32 = 0x10;
     /// Inexact result flag.
-    #[cfg(test)]
     pub const PRECISION: u32 = 0x20;
+    /// Denormal operands are zero.
+    pub const DENORMALS_ARE_ZERO: u32 = 1 << 6;
     /// Tiny results become zero.
     pub const FLUSH_TO_ZERO: u32 = 1 << 15;
     /// Distance between an exception's flag and its mask.

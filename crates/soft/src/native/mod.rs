@@ -17,6 +17,7 @@ mod access;
 mod area;
 mod arena;
 mod control;
+mod inexact;
 mod mmx;
 mod moves;
 mod sse;

@@ -10,6 +10,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::access::{address16, by_ea, check_mmx, check_sse, load_word, load16, store_word};
 use super::area::mxcsr;
+use super::inexact;
 use super::moves::register_number;
 use super::thunk::{Class, Io, Shape, Thunk};
 use super::xmm::{__m128i, low, vector};
@@ -27,7 +28,7 @@ const RDX: usize = 2;
 fn call_floating(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, io: &mut Io) -> Result<__m128i, Trap> {
     let before = cpu.fx.mxcsr;
     if before & mxcsr::MASKS != mxcsr::MASKS {
-        return call_unmasked(cpu, thunk, first, second, io);
+        return call_unmasked(cpu, thunk, first, second, io, inexact::OTHER);
     }
     io.mxcsr = before;
     let result = thunk.call(first, second, io);
@@ -35,11 +36,10 @@ fn call_floating(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, i
     Ok(result)
 }
 
-/// The same when the guest has unmasked some exceptions. One flag may differ from the processor's: with an unmasked overflow or
-/// underflow, PE says here that the masked result would have been inexact.
+/// The same when the guest has unmasked some exceptions. `arithmetic` is the instruction's [`inexact::number`].
 #[cold]
 #[inline(never)]
-fn call_unmasked(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, io: &mut Io) -> Result<__m128i, Trap> {
+fn call_unmasked(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, io: &mut Io, arithmetic: u16) -> Result<__m128i, Trap> {
     let before = cpu.fx.mxcsr;
     let unmasked = !(before >> mxcsr::MASK_SHIFT) & mxcsr::FLAGS;
     let quiet = before & !mxcsr::FLAGS | mxcsr::MASKS;
@@ -59,6 +59,10 @@ fn call_unmasked(cpu: &mut Cpu, thunk: Thunk, first: __m128i, second: __m128i, i
     if raised & unmasked & mxcsr::BEFORE != 0 {
         // The operation was not begun, so it cannot have overflowed or been inexact.
         raised &= mxcsr::BEFORE;
+    } else if raised & unmasked & (mxcsr::OVERFLOW | mxcsr::UNDERFLOW) != 0
+        && let Some(inexact) = inexact::is_inexact(arithmetic, first, second, before)
+    {
+        raised = raised & !mxcsr::PRECISION | if inexact { mxcsr::PRECISION } else { 0 };
     }
     cpu.fx.mxcsr = before | raised;
     if raised & unmasked == 0 {
@@ -76,7 +80,7 @@ fn computed<const FLOATING: bool>(cpu: &mut Cpu, op: &Op, first: __m128i, second
     }
     let before = cpu.fx.mxcsr;
     if before & mxcsr::MASKS != mxcsr::MASKS {
-        return call_unmasked(cpu, thunk, first, second, &mut Io::new());
+        return call_unmasked(cpu, thunk, first, second, &mut Io::new(), op.aux);
     }
     let (result, after) = thunk.call_floating(first, second, before);
     cpu.fx.mxcsr = after;
@@ -348,7 +352,7 @@ pub(super) fn lower(natives: &mut Natives, l: &Lowering, insn: &Instruction, op:
     };
     op.imm = thunk.address();
     op.size = size as u8;
-    op.aux = Plan::new(insn, shape).0;
+    op.aux = if plain { inexact::number(insn.mnemonic()) } else { Plan::new(insn, shape).0 };
     op.a = register_number(insn.op0_register());
     op.b = register_number(insn.op1_register());
     true
