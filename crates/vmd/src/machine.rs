@@ -184,10 +184,7 @@ pub fn host_memory() -> u64 {
 /// # Errors
 /// [`MachineError`] when it cannot be made, or the backend fails.
 pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineError> {
-    let image = match config.kernel.as_deref().or(config.bios.as_deref()) {
-        Some(path) => boot::recognise(path)?,
-        None => boot::find_bios()?,
-    };
+    let mut first_image = Some(recognise(config)?);
     let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
     eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
     let vmm = Arc::new(Vmm::new(backend));
@@ -200,7 +197,13 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
     let mut stats = RunStats::default();
     let started = Instant::now();
     let outcome = loop {
+        // Read again for a reboot: a kernel's file is larger than everything else the monitor needs while it runs.
+        let image = match first_image.take() {
+            Some(image) => image,
+            None => recognise(config)?,
+        };
         let mut machine = Machine::assemble(config, &disks, &image, &vmm, control)?;
+        drop(image);
         let event = machine.run(control);
         machine.take_down(&mut stats);
         match event {
@@ -214,6 +217,13 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         disk.flush().map_err(|source| MachineError::Host { what: "cannot write a disk back", source })?;
     }
     Ok(Report { outcome, stats })
+}
+
+fn recognise(config: &MachineConfig) -> Result<boot::Image, BootError> {
+    match config.kernel.as_deref().or(config.bios.as_deref()) {
+        Some(path) => boot::recognise(path),
+        None => boot::find_bios(),
+    }
 }
 
 /// A machine with power on.
