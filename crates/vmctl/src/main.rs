@@ -7,6 +7,7 @@
 //!
 //! Everything said to people goes to standard error; standard output belongs to the guest's serial port.
 
+mod allocator;
 mod args;
 mod host;
 mod run;
@@ -21,6 +22,7 @@ use clap::Parser;
 const STATUS_ERROR: u8 = 1;
 
 fn main() -> ExitCode {
+    allocator::give_back_large_blocks();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("VMCTL_LOG").unwrap_or_else(|_| "error".into()))
         .with_writer(std::io::stderr)
