@@ -40,7 +40,7 @@ fn debian_kernel_boots_on_the_kvm_backend() {
          echo vmctl status $?",
     );
     let output = rig.boot(&initrd, 1024, Duration::from_secs(900));
-    for wanted in ["backend kvm: as asked", "Hypervisor detected: KVM", "clocksource kvm-clock", "INIT REACHED", "vmctl status 0"] {
+    for wanted in ["vmm0 at mainbus0: SVM/RVI", "Hypervisor detected: KVM", "clocksource kvm-clock", "INIT REACHED", "vmctl status 0"] {
         assert!(output.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
     }
 }
