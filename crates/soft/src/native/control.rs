@@ -89,6 +89,7 @@ fn fnstenv<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     check_x87(cpu)?;
     let size = environment_size(op);
     let va = cpu.ea::<K>(op, size as u64, true)?;
+    check_ends(cpu, va, size, true)?;
     let environment = environment(&cpu.fx, size, cpu.protected());
     cpu.store_bytes(va, &environment[..size])?;
     cpu.fx.fcw |= x87::FLAGS;
@@ -101,6 +102,7 @@ fn fldenv<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     check_pending(cpu)?;
     let size = environment_size(op);
     let va = cpu.ea::<K>(op, size as u64, false)?;
+    check_ends(cpu, va, size, false)?;
     let mut bytes = [0; ENVIRONMENT_32];
     cpu.load_bytes(va, &mut bytes[..size])?;
     let protected = cpu.protected();
@@ -112,6 +114,7 @@ fn fnsave<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     check_x87(cpu)?;
     let size = environment_size(op);
     let va = cpu.ea::<K>(op, (size + STACK_BYTES) as u64, true)?;
+    check_ends(cpu, va, size + STACK_BYTES, true)?;
     let mut bytes = [0; ENVIRONMENT_32 + STACK_BYTES];
     bytes[..size].copy_from_slice(&environment(&cpu.fx, size, cpu.protected())[..size]);
     for (slot, [significand, exponent]) in bytes[size..].chunks_exact_mut(REAL_BYTES).zip(cpu.fx.st) {
@@ -128,6 +131,7 @@ fn frstor<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     check_pending(cpu)?;
     let size = environment_size(op);
     let va = cpu.ea::<K>(op, (size + STACK_BYTES) as u64, false)?;
+    check_ends(cpu, va, size + STACK_BYTES, false)?;
     let mut bytes = [0; ENVIRONMENT_32 + STACK_BYTES];
     cpu.load_bytes(va, &mut bytes[..size + STACK_BYTES])?;
     let protected = cpu.protected();
@@ -170,6 +174,8 @@ fn fxsave_address<const K: u8>(cpu: &mut Cpu, op: &Op, write: bool) -> Result<u6
     if va % 16 != 0 {
         return Err(cpu.gp());
     }
+    // Here the last byte comes first, also of what FXSAVE leaves to software.
+    check_byte(cpu, va.wrapping_add(FXSAVE_BYTES as u64 - 1), write)?;
     Ok(va)
 }
 
@@ -196,6 +202,16 @@ fn flush_line<const K: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     let va = cpu.ea::<K>(op, 1, false)?;
     cpu.host_slice(va, 1, false)?;
     Ok(())
+}
+
+/// Faults where the first or the last byte of an x87 environment does; the processor looks at both before it begins.
+fn check_ends(cpu: &mut Cpu, va: u64, size: usize, write: bool) -> Result<(), Trap> {
+    check_byte(cpu, va, write)?;
+    check_byte(cpu, va.wrapping_add(size as u64 - 1), write)
+}
+
+fn check_byte(cpu: &mut Cpu, va: u64, write: bool) -> Result<(), Trap> {
+    if write { cpu.check_write(va, 1) } else { cpu.host_slice(va, 1, false).map(drop) }
 }
 
 /// FNSAVE's environment is FNSTENV's.
