@@ -74,8 +74,8 @@ impl NetBackend for Tap {
             match self.file.write(packet) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The interface is down: frames are lost, as on a cable that is not plugged in.
-                Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(()),
+                // The interface is down, or the kernel has no room: the frame is lost, as on any wire.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOMEM | libc::ENOBUFS)) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }

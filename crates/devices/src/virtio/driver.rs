@@ -1,7 +1,7 @@
 //! A driver for tests: the guest's side of a virtio device, over the same registers and rings that a guest uses, without a
 //! machine. It can also do what no honest driver does.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,8 @@ struct DriverQueue {
     size: u16,
     next_descriptor: u16,
     available: u16,
+    /// `available` when the device was last told.
+    told: u16,
     used: u16,
 }
 
@@ -223,6 +225,25 @@ impl Driver {
         self.memory.store(state.used, GuestAddress(at), Ordering::SeqCst).unwrap();
     }
 
+    /// Notifies the device as an honest driver does: only if it wants to hear (2.7.10).
+    pub fn tell(&mut self, queue: u16) {
+        fence(Ordering::SeqCst);
+        let DriverQueue { size, available, told, .. } = self.queues[usize::from(queue)];
+        let ring = queue_base(queue) + DEVICE_AREA;
+        let wanted = if self.features & feature::EVENT_IDX != 0 {
+            let event: u16 = self.memory.load(GuestAddress(ring + 4 + u64::from(size) * 8), Ordering::SeqCst).unwrap();
+            available.wrapping_sub(event).wrapping_sub(1) < available.wrapping_sub(told)
+        } else {
+            let flags: u16 = self.memory.load(GuestAddress(ring), Ordering::SeqCst).unwrap();
+            flags & 1 == 0
+        };
+        self.queues[usize::from(queue)].told = available;
+        if wanted {
+            self.kick(queue);
+        }
+    }
+
+    /// Notifies the device, whether it wants or not.
     pub fn kick(&mut self, queue: u16) {
         self.registers.notify(queue);
     }

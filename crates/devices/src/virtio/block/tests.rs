@@ -93,7 +93,7 @@ fn request(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: usize)
     }
     writable.push((state, 1));
     let chain = driver.add(0, &readable, &writable);
-    driver.kick(0);
+    driver.tell(0);
     let (used, len) = driver.wait(0);
     assert_eq!(used, chain);
     (driver.bytes(state, 1)[0], driver.bytes(into, room), len)
@@ -151,8 +151,8 @@ fn a_hundred_requests_at_once_are_all_answered() {
         for sector in 0..20u64 {
             let (head, room) = (driver.buffer(&header(T_IN, sector + round)), driver.room(513));
             driver.add(0, &[(head, 16)], &[(room, 513)]);
+            driver.tell(0);
         }
-        driver.kick(0);
         for _ in 0..20 {
             assert_eq!(driver.wait(0).1, 513);
         }

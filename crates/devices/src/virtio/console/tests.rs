@@ -24,7 +24,7 @@ fn output_of_the_guest_reaches_the_sink() {
     let mut driver = Driver::start(Box::new(console), 0);
     let (hello, world) = (driver.buffer(b"hello "), driver.buffer(b"world"));
     let head = driver.add(1, &[(hello, 6), (world, 5)], &[]);
-    driver.kick(1);
+    driver.tell(1);
     assert_eq!(driver.wait(1), (head, 0));
     assert_eq!(*sink.0.lock().unwrap(), b"hello world");
 }
@@ -36,12 +36,12 @@ fn input_waits_for_buffers() {
     assert_eq!(input.push(b"early"), 5);
     let room = driver.room(3);
     driver.add(0, &[], &[(room, 3)]);
-    driver.kick(0);
+    driver.tell(0);
     assert_eq!(driver.wait(0).1, 3);
     assert_eq!(driver.bytes(room, 3), b"ear");
     let more = driver.room(16);
     driver.add(0, &[], &[(more, 16)]);
-    driver.kick(0);
+    driver.tell(0);
     assert_eq!(driver.wait(0).1, 2);
     assert_eq!(driver.bytes(more, 2), b"ly");
 }

@@ -56,6 +56,8 @@ impl Sender {
         memory: &GuestMemory,
         mut network: Option<&mut (dyn NetBackend + '_)>,
     ) -> Result<Pumped, PumpError> {
+        // Notifications are wanted again when there is nothing to do.
+        ring.disable_notification()?;
         for _ in 0..BUDGET {
             if !ring.next(&mut self.chain)? {
                 ring.signal()?;
@@ -115,6 +117,8 @@ impl Receiver {
 
     /// Receives into the buffers on `ring`.
     pub(super) fn pump(&mut self, ring: &mut Ring, memory: &GuestMemory, network: &mut dyn NetBackend) -> Result<Pumped, PumpError> {
+        // New buffers are news only while a packet waits for them.
+        ring.disable_notification()?;
         for _ in 0..BUDGET {
             if self.waiting == 0 {
                 match network.receive(&mut self.packet) {
@@ -131,9 +135,6 @@ impl Receiver {
             }
             if !self.deliver(ring, memory)? {
                 ring.signal()?;
-                if ring.enable_notification()? && self.deliver(ring, memory)? {
-                    continue;
-                }
                 return Ok(Pumped::Blocked);
             }
         }
@@ -141,22 +142,29 @@ impl Receiver {
         Ok(Pumped::More)
     }
 
-    /// Puts the waiting packet into the guest's buffers, or drops it if it can never fit. `false`: there are too few buffers now.
+    /// Puts the waiting packet into the guest's buffers, or drops it if it can never fit. `false`: there are too few buffers, and the
+    /// driver will tell when there is one more.
     fn deliver(&mut self, ring: &mut Ring, memory: &GuestMemory) -> Result<bool, RingError> {
         let mut count = 0;
         let mut room = 0;
         while room < self.waiting as u64 {
             let can_never_fit = if self.mergeable { count == usize::from(ring.size()) } else { count == 1 };
+            if can_never_fit {
+                tracing::debug!(len = self.waiting, "virtio-net: packet does not fit the driver's buffers");
+                (0..count).for_each(|_| ring.put_back());
+                self.waiting = 0;
+                return Ok(true);
+            }
             if self.chains.len() == count {
                 self.chains.push(Chain::default());
             }
-            if can_never_fit || !ring.next(&mut self.chains[count])? {
-                (0..count).for_each(|_| ring.put_back());
-                if can_never_fit {
-                    tracing::debug!(len = self.waiting, "virtio-net: packet does not fit the driver's buffers");
-                    self.waiting = 0;
+            if !ring.next(&mut self.chains[count])? {
+                // Before the buffers so far are given back: the driver has to tell of the next one, not of these.
+                if ring.enable_notification()? {
+                    continue;
                 }
-                return Ok(can_never_fit);
+                (0..count).for_each(|_| ring.put_back());
+                return Ok(false);
             }
             // Each buffer has at least room for the header (5.1.6.3.2).
             if self.chains[count].writable.len() < HEADER_BYTES as u64 {
