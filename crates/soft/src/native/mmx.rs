@@ -9,7 +9,6 @@ use super::access::{by_ea, check_mmx, check_sse, load_word, store_word};
 use super::moves::register_number;
 use super::xmm::halves;
 use crate::cpu::{Cpu, REG_MASK};
-use crate::mmu::GENERAL;
 use crate::op::{Cursor, Handler, Op, Outcome, Trap, attempt};
 
 /// Index of RDI in `Cpu::regs`.
@@ -76,26 +75,25 @@ fn masked_mm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-/// Stores the bytes whose mask byte has its sign set, neighbours together. Which bytes are selected does not matter for faults:
-/// the processor looks at the whole operand first, its high half before its low one.
+/// Stores the bytes whose mask byte has its sign set. Which bytes are selected does not matter for faults: the processor looks at
+/// the whole operand first, its high half before its low one.
 fn store_masked(cpu: &mut Cpu, op: &Op, data: &[u64], mask: &[u64]) -> Result<(), Trap> {
-    let size = data.len() * 8;
-    let mut bytes = [0; 16];
-    for (slot, word) in bytes.chunks_exact_mut(8).zip(data) {
-        slot.copy_from_slice(&word.to_le_bytes());
-    }
-    let selected = |n: usize| mask[n / 8] >> (n % 8 * 8 + 7) & 1 != 0;
-    let va = cpu.ea::<GENERAL>(op, size as u64, true)?;
+    let start = cpu.effective_address(op);
+    // The operand may wrap at the address size.
+    let address = |cpu: &mut Cpu, at: u64, size: u64| {
+        let offset = start.wrapping_add(at) & (u64::MAX >> (64 - 8 * u32::from(op.addr_size)));
+        cpu.linear(usize::from(op.seg), offset, size, true)
+    };
     for half in (0..data.len() as u64).rev() {
-        cpu.check_write(va.wrapping_add(8 * half), 8)?;
+        let va = address(cpu, 8 * half, 8)?;
+        cpu.check_write(va, 8)?;
     }
-    let mut start = 0;
-    while start < size {
-        let len = (start..size).take_while(|&n| selected(n)).count();
-        if len > 0 {
-            cpu.store_bytes(va.wrapping_add(start as u64), &bytes[start..start + len])?;
+    let bytes = data.iter().zip(mask).flat_map(|(data, mask)| data.to_le_bytes().into_iter().zip(mask.to_le_bytes()));
+    for (at, (byte, mask)) in (0..).zip(bytes) {
+        if mask & 0x80 != 0 {
+            let va = address(cpu, at, 1)?;
+            cpu.store(va, byte)?;
         }
-        start += len + 1;
     }
     Ok(())
 }
