@@ -75,7 +75,10 @@ pub(crate) struct Tlb {
     /// Bit (address >> 30) mod 64 is set when an entry comes from a large page there, so that INVLPG there has to empty all.
     large: u64,
     /// Counts events after which a cached linear-to-block mapping may be stale.
-    pub epoch: u32,
+    epoch: u32,
+    /// Bit (page number) mod 4096 is set when instructions were fetched there in this epoch, so that INVLPG of a page that holds
+    /// only data, the usual case, leaves the linear-to-block mapping alone.
+    fetched: [u64; 64],
 }
 
 impl Tlb {
@@ -88,6 +91,7 @@ impl Tlb {
             next_context: 1,
             large: 0,
             epoch: 0,
+            fetched: [0; 64],
         }
     }
 
@@ -97,13 +101,24 @@ impl Tlb {
         self.key | u64::from(self.epoch) << 16
     }
 
+    fn new_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.fetched.fill(0);
+    }
+
+    /// Where the bit of a linear page is in `fetched`.
+    fn fetched_bit(va: u64) -> (usize, u64) {
+        let page = va >> 12 & 4095;
+        ((page >> 6) as usize, 1 << (page & 63))
+    }
+
     fn clear(&mut self) {
         self.entries.fill(EMPTY);
         self.fetch.fill(FetchEntry { tag: NO_TAG, gpa: 0 });
         self.contexts.fill(0);
         self.next_context = 1;
         self.large = 0;
-        self.epoch = self.epoch.wrapping_add(1);
+        self.new_epoch();
     }
 
     /// The context of `pcid`; a new one when it has none or when `fresh`.
@@ -237,6 +252,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn check_write(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+        self.check_end(va, size)?;
         let mut at = va;
         let end = va.wrapping_add(size);
         loop {
@@ -255,6 +271,7 @@ impl Cpu {
     /// Loads any number of bytes, which may cross pages.
     pub fn load_bytes(&mut self, va: u64, into: &mut [u8]) -> Result<(), Trap> {
         self.watch(va, into.len() as u64, false);
+        self.check_end(va, into.len() as u64)?;
         let mut done = 0;
         while done < into.len() {
             let at = self.wrap(va.wrapping_add(done as u64));
@@ -426,6 +443,16 @@ impl Cpu {
         Ok(old)
     }
 
+    /// An operand that begins in the canonical range and ends outside it is refused before its first page is looked at.
+    fn check_end(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+        let canonical = |va: u64| (va as i64) << 16 >> 16 == va as i64;
+        if self.long_mode() && canonical(va) && !canonical(va.wrapping_add(size.max(1) - 1)) {
+            self.trap = TrapKind::NotCanonical;
+            return Err(Trap(()));
+        }
+        Ok(())
+    }
+
     /// Linear addresses wrap at 4 GiB outside 64-bit code.
     #[inline(always)]
     fn wrap(&self, va: u64) -> u64 {
@@ -434,6 +461,8 @@ impl Cpu {
     /// Guest physical address of the instruction at linear address `va`.
     #[inline]
     pub fn fetch_address(&mut self, va: u64) -> Result<u64, Trap> {
+        let (word, bit) = Tlb::fetched_bit(va);
+        self.tlb.fetched[word] |= bit;
         let index = (va >> 12) as usize & (FETCH_ENTRIES - 1);
         let tag = va & PAGE_MASK | self.tlb.key;
         if self.tlb.fetch[index].tag == tag {
@@ -552,7 +581,10 @@ impl Cpu {
         // An index holds that page for every context, so one entry is all there can be.
         self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)] = EMPTY;
         self.tlb.fetch[(va >> 12) as usize & (FETCH_ENTRIES - 1)].tag = NO_TAG;
-        self.tlb.epoch = self.tlb.epoch.wrapping_add(1);
+        let (word, bit) = Tlb::fetched_bit(va);
+        if self.tlb.fetched[word] & bit != 0 {
+            self.tlb.new_epoch();
+        }
     }
 
     /// INVPCID, after its operands were checked (Intel SDM vol. 2).

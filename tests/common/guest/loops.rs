@@ -4,6 +4,17 @@ use std::hint::black_box;
 use std::process::Command;
 use std::time::Instant;
 
+const PAGE: usize = 4096;
+/// PROT_READ | PROT_WRITE.
+const READ_WRITE: i32 = 3;
+/// MAP_PRIVATE | MAP_ANONYMOUS.
+const PRIVATE_ANONYMOUS: i32 = 0x22;
+
+unsafe extern "C" {
+    fn mmap(address: *mut u8, length: usize, protection: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
+    fn munmap(address: *mut u8, length: usize) -> i32;
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let (name, count) = (arguments[1].as_str(), arguments[2].parse::<u64>().expect("a count"));
@@ -27,15 +38,19 @@ fn main() {
                 black_box(std::process::id());
             }
         }
-        // Fresh pages, touched once each and given back: large allocations are mapped and unmapped.
+        // Fresh pages, touched once each and given back. Mapped by hand: an allocator would keep them.
         "fault" => {
-            const PAGES: u64 = 1024;
-            for _ in 0..count.div_ceil(PAGES) {
-                let mut memory = Vec::<u8>::with_capacity((PAGES * 4096) as usize);
-                for page in memory.spare_capacity_mut().chunks_mut(4096) {
-                    page[0].write(1);
+            const SIZE: usize = 1024 * PAGE;
+            for _ in 0..count.div_ceil(1024) {
+                // SAFETY: an anonymous mapping of our own, written inside its bounds and unmapped whole.
+                unsafe {
+                    let memory = mmap(std::ptr::null_mut(), SIZE, READ_WRITE, PRIVATE_ANONYMOUS, -1, 0);
+                    assert!(memory as isize != -1, "no memory");
+                    for page in (0..SIZE).step_by(PAGE) {
+                        memory.add(page).write_volatile(1);
+                    }
+                    munmap(memory, SIZE);
                 }
-                black_box(&mut memory);
             }
         }
         "fork" => {

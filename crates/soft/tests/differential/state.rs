@@ -1,5 +1,7 @@
 //! What both sides start from and end with.
 
+use iced_x86::Mnemonic;
+
 use crate::generate::Case;
 
 /// Machine state of a case.
@@ -70,8 +72,10 @@ impl Outcome {
             differ("rflags", &(host.state.rflags & mask), &(guest.state.rflags & mask));
         }
         // Control and status words, tags; not FOP, FIP and FDP, which processors of one maker treat differently.
+        // A dot product that faults has added up as much as its implementation pleases, and flagged that.
+        let dot_product = matches!(case.instruction.mnemonic(), Mnemonic::Dpps | Mnemonic::Dppd) && host.fault.is_some();
         for (name, range) in [("fcw fsw ftw", 0..5), ("mxcsr", 24..28)] {
-            if host.state.fx[range.clone()] != guest.state.fx[range.clone()] {
+            if !(dot_product && name == "mxcsr") && host.state.fx[range.clone()] != guest.state.fx[range.clone()] {
                 differ(name, &&host.state.fx[range.clone()], &&guest.state.fx[range]);
             }
         }
