@@ -300,7 +300,7 @@ impl Generator {
                 2 => (1 << 63, 0x7fff | (random.below(2) as u16) << 15),
                 3 => (random.next() >> random.below(64), random.next() as u16),
                 4 => (random.next() & !(1 << 63), 0),
-                _ => (random.next() | 1 << 63, 0x3fff + random.below(64) as u16 - 32 | (random.below(2) as u16) << 15),
+                _ => (random.next() | 1 << 63, (0x3fff + random.below(64) as u16 - 32) | ((random.below(2) as u16) << 15)),
             };
             fx[at..at + 8].copy_from_slice(&mantissa.to_le_bytes());
             fx[at + 8..at + 10].copy_from_slice(&exponent.to_le_bytes());

@@ -7,6 +7,9 @@
 //!
 //! `PVBUS_DIFF_CASES` sets the cases per class (default a few thousand), `PVBUS_DIFF_SEED` the seed; a failure prints both.
 
+// Helpers of tests are outside of what clippy takes for one.
+#![allow(clippy::unwrap_used)]
+
 mod generate;
 mod guest;
 mod host;
