@@ -10,7 +10,7 @@
 //!                    ^ kick.rs (signal)                        diagnose.rs when KVM gives up
 //! ```
 //!
-//! A `/dev/kvm` that opens is not yet one that is of use: [`probe`] measures it.
+//! A `/dev/kvm` that opens is not yet one that is of use: [`probe()`] measures it.
 
 mod cpuid;
 mod diagnose;

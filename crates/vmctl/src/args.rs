@@ -1,5 +1,8 @@
 //! The command line.
 
+// Documentation comments here are help texts, whose brackets are no links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};

@@ -1,6 +1,6 @@
 //! Which backend runs a machine.
 //!
-//! `auto` measures instead of guessing ([`kvm::probe`]): a `/dev/kvm` that opens may still be useless for a kernel.
+//! `auto` measures instead of guessing ([`kvm::probe()`]): a `/dev/kvm` that opens may still be useless for a kernel.
 
 use std::sync::Arc;
 
