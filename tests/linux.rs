@@ -45,6 +45,17 @@ fn two_processors_work_at_once() {
 }
 
 #[test]
+fn virtio_console_carries_what_the_guest_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("console");
+    let console = format!("file:{}", path.display());
+    let run = debian("initrd-root.gz", "test=console", &["--backend", "soft", "--console", &console], PATIENCE);
+    run.expect(&["INIT REACHED", "reboot: Power down"]);
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written.contains("through the virtio console"), "console: {written}\n{run}");
+}
+
+#[test]
 fn reset_under_no_reboot_ends_the_machine() {
     let once = debian("initrd-busybox.gz", "test=reboot", &["--backend", "soft", "--no-reboot"], PATIENCE);
     once.expect(&["INIT REACHED"]);

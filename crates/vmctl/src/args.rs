@@ -89,6 +89,9 @@ pub struct RunArguments {
     /// The first serial port: stdio, null or file:PATH.
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     pub serial: SerialTarget,
+    /// A virtio console (hvc0) as well: stdio, null or file:PATH.
+    #[arg(long, value_name = "TARGET")]
+    pub console: Option<SerialTarget>,
     /// A reset ends the machine instead of starting it again.
     #[arg(long)]
     pub no_reboot: bool,
@@ -121,6 +124,7 @@ impl RunArguments {
             backend: self.backend,
             dialects: self.dialect,
             serial: self.serial,
+            console: self.console,
             reboot: !self.no_reboot,
             debug_exit: self.debug_exit,
             testdev: self.testdev,

@@ -36,12 +36,12 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     })
     .context("cannot watch for signals")?;
 
-    if config.serial == SerialTarget::Stdio {
+    if config.serial == SerialTarget::Stdio || config.console == Some(SerialTarget::Stdio) {
         let raw = terminal::make_raw().context("cannot set up the terminal")?;
         let control = Arc::clone(&control);
         std::thread::Builder::new()
             .name("stdin".into())
-            .spawn(move || terminal::pump(raw, |bytes| control.serial_input(bytes), || control.stop()))
+            .spawn(move || terminal::pump(raw, |bytes| control.terminal_input(bytes), || control.stop()))
             .context("cannot start a thread for the terminal")?;
     }
 

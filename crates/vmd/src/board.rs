@@ -27,6 +27,7 @@ use devices::rtc::{CmosConfig, RTC_IRQ, Rtc};
 use devices::serial::{COM1, COM1_IRQ, Serial};
 use devices::testdev::TestDevice;
 use devices::virtio::block::Block;
+use devices::virtio::console::{Console, ConsoleInput};
 use devices::virtio::net::Net;
 use devices::virtio::rng::{HostEntropy, Rng};
 use devices::virtio::{VirtioDevice, VirtioPci};
@@ -66,6 +67,8 @@ pub enum BoardError {
 /// The devices that somebody outside the processors talks to.
 pub struct Board {
     serial: Arc<Serial>,
+    /// The virtio console, when what is typed goes there.
+    console: Option<ConsoleInput>,
     power: Arc<AcpiPm>,
     pci: Arc<PciBus>,
 }
@@ -112,6 +115,12 @@ impl Board {
                 add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
             }
         }
+        let mut console = None;
+        if let Some(target) = &config.console {
+            let (device, input) = Console::new(terminal_output(target)?);
+            add(Box::new(device))?;
+            console = (*target == SerialTarget::Stdio).then_some(input);
+        }
         if !config.deterministic {
             add(Box::new(Rng::new(Box::new(HostEntropy))))?;
         }
@@ -121,7 +130,7 @@ impl Board {
         pci.map(&mut map);
 
         interrupts.map(&mut map);
-        let serial = Serial::new(COM1, interrupts.isa_line(COM1_IRQ), serial_output(&config.serial)?);
+        let serial = Serial::new(COM1, interrupts.isa_line(COM1_IRQ), terminal_output(&config.serial)?);
         serial.map(&mut map);
         Pit::new(Arc::clone(timers), interrupts.isa_line(TIMER_IRQ)).map(&mut map);
         I8042::new(interrupts.isa_line(KEYBOARD_IRQ), Arc::clone(&events)).map(&mut map);
@@ -141,12 +150,15 @@ impl Board {
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, power, pci }, MachineBus::new(map, dialects, interrupts, ended)))
+        Ok((Board { serial, console, power, pci }, MachineBus::new(map, dialects, interrupts, ended)))
     }
 
-    /// Bytes typed at the first serial port; how many it took.
-    pub fn serial_input(&self, bytes: &[u8]) -> usize {
-        self.serial.input(bytes)
+    /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.
+    pub fn terminal_input(&self, bytes: &[u8]) -> usize {
+        match &self.console {
+            Some(console) => console.push(bytes),
+            None => self.serial.input(bytes),
+        }
     }
 
     /// Presses the power button.
@@ -183,13 +195,13 @@ fn firmware_items(config: &MachineConfig) -> FwCfgItems {
     items
 }
 
-fn serial_output(target: &SerialTarget) -> Result<Box<dyn Write + Send>, BoardError> {
+fn terminal_output(target: &SerialTarget) -> Result<Box<dyn Write + Send>, BoardError> {
     Ok(match target {
         SerialTarget::Stdio => Box::new(std::io::stdout()),
         SerialTarget::Null => Box::new(std::io::sink()),
         SerialTarget::File(path) => match File::options().append(true).create(true).open(path) {
             Ok(file) => Box::new(file),
-            Err(source) => return Err(BoardError::Host { what: format!("serial output to {}", path.display()), source }),
+            Err(source) => return Err(BoardError::Host { what: format!("terminal output to {}", path.display()), source }),
         },
     })
 }

@@ -43,6 +43,8 @@ pub struct MachineConfig {
     pub dialects: DialectList,
     /// Where the first serial port goes.
     pub serial: SerialTarget,
+    /// Where a virtio console goes, when there is one.
+    pub console: Option<SerialTarget>,
     /// Whether a reset starts the machine again; otherwise it ends it.
     pub reboot: bool,
     /// Whether port 0xf4 ends the machine with a status.
@@ -67,6 +69,7 @@ impl Default for MachineConfig {
             backend: BackendChoice::Auto,
             dialects: DialectList::default(),
             serial: SerialTarget::Stdio,
+            console: None,
             reboot: true,
             debug_exit: false,
             testdev: false,
@@ -117,6 +120,10 @@ impl MachineConfig {
         }
         if self.deterministic && self.backend == BackendChoice::Kvm {
             return Err(ConfigError::Combination("--deterministic: only the software CPU counts instructions; use --backend soft".into()));
+        }
+        if self.serial == SerialTarget::Stdio && self.console == Some(SerialTarget::Stdio) {
+            let text = "--console stdio: the serial port has standard input and output; give --serial null or file:PATH too";
+            return Err(ConfigError::Combination(text.into()));
         }
         match (&self.kernel, &self.bios) {
             (None, None) if self.disks.is_empty() => {
@@ -226,7 +233,7 @@ impl FromStr for DialectList {
     }
 }
 
-/// Where the first serial port goes.
+/// Where the first serial port, or the virtio console, goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SerialTarget {
     /// Standard input and output.
@@ -288,6 +295,7 @@ mod tests {
         assert!(check(|c| c.kernel = None).contains("--kernel FILE"));
         assert!(check(|c| c.bios = Some("bios".into())).contains("exclude"));
         assert!(check(|c| (c.deterministic, c.cpus) = (true, 2)).contains("--cpus 1"));
+        assert!(check(|c| c.console = Some(SerialTarget::Stdio)).contains("--serial null"));
         assert_eq!(bootable().check(8 << 30), Ok(()));
     }
 

@@ -137,8 +137,8 @@ impl Control {
         }
     }
 
-    /// Bytes typed at the first serial port. Waits while the guest does not read them.
-    pub fn serial_input(&self, mut bytes: &[u8]) {
+    /// Bytes typed at the terminal. Waits while the guest does not read them.
+    pub fn terminal_input(&self, mut bytes: &[u8]) {
         const RETRY: Duration = Duration::from_millis(5);
         while !bytes.is_empty() {
             let board = {
@@ -148,7 +148,7 @@ impl Control {
                 }
                 state.machine.as_ref().map(|(_, board)| Arc::clone(board))
             };
-            let taken = board.map_or(0, |board| board.serial_input(bytes));
+            let taken = board.map_or(0, |board| board.terminal_input(bytes));
             bytes = &bytes[taken..];
             if !bytes.is_empty() {
                 std::thread::sleep(RETRY);
@@ -189,7 +189,8 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
     eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
     let vmm = Arc::new(Vmm::new(backend));
 
-    if let SerialTarget::File(path) = &config.serial {
+    for target in std::iter::once(&config.serial).chain(&config.console) {
+        let SerialTarget::File(path) = target else { continue };
         // Emptied once: the board appends, so that reboots follow each other.
         File::create(path).map_err(|source| MachineError::File { path: path.clone(), source })?;
     }
