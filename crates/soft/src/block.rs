@@ -28,8 +28,8 @@ const MAX_LENGTH: usize = 15;
 const PAGE: u64 = 4096;
 /// Entries of the jump cache.
 const JUMPS: usize = 8192;
-/// Ops kept before the whole cache is emptied; 48 bytes each.
-const MAX_OPS: usize = 160 * 1024;
+/// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
+const MAX_OPS: usize = 112 * 1024;
 
 /// What a lowering knows besides the instruction.
 #[derive(Debug, Clone, Copy)]
@@ -241,7 +241,7 @@ impl Cpu {
             let limit = if single { 1 } else { MAX_INSTRUCTIONS };
             let mut block = match self.decode_bytes(&bytes[..available], limit) {
                 Some(ops) => {
-                    let len = ops.last().map_or(0, |op| op.start);
+                    let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
                     Block { ops: ops.into_boxed_slice(), gpa, len, crosses: None, state, value }
                 }
                 None => {
@@ -326,6 +326,7 @@ impl Cpu {
     fn lower(&mut self, instructions: &[Instruction], bytes: &[u8]) -> Vec<Op> {
         let mut ops = Vec::with_capacity(instructions.len() + 1);
         let mut done = 0;
+        let mut leaves = false;
         while done < instructions.len() {
             let instruction = &instructions[done];
             let start = instruction.ip() as u16;
@@ -335,6 +336,8 @@ impl Cpu {
             let mut taken = 0;
             if !instruction.is_invalid() {
                 taken = integer::lower(&lowering, &instructions[done..], &mut op);
+                // `integer::branch` never goes on to a next op.
+                leaves = taken != 0 && instructions[done + taken - 1].flow_control() != FlowControl::Next;
                 if taken == 0 {
                     op = template;
                     if system::lower(&lowering, instruction, &mut op) {
@@ -361,6 +364,9 @@ impl Cpu {
             op.len = (last.ip() + last.len().max(1) as u64 - instruction.ip()) as u8;
             ops.push(op);
             done += taken;
+        }
+        if leaves {
+            return ops;
         }
         let end = ops.last().map_or(0, |op| op.start + u16::from(op.len));
         let mut last = Op::new(end_of_block, end, 0, done as u8);

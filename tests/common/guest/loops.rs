@@ -38,10 +38,12 @@ fn main() {
                 black_box(std::process::id());
             }
         }
-        // Fresh pages, touched once each and given back. Mapped by hand: an allocator would keep them.
+        // Fresh pages, touched once each and given back. Mapped by hand: an allocator would keep them; a mebibyte at a time: more
+        // would become huge pages.
         "fault" => {
-            const SIZE: usize = 1024 * PAGE;
-            for _ in 0..count.div_ceil(1024) {
+            const PAGES: u64 = 256;
+            const SIZE: usize = PAGES as usize * PAGE;
+            for _ in 0..count.div_ceil(PAGES) {
                 // SAFETY: an anonymous mapping of our own, written inside its bounds and unmapped whole.
                 unsafe {
                     let memory = mmap(std::ptr::null_mut(), SIZE, READ_WRITE, PRIVATE_ANONYMOUS, -1, 0);
