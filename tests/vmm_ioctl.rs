@@ -53,26 +53,4 @@ impl Bus for Paravirtual {
     fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool {
         self.0.hypercall(vcpu, call)
     }
-
-    fn port_in(&self, _: VcpuId, _: u16, _: u8) -> Option<u32> {
-        None
-    }
-
-    fn port_out(&self, _: VcpuId, _: u16, _: u8, _: u32) -> bool {
-        false
-    }
-
-    fn mmio_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
-        false
-    }
-
-    fn end_of_interrupt(&self, _: u8) {}
-
-    fn acknowledge_extint(&self) -> u8 {
-        0
-    }
 }

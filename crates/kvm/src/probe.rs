@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::{HostClock, Timers};
-use vmm::{Backend, BackendError, Bus, Entry, Exit, Hypercall, MsrFault, RegisterMask, Registers, Segment, VcpuId, VmConfig};
+use vmm::{Backend, BackendError, Bus, Entry, Exit, RegisterMask, Registers, Segment, VcpuId, VmConfig};
 
 use crate::KvmBackend;
 
@@ -297,36 +297,6 @@ impl Bus for ProbeBus {
     fn port_in(&self, _: VcpuId, port: u16, _: u8) -> Option<u32> {
         let Ok(mut measured) = self.measured.lock() else { return Some(0) };
         Some(if port == PORT_COUNT { measured.next_round(Instant::now()) } else { 0 })
-    }
-
-    fn port_out(&self, _: VcpuId, _: u16, _: u8, _: u32) -> bool {
-        false
-    }
-
-    fn mmio_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
-        false
-    }
-
-    fn read_msr(&self, _: VcpuId, _: u32) -> Option<Result<u64, MsrFault>> {
-        None
-    }
-
-    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> Option<Result<(), MsrFault>> {
-        None
-    }
-
-    fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
-        false
-    }
-
-    fn end_of_interrupt(&self, _: u8) {}
-
-    fn acknowledge_extint(&self) -> u8 {
-        0
     }
 }
 

@@ -11,34 +11,63 @@ pub type VcpuId = u32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsrFault;
 
-/// Devices and dialects as a processor sees them. Shared by all processors of a machine.
+/// What an acknowledge cycle reads when no 8259 answers: the bus floats high.
+const SPURIOUS: u8 = 0xff;
+
+/// Devices and dialects as a processor sees them. Shared by all processors of a machine. What an implementation leaves out is
+/// declined.
 pub trait Bus: Send + Sync {
     /// IN of `size` bytes (1, 2 or 4) from `port`. Ports nobody owns read as all ones; only a bus that wants the exit says `None`.
-    fn port_in(&self, vcpu: VcpuId, port: u16, size: u8) -> Option<u32>;
+    fn port_in(&self, vcpu: VcpuId, port: u16, size: u8) -> Option<u32> {
+        let _ = (vcpu, port, size);
+        None
+    }
 
     /// OUT of `size` bytes to `port`. `false` asks for the exit.
-    fn port_out(&self, vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool;
+    fn port_out(&self, vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
+        let _ = (vcpu, port, size, value);
+        false
+    }
 
     /// Read of `data.len()` bytes (1 to 8, not crossing an 8-byte boundary unless the guest did) at a guest physical address without memory.
-    fn mmio_read(&self, vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool;
+    fn mmio_read(&self, vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool {
+        let _ = (vcpu, gpa, data);
+        false
+    }
 
     /// Write to a guest physical address without memory.
-    fn mmio_write(&self, vcpu: VcpuId, gpa: u64, data: &[u8]) -> bool;
+    fn mmio_write(&self, vcpu: VcpuId, gpa: u64, data: &[u8]) -> bool {
+        let _ = (vcpu, gpa, data);
+        false
+    }
 
     /// RDMSR of an index that the processor itself does not have. `None`: nobody has it (#GP, logged once).
-    fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>>;
+    fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {
+        let _ = (vcpu, index);
+        None
+    }
 
     /// WRMSR of an index that the processor itself does not have. `None`: nobody has it (#GP, logged once).
-    fn write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>>;
+    fn write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>> {
+        let _ = (vcpu, index, value);
+        None
+    }
 
     /// VMCALL or VMMCALL. `false`: nobody answers (#UD).
-    fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool;
+    fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool {
+        let _ = (vcpu, call);
+        false
+    }
 
     /// The local APIC of some processor ended a level-triggered interrupt (EOI broadcast to the I/O APIC).
-    fn end_of_interrupt(&self, vector: u8);
+    fn end_of_interrupt(&self, vector: u8) {
+        let _ = vector;
+    }
 
     /// Interrupt acknowledge cycle: the vector of the 8259 pair's highest request (a spurious one if it went away).
-    fn acknowledge_extint(&self) -> u8;
+    fn acknowledge_extint(&self) -> u8 {
+        SPURIOUS
+    }
 }
 
 /// Registers of a hypercall; what the callee changes is written back.

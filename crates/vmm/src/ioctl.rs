@@ -10,7 +10,7 @@ use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::backend::{Entry, Inject};
-use crate::bus::{Bus, Hypercall, MsrFault, VcpuId};
+use crate::bus::{Bus, MsrFault, VcpuId};
 use crate::exit::Exit;
 use crate::fetch;
 use crate::memory::{PAGE_SIZE, Protection};
@@ -236,39 +236,9 @@ impl Vmm {
 struct NoDevices;
 
 impl Bus for NoDevices {
-    fn port_in(&self, _: VcpuId, _: u16, _: u8) -> Option<u32> {
-        None
-    }
-
-    fn port_out(&self, _: VcpuId, _: u16, _: u8, _: u32) -> bool {
-        false
-    }
-
-    fn mmio_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
-        false
-    }
-
-    fn mmio_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
-        false
-    }
-
-    fn read_msr(&self, _: VcpuId, _: u32) -> Option<Result<u64, MsrFault>> {
-        None
-    }
-
     /// vmm(4) ignores writes to MSRs that it does not know.
     fn write_msr(&self, _: VcpuId, index: u32, _: u64) -> Option<Result<(), MsrFault>> {
         (index != abi::kvm::MSR_SYSTEM_TIME_NEW && index != abi::kvm::MSR_WALL_CLOCK_NEW).then_some(Ok(()))
-    }
-
-    fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
-        false
-    }
-
-    fn end_of_interrupt(&self, _: u8) {}
-
-    fn acknowledge_extint(&self) -> u8 {
-        0
     }
 }
 

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use vmm::ioctl::UserMemory;
 use vmm::monitor::{CreateRequest, MemoryRange, RangeKind};
 use vmm::{
-    Backend, BackendError, BackendVm, Bus, CpuidTable, Entry, Exit, Hypercall, MsrFault, Protection, RegisterMask, Registers, Vcpu, VcpuId,
-    VcpuStats, VmConfig, Vmm,
+    Backend, BackendError, BackendVm, Bus, CpuidTable, Entry, Exit, MsrFault, Protection, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats,
+    VmConfig, Vmm,
 };
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -518,37 +518,11 @@ struct NoBus;
 struct Clock(Mutex<u64>);
 
 macro_rules! empty_doors {
-    () => {
-        fn port_in(&self, _: VcpuId, _: u16, _: u8) -> Option<u32> {
-            None
-        }
-        fn port_out(&self, _: VcpuId, _: u16, _: u8, _: u32) -> bool {
-            false
-        }
-        fn mmio_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
-            false
-        }
-        fn mmio_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
-            false
-        }
-        fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
-            false
-        }
-        fn end_of_interrupt(&self, _: u8) {}
-        fn acknowledge_extint(&self) -> u8 {
-            0
-        }
-    };
+    () => {};
 }
 
 impl Bus for NoBus {
     empty_doors!();
-    fn read_msr(&self, _: VcpuId, _: u32) -> Option<Result<u64, MsrFault>> {
-        None
-    }
-    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> Option<Result<(), MsrFault>> {
-        None
-    }
 }
 
 impl Bus for Clock {

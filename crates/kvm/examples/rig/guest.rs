@@ -9,7 +9,7 @@ use iced_x86::code_asm::CodeAssembler;
 use kvm::KvmBackend;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::{HostClock, Timers};
-use vmm::{Backend, BackendVm, Bus, Entry, Exit, GuestMemory, Hypercall, MsrFault, RegisterMask, Vcpu, VcpuId, VmConfig};
+use vmm::{Backend, BackendVm, Bus, Entry, Exit, GuestMemory, MsrFault, RegisterMask, Vcpu, VcpuId, VmConfig};
 
 pub struct Guest {
     pub vm: Arc<dyn BackendVm>,
@@ -143,10 +143,6 @@ impl Bus for TestBus {
     fn write_msr(&self, _: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>> {
         *self.msrs.lock().ok()?.get_mut(&index)? = value;
         Some(Ok(()))
-    }
-
-    fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
-        false
     }
 
     fn end_of_interrupt(&self, vector: u8) {

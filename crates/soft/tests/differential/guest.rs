@@ -7,9 +7,7 @@ use soft::Soft;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
 use vmm::time::{StepClock, Timers};
-use vmm::{
-    Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig,
-};
+use vmm::{Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, RegisterMask, Registers, Segment, Vcpu, VmConfig};
 
 use crate::state::{Fault, Outcome, State};
 
@@ -44,33 +42,7 @@ pub struct Guest {
 /// Nothing is outside.
 struct NoBus;
 
-impl Bus for NoBus {
-    fn port_in(&self, _: VcpuId, _: u16, _: u8) -> Option<u32> {
-        None
-    }
-    fn port_out(&self, _: VcpuId, _: u16, _: u8, _: u32) -> bool {
-        false
-    }
-    fn mmio_read(&self, _: VcpuId, _: u64, _: &mut [u8]) -> bool {
-        false
-    }
-    fn mmio_write(&self, _: VcpuId, _: u64, _: &[u8]) -> bool {
-        false
-    }
-    fn read_msr(&self, _: VcpuId, _: u32) -> Option<Result<u64, MsrFault>> {
-        None
-    }
-    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> Option<Result<(), MsrFault>> {
-        None
-    }
-    fn hypercall(&self, _: VcpuId, _: &mut Hypercall) -> bool {
-        false
-    }
-    fn end_of_interrupt(&self, _: u8) {}
-    fn acknowledge_extint(&self) -> u8 {
-        0xff
-    }
-}
+impl Bus for NoBus {}
 
 impl Guest {
     /// A machine whose page tables, descriptor tables and handlers are in place.

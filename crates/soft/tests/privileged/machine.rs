@@ -99,10 +99,6 @@ impl Bus for TestBus {
         call.gpr[0] += 1;
         call.gpr[0] < 0x100
     }
-    fn end_of_interrupt(&self, _: u8) {}
-    fn acknowledge_extint(&self) -> u8 {
-        0xff
-    }
 }
 
 impl Machine {
