@@ -364,6 +364,16 @@ struct Processor {
     events: EventSender,
 }
 
+impl Drop for Processor {
+    /// A bug of the monitor ends the machine; without this the others would wait for ever for the processor that panicked.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = format!("the monitor's thread of processor {} panicked; its message stands above", self.id);
+            let _ = self.events.send(Event::Failed(BackendError::Internal(text).into()));
+        }
+    }
+}
+
 impl Processor {
     fn run(&self) -> Returns {
         let mut returns = Returns::new();
