@@ -246,9 +246,10 @@ impl StringOperation for Cmps {
     #[inline(always)]
     fn one<T: Element>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
         let from = source::<T>(cpu, op)?;
-        let a = cpu.load::<T>(from)?;
         let to = destination::<T>(cpu, op, false)?;
+        // The host's processor faults on the destination first when both would.
         let b = cpu.load::<T>(to)?;
+        let a = cpu.load::<T>(from)?;
         cpu.status_flags = T::sub(a, b).1;
         Ok(())
     }
@@ -443,9 +444,8 @@ fn host<T: Element>(cpu: &mut Cpu, op: &Op, segment: usize, register: usize, wri
     let Ok(va) = cpu.linear(segment, offset.wrapping_sub(below), bytes, write) else { return Ok(None) };
     match cpu.host_slice(va, bytes as usize, write) {
         Ok(slice) => Ok(slice.map(|at| at.wrapping_add(below as usize))),
-        // The fault is that of the first element, which is the highest when going down.
-        Err(_) if below != 0 => Ok(None),
-        Err(trap) => Err(trap),
+        // The element by itself faults, at its own address and in its own order.
+        Err(_) => Ok(None),
     }
 }
 
