@@ -17,8 +17,7 @@ impl Cpu {
         }
         let mut done = 0;
         while done < data.len() {
-            let piece = (8 - (gpa as usize + done) % 8).min(data.len() - done);
-            let piece = if data.len() <= 8 { data.len() } else { piece };
+            let piece = piece(gpa, done, data.len());
             if !self.bus().mmio_read(self.id, gpa + done as u64, &mut data[done..done + piece]) {
                 return Err(self.exit(Exit::Mmio { gpa, size: data.len() as u8, write: None }));
             }
@@ -39,8 +38,7 @@ impl Cpu {
         }
         let mut done = 0;
         while done < data.len() {
-            let piece = (8 - (gpa as usize + done) % 8).min(data.len() - done);
-            let piece = if data.len() <= 8 { data.len() } else { piece };
+            let piece = piece(gpa, done, data.len());
             if !self.bus().mmio_write(self.id, gpa + done as u64, &data[done..done + piece]) {
                 let mut value = [0; 8];
                 let n = data.len().min(8);
@@ -51,4 +49,9 @@ impl Cpu {
         }
         Ok(())
     }
+}
+
+/// Bytes of the next bus access when `done` of `len` have been accessed: all of a word, aligned pieces of what is longer.
+fn piece(gpa: u64, done: usize, len: usize) -> usize {
+    if len <= 8 { len } else { (8 - (gpa as usize + done) % 8).min(len - done) }
 }
