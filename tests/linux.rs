@@ -96,7 +96,7 @@ fn debian_system_boots_uses_its_disk_and_fetches_over_http() {
     let port = serve(body);
 
     let disk_option = disk.to_str().unwrap().to_owned();
-    let cmdline = format!("test=root selftest selftest_url=http://GATEWAY:{port}/body");
+    let cmdline = format!("test=root cloud-init=disabled selftest selftest_url=http://GATEWAY:{port}/body");
     let run = debian("initrd-root.gz", &cmdline, &["--backend", "soft", "--disk", &disk_option, "--nic", "user"], SYSTEM_PATIENCE);
     run.expect(&["INIT REACHED", "systemd[1]: systemd 252", "guest login:", "SELFTEST END", "reboot: Power down"]);
 
