@@ -13,3 +13,4 @@ pub mod pvbus;
 pub mod virtio;
 pub mod vmm;
 pub mod vmware;
+pub mod xen;

@@ -15,7 +15,7 @@ use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug
 use kvm_ioctls::VcpuFd;
 use vmm::exit::Access;
 use vmm::registers::{RAX, RCX, RDI, RSI};
-use vmm::{BackendError, Bus, Entry, Exit, Inject, PortCall, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats};
+use vmm::{BackendError, Bus, Entry, Exit, Inject, Paging, PortCall, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats};
 
 use crate::diagnose::Guest;
 use crate::exits::{self, IoExit, RawExit};
@@ -226,7 +226,18 @@ impl KvmVcpu {
         let mut registers = state::read(&self.fd, &self.shared.config.memory, RegisterMask::GPR)?;
         let before = registers.gpr;
         let string = io.size == 1 || io.count > 1;
-        let mut call = PortCall { gpr: before, port: io.port, size: io.size, write: !io.input, string, data: u32::MAX };
+        let special = self.fd.get_sregs().map_err(|e| host_error("KVM_GET_SREGS", e))?;
+        let mut call = PortCall {
+            gpr: before,
+            port: io.port,
+            size: io.size,
+            write: !io.input,
+            string,
+            data: u32::MAX,
+            cpl: special.ss.dpl,
+            long_mode: special.cs.l != 0,
+            paging: Paging { cr0: special.cr0, cr3: special.cr3, cr4: special.cr4, efer: special.efer },
+        };
         for index in 0..io.count {
             if call.write {
                 call.data = exits::io_element(&mut self.fd, io, index);

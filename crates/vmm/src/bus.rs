@@ -4,6 +4,8 @@
 //! (`None` or `false`); then the access ends [`crate::Vcpu::run`] with the matching [`crate::Exit`], or, for MSRs and
 //! hypercalls, has the architecture's own answer (#GP, #UD). Guest memory is the fifth door; it needs no method.
 
+use crate::paging::Paging;
+
 /// Number of a processor within its machine, from 0; also its initial APIC id.
 pub type VcpuId = u32;
 
@@ -100,6 +102,12 @@ pub struct PortCall {
     pub string: bool,
     /// The element: what the guest wrote, or what INS shall store.
     pub data: u32,
+    /// Privilege level of the caller, 0 to 3.
+    pub cpl: u8,
+    /// Whether the caller is in 64-bit mode.
+    pub long_mode: bool,
+    /// How the caller's linear addresses become physical ones.
+    pub paging: Paging,
 }
 
 /// Registers of a hypercall; what the callee changes is written back.
@@ -113,4 +121,6 @@ pub struct Hypercall {
     pub long_mode: bool,
     /// `true` for VMMCALL (AMD's opcode), `false` for VMCALL.
     pub vmmcall: bool,
+    /// How the caller's linear addresses become physical ones.
+    pub paging: Paging,
 }

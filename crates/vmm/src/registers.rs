@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::paging::Paging;
+
 /// Index of RAX in [`Registers::gpr`]; the others follow in encoding order.
 pub const RAX: usize = 0;
 /// Index of RCX.
@@ -124,6 +126,11 @@ pub struct Registers {
 }
 
 impl Registers {
+    /// What decides how linear addresses become physical ones.
+    pub fn paging(&self) -> Paging {
+        Paging { cr0: self.cr0, cr3: self.cr3, cr4: self.cr4, efer: self.efer }
+    }
+
     /// Power-on and reset state (Intel SDM vol. 3 table 10-1): real mode at F000:FFF0 with the base at 4 GiB - 64 KiB.
     pub fn reset() -> Registers {
         let data = Segment { selector: 0, limit: 0xffff, access: 0x93, base: 0 };

@@ -114,6 +114,36 @@ impl PvClock {
         (wall, ticks(before + passed / 2, self.tsc_hz))
     }
 
+    /// What a clock page says when it is written now; the version is left to the caller. Xen's `struct vcpu_time_info` is the same.
+    pub fn reading(&self) -> PvclockVcpuTimeInfo {
+        let now = self.clock.now();
+        PvclockVcpuTimeInfo {
+            version: 0.into(),
+            pad0: 0.into(),
+            tsc_timestamp: ticks(now, self.tsc_hz).into(),
+            system_time: now.into(),
+            tsc_to_system_mul: self.scale.mul.into(),
+            tsc_shift: self.scale.shift,
+            flags: words::PVCLOCK_TSC_STABLE,
+            pad: [0; 2],
+        }
+    }
+
+    /// Time of day when the clock stood at zero; the version is left to the caller.
+    pub fn started(&self) -> PvclockWallClock {
+        wall_clock(self.clock.as_ref())
+    }
+
+    /// Nanoseconds of the clock.
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// Ticks a second of the TSC, and how they become nanoseconds.
+    pub fn tsc(&self) -> (u64, Scale) {
+        (self.tsc_hz, self.scale)
+    }
+
     fn write_system_time(&self, vcpu: VcpuId, value: u64) -> Result<(), MsrFault> {
         let mut state = self.lock();
         let processor = state.processors.get_mut(vcpu as usize).ok_or(MsrFault)?;
@@ -125,26 +155,16 @@ impl PvClock {
         if !holds(&self.memory, gpa, size_of::<PvclockVcpuTimeInfo>()) {
             return Err(MsrFault);
         }
-        let now = self.clock.now();
-        let page = PvclockVcpuTimeInfo {
-            // Counts on from what the page holds, as Linux KVM does: a machine that moved here keeps its clock's version.
-            version: self.memory.read_obj::<u32>(GuestAddress(gpa)).map(u32::from_le).map_err(|_| MsrFault)?.into(),
-            pad0: 0.into(),
-            tsc_timestamp: ticks(now, self.tsc_hz).into(),
-            system_time: now.into(),
-            tsc_to_system_mul: self.scale.mul.into(),
-            tsc_shift: self.scale.shift,
-            flags: words::PVCLOCK_TSC_STABLE,
-            pad: [0; 2],
-        };
-        let version = publish(&self.memory, gpa, page.as_bytes(), 0, page.version.get())?;
+        // Counts on from what the page holds, as Linux KVM does: a machine that moved here keeps its clock's version.
+        let version = self.memory.read_obj::<u32>(GuestAddress(gpa)).map(u32::from_le).map_err(|_| MsrFault)?;
+        let version = publish(&self.memory, gpa, self.reading().as_bytes(), 0, version)?;
         *processor = Processor { system_time: value, version };
         Ok(())
     }
 
     fn write_wall_clock(&self, gpa: u64) -> Result<(), MsrFault> {
         let mut state = self.lock();
-        let page = wall_clock(self.clock.as_ref());
+        let page = self.started();
         if !holds(&self.memory, gpa, size_of::<PvclockWallClock>()) {
             return Err(MsrFault);
         }

@@ -16,7 +16,7 @@
 pub mod clock;
 mod eoi;
 mod hypercall;
-mod page;
+pub(crate) mod page;
 mod steal;
 #[cfg(test)]
 mod tests;

@@ -304,11 +304,19 @@ impl Slow for Sti {
     }
 }
 
+impl Cpu {
+    /// What the bus needs to follow the guest's linear addresses.
+    pub(super) fn paging(&self) -> vmm::Paging {
+        vmm::Paging { cr0: self.cr0, cr3: self.cr3, cr4: self.cr4, efer: self.efer }
+    }
+}
+
 /// VMCALL and VMMCALL.
 struct Hypercall<const AMD: bool>;
 impl<const AMD: bool> Slow for Hypercall<AMD> {
     fn execute(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
-        let mut call = vmm::Hypercall { cpl: cpu.cpl, long_mode: cpu.is_64bit(), vmmcall: AMD, ..vmm::Hypercall::default() };
+        let (cpl, long_mode, paging) = (cpu.cpl, cpu.is_64bit(), cpu.paging());
+        let mut call = vmm::Hypercall { cpl, long_mode, vmmcall: AMD, paging, ..vmm::Hypercall::default() };
         call.gpr.copy_from_slice(&cpu.regs[RAX..16]);
         cpu.stats.hypercalls += 1;
         if !cpu.bus().hypercall(cpu.id, &mut call) {

@@ -123,7 +123,8 @@ impl Cpu {
         self.watch_port(port, size.into());
         self.stats.port += 1;
         let data = element.unwrap_or(truncated(self.regs[RAX], size));
-        let mut call = PortCall { port, size, write, string: element.is_some(), data, ..PortCall::default() };
+        let (cpl, long_mode, paging) = (self.cpl, self.is_64bit(), self.paging());
+        let mut call = PortCall { port, size, write, string: element.is_some(), data, cpl, long_mode, paging, ..PortCall::default() };
         call.gpr.copy_from_slice(&self.regs[RAX..16]);
         self.bus().port_call(self.id, &mut call);
         let answer = if call.string { call.data } else { call.gpr[RAX] as u32 };

@@ -1,0 +1,3 @@
+//! Split drivers: what a frontend in the guest and a backend beside it share. `io/`.
+
+pub mod console;
