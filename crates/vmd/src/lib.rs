@@ -11,6 +11,7 @@ pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod control;
+pub mod fw_cfg;
 pub mod host;
 pub mod kv;
 pub mod layout;

@@ -26,11 +26,13 @@ use vmm::time::{Clock, HostClock, StepClock, Timers};
 use vmm::{BackendError, BackendVm, Entry, Exit, RegisterMask, VcpuId, VmConfig};
 
 use crate::backends::{self, Chosen};
-use crate::board::{self, Board, BoardError};
+use crate::board::{self, Board, BoardError, Parts};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
 use crate::config::{MachineConfig, SerialTarget, Uuid};
 use crate::control::{Control, Running};
+use crate::fw_cfg;
+use crate::kv::ValueError;
 use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
@@ -59,6 +61,9 @@ pub enum MachineError {
     /// The monitor or its backend.
     #[error(transparent)]
     Monitor(#[from] VmmError),
+    /// A file for the guest.
+    #[error(transparent)]
+    Value(#[from] ValueError),
     /// A file of the command line.
     #[error("{}: {source}", path.display())]
     File {
@@ -251,7 +256,12 @@ impl Machine {
         let vm = vmm.machine(id)?;
 
         let (sender, events) = mpsc::channel();
-        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, paravirtual.dialects.clone(), sender.clone())?;
+        let mut files = fw_cfg::keys(control.store().as_ref());
+        for spec in &config.fw_cfg {
+            files.push((spec.name.clone(), spec.source.read()?));
+        }
+        let parts = Parts { disks, dialects: paravirtual.dialects.clone(), files };
+        let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
