@@ -129,16 +129,16 @@ pub fn host_memory() -> u64 {
     info.totalram.saturating_mul(u64::from(info.mem_unit)) & !((1 << 20) - 1)
 }
 
-/// Runs the machine to its end. Says on standard error what was chosen and recognised.
+/// Runs the machine to its end. Tells by `say`, line by line, what was chosen and recognised.
 ///
 /// # Errors
 /// [`MachineError`] when it cannot be made, or the backend fails.
-pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineError> {
+pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Result<Report, MachineError> {
     let mut first_image = Some(recognise(config)?);
     let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
-    eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
+    say(&Attachment::new(backend.as_ref(), Some(reason)).to_string());
     for warning in config.dialects.warnings() {
-        eprintln!("vmctl: --dialect {}: {warning}", config.dialects);
+        say(&format!("--dialect {}: {warning}", config.dialects));
     }
     let vmm = Arc::new(Vmm::new(backend));
     let identity = identity(config)?;
@@ -158,7 +158,7 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
             Some(image) => image,
             None => recognise(config)?,
         };
-        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control)?;
+        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control, say)?;
         drop(image);
         let event = machine.run(control);
         machine.take_down(&mut stats);
@@ -229,6 +229,7 @@ impl Machine {
         image: &boot::Image,
         vmm: &Arc<Vmm>,
         control: &Control,
+        say: &dyn Fn(&str),
     ) -> Result<Machine, MachineError> {
         let ranges = boot::layout(config.memory.0, image.rom_size());
         let memory = vmm::memory::map(&ranges).map_err(|source| MachineError::Host { what: "cannot get memory for the guest", source })?;
@@ -268,7 +269,7 @@ impl Machine {
         let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
-        eprintln!("vmctl: {}", loaded.description);
+        say(&loaded.description);
 
         vmm.write_registers(id, 0, &loaded.registers, RegisterMask::all())?;
         let timer_thread = match config.deterministic {
