@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::Context;
 use vmd::config::SerialTarget;
-use vmd::machine::{self, Control, Outcome};
+use vmd::control::Control;
+use vmd::machine::{self, Outcome};
 
 use crate::args::RunArguments;
 use crate::{STATUS_ERROR, signals, terminal};
