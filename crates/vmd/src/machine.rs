@@ -20,6 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::block::Disk;
+use dialects::kvm::StealSource;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
 use vmm::time::{Clock, HostClock, StepClock, Timers};
@@ -37,6 +38,7 @@ use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
 use crate::status::About;
+use crate::steal::RunDelay;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
@@ -211,6 +213,7 @@ struct Machine {
     bus: Arc<MachineBus>,
     timers: Arc<Timers>,
     timer_thread: Option<JoinHandle<()>>,
+    run_delay: Option<Arc<RunDelay>>,
     running: Vec<JoinHandle<Returns>>,
     stop: Arc<AtomicBool>,
     events: Receiver<Event>,
@@ -236,11 +239,16 @@ impl Machine {
         let clock: Arc<dyn Clock> =
             if config.deterministic { Arc::new(StepClock::new(DETERMINISTIC_EPOCH)) } else { Arc::new(HostClock::new()) };
         let timers = Timers::new(Arc::clone(&clock));
+        let backend_kvm = vmm.backend().kvm_dialect();
+        // Equal runs have equal times, none of them stolen.
+        let run_delay = if config.deterministic || backend_kvm.is_some() { None } else { RunDelay::new(config.cpus).map(Arc::new) };
         let surroundings = Surroundings {
             memory: memory.clone(),
-            clock: Arc::clone(&clock),
+            timers: Arc::clone(&timers),
             tsc_hz: SOFT_TSC_HZ,
             vcpus: config.cpus,
+            backend_kvm,
+            steal: run_delay.clone().map(|delay| delay as Arc<dyn StealSource>),
             store: Arc::clone(control.store()),
             uuid: identity.0,
         };
@@ -255,6 +263,7 @@ impl Machine {
         };
         let id = vmm.create_with(vm_config, MACHINE_NAME)?;
         let vm = vmm.machine(id)?;
+        paravirtual.connect(&vm);
 
         let (sender, events) = mpsc::channel();
         let mut files = fw_cfg::keys(control.store().as_ref());
@@ -279,7 +288,21 @@ impl Machine {
         control.attach(Running { events: sender.clone(), board: Arc::clone(&board), paravirtual });
         let stop = Arc::new(AtomicBool::new(false));
         let (vmm, bus) = (Arc::clone(vmm), Arc::new(bus));
-        Ok(Machine { vmm, id, vm, cpus: config.cpus, bus, timers, timer_thread, running: Vec::new(), stop, events, sender, board })
+        Ok(Machine {
+            vmm,
+            id,
+            vm,
+            cpus: config.cpus,
+            bus,
+            timers,
+            timer_thread,
+            run_delay,
+            running: Vec::new(),
+            stop,
+            events,
+            sender,
+            board,
+        })
     }
 
     /// Starts the processors and waits for the event that ends the machine.
@@ -290,6 +313,7 @@ impl Machine {
                 machine: self.id,
                 id: cpu,
                 bus: Arc::clone(&self.bus),
+                run_delay: self.run_delay.clone(),
                 stop: Arc::clone(&self.stop),
                 events: self.sender.clone(),
             };
@@ -337,6 +361,7 @@ struct Processor {
     machine: VmId,
     id: VcpuId,
     bus: Arc<MachineBus>,
+    run_delay: Option<Arc<RunDelay>>,
     stop: Arc<AtomicBool>,
     events: EventSender,
 }
@@ -353,6 +378,9 @@ impl Drop for Processor {
 
 impl Processor {
     fn run(&self) -> Returns {
+        if let Some(delay) = &self.run_delay {
+            delay.enter(self.id);
+        }
         let mut returns = Returns::new();
         while !self.stop.load(Ordering::SeqCst) {
             let event = match self.vmm.run(self.machine, self.id, Entry::default(), self.bus.as_ref()) {
