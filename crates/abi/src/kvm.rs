@@ -6,7 +6,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// EBX, ECX and EDX of the dialect's base leaf: `KVMKVMKVM\0\0\0`.
-pub const SIGNATURE: [u32; 3] = [u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")];
+pub const SIGNATURE: [u32; 3] = crate::hypervisor::registers(crate::hypervisor::KVM);
 
 /// Feature bits, EAX of leaf base + 1.
 pub mod feature {

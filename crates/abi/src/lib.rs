@@ -4,8 +4,12 @@
 pub mod apic;
 pub mod boot;
 pub mod fw_cfg;
+pub mod hypervisor;
 pub mod kvm;
 pub mod multiboot;
+pub mod openbsd;
 pub mod pci;
+pub mod pvbus;
 pub mod virtio;
 pub mod vmm;
+pub mod vmware;

@@ -4,8 +4,9 @@
 //! It never knows which backend runs the processors. [`Dialect`] has one method for each door.
 
 pub mod kvm;
+pub mod store;
 
-use vmm::{CpuidTable, Hypercall, MsrFault, VcpuId};
+use vmm::{CpuidTable, Hypercall, MsrFault, PortCall, VcpuId};
 
 /// One hypervisor's paravirtual interface, host half. Shared by all processors of a machine.
 pub trait Dialect: Send + Sync {
@@ -37,6 +38,17 @@ pub trait Dialect: Send + Sync {
     fn port_out(&self, vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
         let _ = (vcpu, port, size, value);
         false
+    }
+
+    /// Whether `port` is the dialect's and wants the registers of the instruction ([`vmm::Bus::takes_registers`]).
+    fn takes_registers(&self, port: u16) -> bool {
+        let _ = port;
+        false
+    }
+
+    /// An access to a port for which [`Dialect::takes_registers`] is true.
+    fn port_call(&self, vcpu: VcpuId, call: &mut PortCall) {
+        let _ = (vcpu, call);
     }
 
     /// VMCALL or VMMCALL. `false` when the call is not the dialect's.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use devices::DeviceMap;
 use devices::interrupts::InterruptRouter;
 use dialects::Dialect;
-use vmm::{Bus, Hypercall, MsrFault, VcpuId};
+use vmm::{Bus, Hypercall, MsrFault, PortCall, VcpuId};
 
 /// The bus of one machine.
 pub struct MachineBus {
@@ -83,6 +83,16 @@ impl Bus for MachineBus {
             }
         }
         !self.has_ended()
+    }
+
+    fn takes_registers(&self, port: u16) -> bool {
+        self.dialects.iter().any(|dialect| dialect.takes_registers(port))
+    }
+
+    fn port_call(&self, vcpu: VcpuId, call: &mut PortCall) {
+        if let Some(dialect) = self.dialects.iter().find(|dialect| dialect.takes_registers(call.port)) {
+            dialect.port_call(vcpu, call);
+        }
     }
 
     fn mmio_read(&self, _vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool {

@@ -1,7 +1,7 @@
 //! Assembles and runs machines.
 //!
-//! [`config`] says what is wanted, [`boot`] puts a kernel into memory, [`board`] builds the devices of a PC around it,
-//! [`profile`] decides what CPUID tells, [`bus`] leads the processors' accesses to devices and dialects, and [`machine`]
+//! [`config`] says what is wanted, [`boot`] puts a kernel into memory, [`board`] builds the devices of a PC around it, [`layout`] says
+//! which dialects a guest finds and [`paravirtual`] makes them, [`profile`] decides what CPUID tells, [`bus`] leads the processors' accesses to devices and dialects, and [`machine`]
 //! runs the whole. [`backends`] chooses what executes the processors and [`host`] tells what there is to choose from.
 
 pub mod backends;
@@ -10,6 +10,9 @@ pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod host;
+pub mod layout;
 pub mod machine;
+pub mod paravirtual;
 pub mod profile;
 pub mod stats;
+pub mod store;

@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::block::Disk;
-use dialects::Dialect;
+use dialects::store::Store;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
 use vmm::time::{Clock, HostClock, StepClock, Timers};
@@ -30,7 +30,8 @@ use crate::backends::{self, Chosen};
 use crate::board::{self, Board, BoardError};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, MachineConfig, SerialTarget};
+use crate::config::{MachineConfig, SerialTarget, Uuid};
+use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
 
@@ -40,7 +41,9 @@ const MACHINE_NAME: &str = "machine";
 const SOFT_TSC_HZ: u64 = 1_000_000_000;
 /// Time of day at which a deterministic machine starts: 2024-01-01 00:00 UTC.
 const DETERMINISTIC_EPOCH: Duration = Duration::from_secs(1_704_067_200);
-/// What a deterministic machine's kernel gets for random bytes.
+/// The host's source of random bytes.
+const RANDOM: &str = "/dev/urandom";
+/// What a deterministic machine gets for random bytes.
 const DETERMINISTIC_RANDOM: u8 = 0x5a;
 
 /// Why a machine could not be made, or could not go on.
@@ -115,8 +118,8 @@ pub enum Event {
 pub type EventSender = Sender<Event>;
 
 /// The outside's hold on a running machine. Made before it, and good over its reboots.
-#[derive(Default)]
 pub struct Control {
+    store: Arc<dyn Store>,
     state: Mutex<ControlState>,
 }
 
@@ -127,6 +130,11 @@ struct ControlState {
 }
 
 impl Control {
+    /// For a machine whose information store is `store`.
+    pub fn new(store: Arc<dyn Store>) -> Control {
+        Control { store, state: Mutex::default() }
+    }
+
     /// Ends the machine as if its plug was pulled.
     pub fn stop(&self) {
         let mut state = self.lock();
@@ -187,6 +195,9 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
     let mut first_image = Some(recognise(config)?);
     let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
     eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
+    for warning in config.dialects.warnings() {
+        eprintln!("vmctl: --dialect {}: {warning}", config.dialects);
+    }
     let vmm = Arc::new(Vmm::new(backend));
 
     for target in std::iter::once(&config.serial).chain(&config.console) {
@@ -195,6 +206,7 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         File::create(path).map_err(|source| MachineError::File { path: path.clone(), source })?;
     }
     let disks = board::open_disks(config)?;
+    let identity = identity(config)?;
     let mut stats = RunStats::default();
     let started = Instant::now();
     let outcome = loop {
@@ -203,7 +215,7 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
             Some(image) => image,
             None => recognise(config)?,
         };
-        let mut machine = Machine::assemble(config, &disks, &image, &vmm, control)?;
+        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control)?;
         drop(image);
         let event = machine.run(control);
         machine.take_down(&mut stats);
@@ -225,6 +237,26 @@ fn recognise(config: &MachineConfig) -> Result<boot::Image, BootError> {
         Some(path) => boot::recognise(path),
         None => boot::find_bios(),
     }
+}
+
+/// The machine's UUID, the same over its reboots. One of our own making is of version 4 (RFC 9562 section 5.4).
+fn identity(config: &MachineConfig) -> Result<Uuid, MachineError> {
+    if let Some(uuid) = config.uuid {
+        return Ok(uuid);
+    }
+    let mut bytes = [0; 16];
+    random(config)?.read_exact(&mut bytes).map_err(|source| MachineError::Host { what: RANDOM, source })?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(Uuid(bytes))
+}
+
+/// Random bytes, or those that a deterministic machine gets for them.
+fn random(config: &MachineConfig) -> Result<Box<dyn Read>, MachineError> {
+    Ok(match config.deterministic {
+        true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
+        false => Box::new(File::open(RANDOM).map_err(|source| MachineError::Host { what: RANDOM, source })?),
+    })
 }
 
 /// A machine with power on.
@@ -249,6 +281,7 @@ type Returns = BTreeMap<&'static str, u64>;
 impl Machine {
     fn assemble(
         config: &MachineConfig,
+        identity: Uuid,
         disks: &[Arc<dyn Disk>],
         image: &boot::Image,
         vmm: &Arc<Vmm>,
@@ -259,21 +292,20 @@ impl Machine {
         let clock: Arc<dyn Clock> =
             if config.deterministic { Arc::new(StepClock::new(DETERMINISTIC_EPOCH)) } else { Arc::new(HostClock::new()) };
         let timers = Timers::new(Arc::clone(&clock));
-        let dialects: Vec<Arc<dyn Dialect>> = config
-            .dialects
-            .0
-            .iter()
-            .map(|name| match name {
-                DialectName::Kvm => {
-                    Arc::new(dialects::kvm::Kvm::new(memory.clone(), Arc::clone(&clock), SOFT_TSC_HZ, config.cpus)) as Arc<dyn Dialect>
-                }
-            })
-            .collect();
+        let surroundings = Surroundings {
+            memory: memory.clone(),
+            clock: Arc::clone(&clock),
+            tsc_hz: SOFT_TSC_HZ,
+            vcpus: config.cpus,
+            store: Arc::clone(&control.store),
+            uuid: identity.0,
+        };
+        let paravirtual = Paravirtual::new(config.dialects.dialects(), &surroundings);
         let vm_config = VmConfig {
             memory: memory.clone(),
             vcpus: config.cpus,
             local_apic: true,
-            cpuid: profile::cpuid(vmm.backend().supported_cpuid(), config.cpus, &dialects),
+            cpuid: profile::cpuid(vmm.backend().supported_cpuid(), config.cpus, &paravirtual.dialects),
             timers: Arc::clone(&timers),
             deterministic: config.deterministic,
         };
@@ -281,17 +313,13 @@ impl Machine {
         let vm = vmm.machine(id)?;
 
         let (sender, events) = mpsc::channel();
-        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, dialects, sender.clone())?;
+        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, paravirtual.dialects, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
         let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
-        let mut random: Box<dyn Read> = match config.deterministic {
-            true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
-            false => Box::new(File::open("/dev/urandom").map_err(|source| MachineError::Host { what: "/dev/urandom", source })?),
-        };
-        let loaded = boot::load(image, &memory, &boot_config, &mut random)?;
+        let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         eprintln!("vmctl: {}", loaded.description);
 
         vmm.write_registers(id, 0, &loaded.registers, RegisterMask::all())?;

@@ -29,6 +29,18 @@ pub trait Bus: Send + Sync {
         false
     }
 
+    /// Whether accesses to `port` go to [`Bus::port_call`], with the registers of the instruction. Such a port is open to every privilege level,
+    /// whatever IOPL and the I/O permission bitmap say, as the VMware backdoor is. The answer never changes while the machine runs.
+    fn takes_registers(&self, port: u16) -> bool {
+        let _ = port;
+        false
+    }
+
+    /// IN, OUT, or one element of INS or OUTS, at a port for which [`Bus::takes_registers`] is true.
+    fn port_call(&self, vcpu: VcpuId, call: &mut PortCall) {
+        let _ = (vcpu, call);
+    }
+
     /// Read of `data.len()` bytes (1 to 8, not crossing an 8-byte boundary unless the guest did) at a guest physical address without memory.
     fn mmio_read(&self, vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool {
         let _ = (vcpu, gpa, data);
@@ -68,6 +80,26 @@ pub trait Bus: Send + Sync {
     fn acknowledge_extint(&self) -> u8 {
         SPURIOUS
     }
+}
+
+/// A port access that may read and change the registers of the instruction; what the callee changes is written back.
+///
+/// For INS and OUTS there is one call an element. The index and count registers in `gpr` may stand before or behind the element, as the backend has
+/// it, and what the callee does to them is lost; other registers count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortCall {
+    /// General registers in encoding order: RAX RCX RDX RBX RSP RBP RSI RDI R8 to R15. IN without `string` takes its answer from RAX.
+    pub gpr: [u64; 16],
+    /// Port number.
+    pub port: u16,
+    /// Access size in bytes: 1, 2 or 4.
+    pub size: u8,
+    /// `true` for OUT and OUTS.
+    pub write: bool,
+    /// One element of INS or OUTS.
+    pub string: bool,
+    /// The element: what the guest wrote, or what INS shall store.
+    pub data: u32,
 }
 
 /// Registers of a hypercall; what the callee changes is written back.

@@ -25,7 +25,7 @@ mod resident;
 pub mod time;
 
 pub use backend::{Backend, BackendError, BackendVm, Entry, Inject, Vcpu, VcpuStats, VmConfig};
-pub use bus::{Bus, Hypercall, MsrFault, VcpuId};
+pub use bus::{Bus, Hypercall, MsrFault, PortCall, VcpuId};
 pub use cpuid::{CpuidEntry, CpuidTable};
 pub use exit::Exit;
 pub use ioctl::UserMemory;

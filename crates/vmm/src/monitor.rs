@@ -22,7 +22,7 @@ use abi::vmm::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use crate::backend::{Backend, BackendError, BackendVm, Entry, Vcpu, VmConfig};
-use crate::bus::{Bus, Hypercall, MsrFault, VcpuId};
+use crate::bus::{Bus, Hypercall, MsrFault, PortCall, VcpuId};
 use crate::exit::Exit;
 use crate::memory::{GuestMemory, PAGE_SIZE, Protection};
 use crate::registers::{RegisterMask, Registers};
@@ -581,6 +581,14 @@ impl Bus for Joined<'_> {
 
     fn port_out(&self, vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
         self.first.port_out(vcpu, port, size, value)
+    }
+
+    fn takes_registers(&self, port: u16) -> bool {
+        self.first.takes_registers(port)
+    }
+
+    fn port_call(&self, vcpu: VcpuId, call: &mut PortCall) {
+        self.first.port_call(vcpu, call);
     }
 
     fn mmio_read(&self, vcpu: VcpuId, gpa: u64, data: &mut [u8]) -> bool {
