@@ -20,6 +20,7 @@ mod commands;
 mod console;
 mod cpu;
 mod global;
+mod hal;
 mod interrupts;
 mod memory;
 mod pci;

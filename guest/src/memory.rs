@@ -172,7 +172,7 @@ pub fn take_pages(count: usize) -> Option<NonNull<u8>> {
 ///
 /// # Safety
 /// They are `count` from [`take_pages`], and nobody uses them any more.
-pub unsafe fn give_pages(pages: NonNull<u8>, count: usize) {
+pub unsafe fn give_pages<T: ?Sized>(pages: NonNull<T>, count: usize) {
     let start = pages.addr().get() as u64;
     MEMORY.with(|memory| memory.pages.add(start..start + count as u64 * PAGE_SIZE));
 }
