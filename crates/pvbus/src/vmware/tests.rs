@@ -146,13 +146,13 @@ impl Script {
     fn step(&mut self, r: &mut Registers) {
         let step = (r.rcx >> 16) as u16;
         let id = (r.rdx >> 16) as usize & 0xffff;
+        let (ebx, cookie) = (r.rbx as u32, (r.rsi as u32, r.rdi as u32));
         let wrong_type = self.faults.get(&self.steps) == Some(&Fault::Type);
         let mut set = |status: u16, high: u16, ebx: u32| {
             r.rcx = u64::from(status) << 16;
             r.rdx = u64::from(if wrong_type { 0x77 } else { high }) << 16;
             r.rbx = u64::from(ebx);
         };
-        let ebx = r.rbx as u32;
         if step == words::OPEN {
             if ebx & words::COOKIE != 0 && !self.cookies {
                 return set(0, 0, 0);
@@ -168,7 +168,6 @@ impl Script {
             (r.rsi, r.rdi) = if self.cookies { (COOKIE.0.into(), COOKIE.1.into()) } else { (77, 78) };
             return;
         }
-        let cookie = (r.rsi as u32, r.rdi as u32);
         if !matches!(self.channels.get(id), Some(Some(_))) {
             return set(status::CLOSED, 0, 0);
         }
