@@ -42,10 +42,11 @@ fn kvm_costs_one_leaf_more() {
 
 #[test]
 fn all_interfaces_are_found_behind_holes() {
-    let hal = hal()
-        .base(BASE, BASE + 0x10, words::VMWARE)
-        .base(BASE + 0x200, BASE + 0x205, words::XEN)
-        .base(BASE + 0xff00, BASE + 0xff01, words::BHYVE);
+    let hal = hal().base(BASE, BASE + 0x10, words::VMWARE).base(BASE + 0x200, BASE + 0x205, words::XEN).base(
+        BASE + 0xff00,
+        BASE + 0xff01,
+        words::BHYVE,
+    );
     assert_eq!(kinds(&detect(&hal)), [(Kind::Vmware, BASE), (Kind::Xen, BASE + 0x200), (Kind::Bhyve, BASE + 0xff00)]);
 }
 
@@ -104,19 +105,14 @@ fn hyperv_in_front_of_kvm_has_no_vmbus() {
 
 #[test]
 fn hyperv_itself_has_no_notes() {
-    let hal = hal()
-        .base(BASE, BASE + 0xb, words::HYPERV)
-        .leaf(BASE + 2, 20348, 10 << 16, 0, 0)
-        .leaf(BASE + 3, 0x2e7f, 0x003b_8030, 0, 0);
+    let hal = hal().base(BASE, BASE + 0xb, words::HYPERV).leaf(BASE + 2, 20348, 10 << 16, 0, 0).leaf(BASE + 3, 0x2e7f, 0x003b_8030, 0, 0);
     assert_eq!(detect(&hal).interfaces[0].notes, []);
 }
 
 #[test]
 fn hyperv_leaves_under_another_name_are_recognised() {
-    let hal = hal()
-        .base(BASE, BASE + 5, words::LINUX_KVM_HV)
-        .leaf(BASE + 1, words::hyperv::INTERFACE, 0, 0, 0)
-        .leaf(BASE + 3, 0x222, 0, 0, 0);
+    let hal =
+        hal().base(BASE, BASE + 5, words::LINUX_KVM_HV).leaf(BASE + 1, words::hyperv::INTERFACE, 0, 0, 0).leaf(BASE + 3, 0x222, 0, 0, 0);
     let detection = detect(&hal);
     assert_eq!(detection.interfaces[0].notes, [Note::HyperVLeaves, Note::NoVmbus, Note::NoVersion]);
     assert_eq!(detection.interfaces[0].kind.name(), "Linux KVM Hv");

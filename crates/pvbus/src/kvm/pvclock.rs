@@ -61,7 +61,10 @@ impl<'h> Pvclock<'h> {
         };
         hal.tsc()?;
         let page = hal.dma_alloc(1)?;
-        let enable = page.gpa() | SYSTEM_TIME_ENABLE;
+        if let Err(error) = hal.write_msr(system_time, page.gpa() | SYSTEM_TIME_ENABLE) {
+            hal.dma_free(page);
+            return Err(error.into());
+        }
         let mut clock = Pvclock {
             hal,
             kind: interface.kind,
@@ -71,7 +74,6 @@ impl<'h> Pvclock<'h> {
             page: Some(page),
             last: AtomicU64::new(0),
         };
-        hal.write_msr(system_time, enable)?;
         clock.now()?;
         // Releases of OpenBSD without KVM's second interface have no time of day: a write raises #GP or leaves the record empty.
         if clock.wall_clock().is_err() {

@@ -45,7 +45,8 @@ pub fn find(hal: &dyn Hal) -> Option<PciAddress> {
             if id == u32::from(words::PCI_PRODUCT) << 16 | u32::from(words::PCI_VENDOR) {
                 return Some(address);
             }
-            let several = || hal.pci_read(address, pci::CACHE_LINE_SIZE).is_ok_and(|word| header_type(word) & pci::HEADER_MULTI_FUNCTION != 0);
+            let several =
+                || hal.pci_read(address, pci::CACHE_LINE_SIZE).is_ok_and(|word| header_type(word) & pci::HEADER_MULTI_FUNCTION != 0);
             if function == 0 && (id == u32::MAX || !several()) {
                 break;
             }

@@ -20,6 +20,8 @@ mod tclo;
 #[cfg(test)]
 mod tests;
 mod vmt;
+#[cfg(test)]
+mod vmt_tests;
 
 pub use backdoor::{Answer, Backdoor, BackdoorError, HostTime};
 pub use channel::{Channel, ChannelError, MAX_REPLY};

@@ -123,8 +123,12 @@ mod tests {
     fn backup_ends_with_done_and_thaw() {
         let (state, heard, events) = play(&[(0, Step::Start), (1, Step::Frozen(true)), (2, Step::Tick), (3, Step::SnapshotDone)]);
         assert_eq!(state, Quiesce::Idle);
-        let expected =
-            ["vmbackup.eventSet reset 0 ", "vmbackup.eventSet prov.snapshotCommit 0 ", "vmbackup.eventSet req.keepAlive 0 ", "vmbackup.eventSet req.done 0 "];
+        let expected = [
+            "vmbackup.eventSet reset 0 ",
+            "vmbackup.eventSet prov.snapshotCommit 0 ",
+            "vmbackup.eventSet req.keepAlive 0 ",
+            "vmbackup.eventSet req.done 0 ",
+        ];
         assert_eq!(heard, expected);
         assert_eq!(events, [Event::Freeze(Kind::Vmware), Event::Thaw(Kind::Vmware)]);
     }

@@ -157,13 +157,7 @@ impl Script {
             if ebx & words::COOKIE != 0 && !self.cookies {
                 return set(0, 0, 0);
             }
-            self.channels.push(Some(Open {
-                protocol: ebx & !words::COOKIE,
-                incoming: Vec::new(),
-                expected: 0,
-                reply: None,
-                sent: 0,
-            }));
+            self.channels.push(Some(Open { protocol: ebx & !words::COOKIE, incoming: Vec::new(), expected: 0, reply: None, sent: 0 }));
             set(status::SUCCESS, (self.channels.len() - 1) as u16, 0);
             (r.rsi, r.rdi) = if self.cookies { (COOKIE.0.into(), COOKIE.1.into()) } else { (77, 78) };
             return;
@@ -407,7 +401,9 @@ fn refused_steps_and_wrong_kinds_are_errors() {
     for fault in [Fault::Status(0), Fault::Status(status::UNSENT), Fault::Status(status::POWEROFF), Fault::Type] {
         // The second step of a low-bandwidth read that has a kind is the one after the request is sent.
         let steps = steps_of_a_read((false, true));
-        let results: Vec<_> = (0..steps).map(|step| read(Script { high: (false, true), faults: BTreeMap::from([(step, fault)]), ..Script::default() })).collect();
+        let results: Vec<_> = (0..steps)
+            .map(|step| read(Script { high: (false, true), faults: BTreeMap::from([(step, fault)]), ..Script::default() }))
+            .collect();
         assert!(results.iter().any(|result| matches!(result, Err(StoreError::Transport(_)))), "{fault:?}: {results:?}");
         assert!(results.iter().all(|result| matches!(result, Err(StoreError::Transport(_)) | Ok(_))), "{fault:?}: {results:?}");
     }
@@ -496,7 +492,8 @@ impl Host for Noise {
                 if let Transfer::In(data) = transfer {
                     data.fill(b'1');
                 }
-                let [a, b, c, d, s, i] = self.0.pop_front().unwrap_or([u32::MAX, 5, if self.1 { u32::MAX } else { 1 << 16 }, 1 << 16, 0, 0]);
+                let [a, b, c, d, s, i] =
+                    self.0.pop_front().unwrap_or([u32::MAX, 5, if self.1 { u32::MAX } else { 1 << 16 }, 1 << 16, 0, 0]);
                 (r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi) = (a.into(), b.into(), c.into(), d.into(), s.into(), i.into());
             }
         }
