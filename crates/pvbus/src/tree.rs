@@ -16,7 +16,7 @@ use crate::detect::{Detection, Interface, Kind, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
 use crate::ioctl::Stores;
-use crate::kvm::{Pvclock, PvclockDevice};
+use crate::kvm::{ClockError, Pvclock, PvclockDevice};
 use crate::openbsd::{self, Vmmci};
 use crate::vmware::Vmt;
 
@@ -151,6 +151,7 @@ impl<'h> Tree<'h> {
                     self.clock = Some(Arc::clone(&clock));
                     return self.add("pvclock0", "pvbus0", about, PvclockDevice::new(clock));
                 }
+                Err(ClockError::NoFeature) => {}
                 Err(error) => last = Some(error),
             }
         }
@@ -182,5 +183,53 @@ fn name(interface: &Interface) -> String {
     match interface.version {
         Some(version) if matches!(interface.kind, Kind::HyperV | Kind::Xen) => format!("{} {version}", interface.kind),
         _ => format!("{}", interface.kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use abi::hypervisor as words;
+
+    use super::*;
+    use crate::testing::{FakeHal, Nothing};
+
+    const BASE: u32 = words::FIRST_BASE;
+
+    #[test]
+    fn bus_names_its_interfaces_in_openbsds_order_with_versions_of_two() {
+        let hal = FakeHal::new(Nothing)
+            .base(BASE, BASE + 5, words::XEN)
+            .leaf(BASE + 1, 4 << 16 | 17, 0, 0, 0)
+            .base(BASE + 0x100, BASE + 0x105, words::HYPERV)
+            .leaf(BASE + 0x102, 0, 10 << 16, 0, 0)
+            .base(BASE + 0x200, BASE + 0x201, words::KVM)
+            .base(BASE + 0x300, BASE + 0x301, words::NVMM);
+        let mut tree = Tree::attach(&hal);
+        assert_eq!(tree.dmesg(), ["pvbus0 at mainbus0: KVM, Hyper-V 10.0, Xen 4.17, NVMM"]);
+        assert_eq!(tree.stores().kinds().collect::<Vec<_>>(), [Kind::Kvm, Kind::HyperV, Kind::Xen, Kind::Nvmm]);
+        assert_eq!(tree.devices().collect::<Vec<_>>(), [("pvbus0", "mainbus0")]);
+        assert_eq!(tree.poll(0), Polled::default());
+    }
+
+    #[test]
+    fn machine_without_a_hypervisor_has_no_bus() {
+        let hal = FakeHal::new(Nothing).leaf(1, 0, 0, 0, 0);
+        let tree = Tree::attach(&hal);
+        assert!(tree.dmesg().is_empty() && tree.devices().next().is_none());
+    }
+
+    #[test]
+    fn signature_without_a_backdoor_gives_the_bus_but_no_vmt() {
+        let hal = FakeHal::new(Nothing).base(BASE, BASE + 0x10, words::VMWARE);
+        let tree = Tree::attach(&hal);
+        assert_eq!(tree.dmesg()[0], "pvbus0 at mainbus0: VMware");
+        assert!(tree.dmesg()[1].starts_with("vmt0 at pvbus0: not attached"), "{:?}", tree.dmesg());
+        assert_eq!(tree.devices().count(), 1);
+    }
+
+    #[test]
+    fn tree_may_be_behind_a_kernels_lock() {
+        fn is_send<T: Send>() {}
+        is_send::<Tree<'static>>();
     }
 }

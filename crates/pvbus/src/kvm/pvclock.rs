@@ -191,7 +191,7 @@ fn nanoseconds(record: &PvclockVcpuTimeInfo, tsc: u64) -> Nanos {
     let ticks = tsc.saturating_sub(record.tsc_timestamp.get());
     let shift = u32::from(record.tsc_shift.unsigned_abs());
     let shifted = if record.tsc_shift < 0 { ticks.checked_shr(shift) } else { ticks.checked_shl(shift) }.unwrap_or(0);
-    let elapsed = u128::from(shifted) * u128::from(record.tsc_to_system_mul.get()) >> 32;
+    let elapsed = (u128::from(shifted) * u128::from(record.tsc_to_system_mul.get())) >> 32;
     record.system_time.get().saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
 }
 
