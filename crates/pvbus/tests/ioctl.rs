@@ -1,5 +1,7 @@
 //! Every error of pvbus(4)'s ioctls by name, and the order in which they are checked.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use abi::pvbus::{KVOP_MAXSIZE, KVREAD, KVTYPE, KVWRITE, PvbusReq};
