@@ -13,14 +13,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::block::Disk;
-use dialects::store::Store;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
 use vmm::time::{Clock, HostClock, StepClock, Timers};
@@ -31,9 +30,11 @@ use crate::board::{self, Board, BoardError};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
 use crate::config::{MachineConfig, SerialTarget, Uuid};
+use crate::control::{Control, Running};
 use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
+use crate::status::About;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
@@ -117,70 +118,6 @@ pub enum Event {
 /// Where events go; cheap to clone.
 pub type EventSender = Sender<Event>;
 
-/// The outside's hold on a running machine. Made before it, and good over its reboots.
-pub struct Control {
-    store: Arc<dyn Store>,
-    state: Mutex<ControlState>,
-}
-
-#[derive(Default)]
-struct ControlState {
-    stopped: bool,
-    machine: Option<(EventSender, Arc<Board>)>,
-}
-
-impl Control {
-    /// For a machine whose information store is `store`.
-    pub fn new(store: Arc<dyn Store>) -> Control {
-        Control { store, state: Mutex::default() }
-    }
-
-    /// Ends the machine as if its plug was pulled.
-    pub fn stop(&self) {
-        let mut state = self.lock();
-        state.stopped = true;
-        if let Some((events, _)) = &state.machine {
-            // A machine that has ended no longer listens.
-            let _ = events.send(Event::End(Outcome::Stopped));
-        }
-    }
-
-    /// Bytes typed at the terminal. Waits while the guest does not read them.
-    pub fn terminal_input(&self, mut bytes: &[u8]) {
-        const RETRY: Duration = Duration::from_millis(5);
-        while !bytes.is_empty() {
-            let board = {
-                let state = self.lock();
-                if state.stopped {
-                    return;
-                }
-                state.machine.as_ref().map(|(_, board)| Arc::clone(board))
-            };
-            let taken = board.map_or(0, |board| board.terminal_input(bytes));
-            bytes = &bytes[taken..];
-            if !bytes.is_empty() {
-                std::thread::sleep(RETRY);
-            }
-        }
-    }
-
-    fn attach(&self, events: &EventSender, board: &Arc<Board>) {
-        let mut state = self.lock();
-        if state.stopped {
-            let _ = events.send(Event::End(Outcome::Stopped));
-        }
-        state.machine = Some((events.clone(), Arc::clone(board)));
-    }
-
-    fn detach(&self) {
-        self.lock().machine = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ControlState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Memory of the host in bytes, in whole mebibytes.
 pub fn host_memory() -> u64 {
     let info = rustix::system::sysinfo();
@@ -199,6 +136,8 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         eprintln!("vmctl: --dialect {}: {warning}", config.dialects);
     }
     let vmm = Arc::new(Vmm::new(backend));
+    let identity = identity(config)?;
+    control.introduce(About::new(config, identity, vmm.backend().technology()));
 
     for target in std::iter::once(&config.serial).chain(&config.console) {
         let SerialTarget::File(path) = target else { continue };
@@ -206,7 +145,6 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
         File::create(path).map_err(|source| MachineError::File { path: path.clone(), source })?;
     }
     let disks = board::open_disks(config)?;
-    let identity = identity(config)?;
     let mut stats = RunStats::default();
     let started = Instant::now();
     let outcome = loop {
@@ -297,10 +235,10 @@ impl Machine {
             clock: Arc::clone(&clock),
             tsc_hz: SOFT_TSC_HZ,
             vcpus: config.cpus,
-            store: Arc::clone(&control.store),
+            store: Arc::clone(control.store()),
             uuid: identity.0,
         };
-        let paravirtual = Paravirtual::new(config.dialects.dialects(), &surroundings);
+        let paravirtual = Arc::new(Paravirtual::new(config.dialects.dialects(), &surroundings));
         let vm_config = VmConfig {
             memory: memory.clone(),
             vcpus: config.cpus,
@@ -313,7 +251,7 @@ impl Machine {
         let vm = vmm.machine(id)?;
 
         let (sender, events) = mpsc::channel();
-        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, paravirtual.dialects, sender.clone())?;
+        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, paravirtual.dialects.clone(), sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
@@ -327,7 +265,7 @@ impl Machine {
             true => None,
             false => Some(timers.spawn().map_err(|source| MachineError::Host { what: "cannot start a thread", source })?),
         };
-        control.attach(&sender, &board);
+        control.attach(Running { events: sender.clone(), board: Arc::clone(&board), paravirtual });
         let stop = Arc::new(AtomicBool::new(false));
         let (vmm, bus) = (Arc::clone(vmm), Arc::new(bus));
         Ok(Machine { vmm, id, vm, cpus: config.cpus, bus, timers, timer_thread, running: Vec::new(), stop, events, sender, board })
