@@ -5,6 +5,7 @@
 
 pub mod kvm;
 pub mod store;
+pub mod vmware;
 
 use vmm::{CpuidTable, Hypercall, MsrFault, PortCall, VcpuId};
 
