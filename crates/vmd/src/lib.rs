@@ -22,4 +22,5 @@ pub mod profile;
 pub mod socket;
 pub mod stats;
 pub mod status;
+pub mod steal;
 pub mod store;
