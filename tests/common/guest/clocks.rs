@@ -1,7 +1,8 @@
 //! What a guest's clocks say about a host that speaks KVM's dialect.
 //!
-//! `clocks watch SECONDS` prints `NOW REALTIME` ten times a second and `PTP HOST GUEST` once a second: the host's time of day and the guest's
-//! at one moment, from `/dev/ptp0`, all in nanoseconds. Before that `PTP SAMPLES N` from the ioctl without cross time stamps.
+//! `clocks watch SECONDS` sets the guest's clock by `/dev/ptp0` once. Then it prints `NOW REALTIME` ten times a second and `PTP HOST GUEST` once
+//! a second: the host's time of day and the guest's at one moment, all in nanoseconds. Before that `PTP SAMPLES N` from the ioctl without
+//! cross time stamps.
 //! `clocks steal SECONDS` keeps the processor busy and prints `STEAL TICKS`, hundredths of a second by which `/proc/stat` grew.
 
 use std::fs::File;
@@ -12,8 +13,12 @@ use std::time::{Duration, Instant, SystemTime};
 const PTP_SYS_OFFSET: u64 = 0x4340_3d05;
 const PTP_SYS_OFFSET_PRECISE: u64 = 0xc040_3d08;
 
+const CLOCK_REALTIME: i32 = 0;
+const SECOND: i64 = 1_000_000_000;
+
 unsafe extern "C" {
     fn ioctl(file: i32, request: u64, ...) -> i32;
+    fn clock_settime(clock: i32, time: &TimeSpec) -> i32;
 }
 
 #[derive(Default, Clone, Copy)]
@@ -26,8 +31,14 @@ struct Time {
 
 impl Time {
     fn nanoseconds(self) -> i64 {
-        self.seconds * 1_000_000_000 + i64::from(self.nanoseconds)
+        self.seconds * SECOND + i64::from(self.nanoseconds)
     }
+}
+
+#[repr(C)]
+struct TimeSpec {
+    seconds: i64,
+    nanoseconds: i64,
 }
 
 #[repr(C)]
@@ -64,20 +75,34 @@ fn watch(time: Duration) {
     assert_eq!(unsafe { ioctl(ptp.as_raw_fd(), PTP_SYS_OFFSET, &mut offset) }, 0, "{}", std::io::Error::last_os_error());
     let rising = offset.times[..11].windows(3).step_by(2).filter(|t| t[0].nanoseconds() <= t[2].nanoseconds() && t[1].seconds > 0).count();
     println!("PTP SAMPLES {rising}");
+    let (host, guest) = pair(&ptp);
+    let now = realtime() + host - guest;
+    // SAFETY: the kernel reads the structure.
+    assert_eq!(unsafe { clock_settime(CLOCK_REALTIME, &TimeSpec { seconds: now / SECOND, nanoseconds: now % SECOND }) }, 0);
     let start = Instant::now();
     for round in 0.. {
         if start.elapsed() >= time {
             return;
         }
         if round % 10 == 0 {
-            let mut precise = Precise::default();
-            // SAFETY: as above.
-            assert_eq!(unsafe { ioctl(ptp.as_raw_fd(), PTP_SYS_OFFSET_PRECISE, &mut precise) }, 0, "{}", std::io::Error::last_os_error());
-            println!("PTP {} {}", precise.device.nanoseconds(), precise.realtime.nanoseconds());
+            let (host, guest) = pair(&ptp);
+            println!("PTP {host} {guest}");
         }
-        println!("NOW {}", SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos());
+        println!("NOW {}", realtime());
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The host's time of day and the guest's at one moment.
+fn pair(ptp: &File) -> (i64, i64) {
+    let mut precise = Precise::default();
+    // SAFETY: the kernel writes a structure of the size that the request tells.
+    assert_eq!(unsafe { ioctl(ptp.as_raw_fd(), PTP_SYS_OFFSET_PRECISE, &mut precise) }, 0, "{}", std::io::Error::last_os_error());
+    (precise.device.nanoseconds(), precise.realtime.nanoseconds())
+}
+
+fn realtime() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos() as i64
 }
 
 fn steal(time: Duration) {
