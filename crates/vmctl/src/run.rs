@@ -5,10 +5,14 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::Context;
 use vmd::config::SerialTarget;
-use vmd::machine::{self, Control, Outcome};
+use vmd::control::Control;
+use vmd::kv::{self, Dump};
+use vmd::machine::{self, Outcome};
+use vmd::socket::Server;
 
 use crate::args::RunArguments;
-use crate::{STATUS_ERROR, signals, terminal};
+use crate::demo::Answers;
+use crate::{STATUS_ERROR, demo, signals, terminal};
 
 /// Status of a guest that died.
 const STATUS_GUEST_DIED: u8 = 3;
@@ -19,12 +23,24 @@ const STATUS_SIGNAL: i32 = 128;
 ///
 /// # Errors
 /// What the machine could not be made from, in words for people.
-pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
+pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
+    let store = vmd::store::open();
+    let assignments = std::mem::take(&mut arguments.kv);
+    let dump =
+        arguments.kv_out.as_deref().map(|file| Dump::new(file).with_context(|| format!("--kv-out {}", file.display()))).transpose()?;
+    let socket = arguments.control.clone();
     let want_stats = arguments.stats;
-    let config = arguments.into_config();
+    let dialects_given = arguments.dialect.is_some();
+    let mut config = arguments.into_config();
+    let is_demo = demo::is_wanted(&config);
+    if is_demo {
+        demo::complete(&mut config, dialects_given);
+        demo::set_keys(store.as_ref())?;
+    }
     config.check(machine::host_memory())?;
+    kv::preset(store.as_ref(), &assignments)?;
 
-    let control = Arc::new(Control::new(vmd::store::open()));
+    let control = Arc::new(Control::new(Arc::clone(&store)));
     let ended_by = Arc::new(AtomicI32::new(0));
     signals::watch({
         let (control, ended_by) = (Arc::clone(&control), Arc::clone(&ended_by));
@@ -36,6 +52,7 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     })
     .context("cannot watch for signals")?;
 
+    let server = socket.map(|path| Server::start(&path, Arc::clone(&control))).transpose()?;
     if config.serial == SerialTarget::Stdio || config.console == Some(SerialTarget::Stdio) {
         let raw = terminal::make_raw().context("cannot set up the terminal")?;
         let control = Arc::clone(&control);
@@ -45,8 +62,14 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
             .context("cannot start a thread for the terminal")?;
     }
 
-    let report = machine::run(&config, &control);
+    let answers = is_demo.then(|| Answers::show(Arc::clone(&store))).transpose()?;
+    let report = machine::run(&config, &control, &terminal::say);
+    drop(answers);
     terminal::restore();
+    if let Some(dump) = dump {
+        dump.write(store.as_ref()).context("--kv-out")?;
+    }
+    drop(server);
     // The message holds its causes already.
     let report = report.map_err(|error| anyhow::anyhow!("{error}"))?;
     if want_stats {

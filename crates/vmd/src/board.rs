@@ -4,7 +4,7 @@
 //!   ISA   serial (IRQ 4), PIT (0), keyboard controller (1), reset ports, real-time clock (8),
 //!         ACPI power management (9), firmware configuration
 //!   PCI   00 host bridge, 01 ISA bridge, then disks and network cards in the order of the command line,
-//!         and a source of random numbers
+//!         a source of random numbers, and OpenBSD's control device where that dialect is
 //! ```
 
 use std::fs::File;
@@ -30,6 +30,7 @@ use devices::virtio::block::Block;
 use devices::virtio::console::{Console, ConsoleInput};
 use devices::virtio::net::Net;
 use devices::virtio::rng::{HostEntropy, Rng};
+use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::{DeviceMap, MachineEvents};
 use dialects::Dialect;
@@ -39,7 +40,7 @@ use vmm::{BackendVm, GuestMemory};
 
 use crate::boot::{self, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{MachineConfig, SerialTarget};
+use crate::config::{DialectName, MachineConfig, SerialTarget};
 use crate::machine::{Event, EventSender, Outcome};
 
 /// Why a board cannot be built.
@@ -64,12 +65,24 @@ pub enum BoardError {
     Pci(#[from] PciError),
 }
 
+/// What a board is given, already made.
+pub struct Parts<'a> {
+    /// Disks in order of their PCI slots.
+    pub disks: &'a [Arc<dyn Disk>],
+    /// Dialects in order of their bases.
+    pub dialects: Vec<Arc<dyn Dialect>>,
+    /// Names and contents of files in the firmware configuration device.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
 /// The devices that somebody outside the processors talks to.
 pub struct Board {
     serial: Arc<Serial>,
     /// The virtio console, when what is typed goes there.
     console: Option<ConsoleInput>,
     power: Arc<AcpiPm>,
+    /// OpenBSD's control device, when that dialect is there.
+    vmmci: Option<Arc<Vmmci>>,
     pci: Arc<PciBus>,
 }
 
@@ -88,11 +101,10 @@ impl Board {
     /// [`BoardError`] when a file, socket or interface that a device needs is not to be had.
     pub fn build(
         config: &MachineConfig,
-        disks: &[Arc<dyn Disk>],
+        parts: Parts,
         vm: &Arc<dyn BackendVm>,
         memory: &GuestMemory,
         timers: &Arc<Timers>,
-        dialects: Vec<Arc<dyn Dialect>>,
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
         let ended = Arc::new(AtomicBool::new(false));
@@ -107,7 +119,7 @@ impl Board {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        for (number, disk) in disks.iter().enumerate() {
+        for (number, disk) in parts.disks.iter().enumerate() {
             add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
         }
         for (index, nic) in (0..).zip(&config.nics) {
@@ -123,6 +135,10 @@ impl Board {
         }
         if !config.deterministic {
             add(Box::new(Rng::new(Box::new(HostEntropy))))?;
+        }
+        let vmmci = config.dialects.contains(DialectName::Openbsd).then(|| Vmmci::new(Arc::clone(timers), Arc::clone(&events)));
+        if let Some(vmmci) = &vmmci {
+            pci.add_next(vmmci.clone(), &interrupts)?;
         }
         pci.assign()?;
         // The bus first: fixed ports among its own win.
@@ -143,14 +159,14 @@ impl Board {
             processors: config.cpus as u8,
         };
         Rtc::new(Arc::clone(timers), interrupts.isa_line(RTC_IRQ), &cmos).map(&mut map);
-        FwCfg::new(Arc::clone(memory), firmware_items(config)).map(&mut map);
+        FwCfg::new(Arc::clone(memory), firmware_items(config, parts.files)).map(&mut map);
         if config.testdev {
             TestDevice::new(&interrupts).map(&mut map);
         }
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, console, power, pci }, MachineBus::new(map, dialects, interrupts, ended)))
+        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, parts.dialects, interrupts, ended)))
     }
 
     /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.
@@ -161,9 +177,14 @@ impl Board {
         }
     }
 
-    /// Presses the power button.
-    pub fn press_power_button(&self) {
-        self.power.press_power_button();
+    /// The power button.
+    pub fn power(&self) -> &AcpiPm {
+        &self.power
+    }
+
+    /// OpenBSD's control device, when that dialect is there.
+    pub fn vmmci(&self) -> Option<&Vmmci> {
+        self.vmmci.as_deref()
     }
 
     /// Ends what devices have under way, and their threads.
@@ -184,13 +205,16 @@ fn acpi_tables(config: &MachineConfig) -> AcpiTables {
     AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
 }
 
-fn firmware_items(config: &MachineConfig) -> FwCfgItems {
+fn firmware_items(config: &MachineConfig, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {
     let mut items = FwCfgItems::new(config.memory.0, config.cpus as u16);
     let ranges = boot::e820(config.memory.0);
     let ranges: Vec<E820Entry> = ranges.iter().map(|range| E820Entry { base: range.start, size: range.size, kind: range.kind }).collect();
     items.add_e820(&ranges);
     for (name, bytes) in acpi_tables(config).files() {
         items.add_file(name, bytes);
+    }
+    for (name, bytes) in files {
+        items.add_file(&name, bytes);
     }
     items
 }

@@ -11,6 +11,7 @@ use std::str::FromStr;
 pub use devices::block::DiskSpec;
 pub use devices::net::NicSpec;
 
+pub use crate::fw_cfg::FwCfgSpec;
 pub use crate::layout::{DialectList, DialectName};
 
 /// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
@@ -24,7 +25,7 @@ pub const MIN_MEMORY: u64 = 2 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineConfig {
     /// Kernel in one of the formats that [`crate::boot`] recognises.
-    pub kernel: Option<PathBuf>,
+    pub kernel: Option<Kernel>,
     /// Initial RAM disk, or multiboot modules: file, then arguments.
     pub initrds: Vec<String>,
     /// Kernel command line.
@@ -45,6 +46,8 @@ pub struct MachineConfig {
     pub dialects: DialectList,
     /// What the machine tells as its UUID; a new one for each run when nothing is given.
     pub uuid: Option<Uuid>,
+    /// Files for the guest in the firmware configuration device.
+    pub fw_cfg: Vec<FwCfgSpec>,
     /// Where the first serial port goes.
     pub serial: SerialTarget,
     /// Where a virtio console goes, when there is one.
@@ -73,6 +76,7 @@ impl Default for MachineConfig {
             backend: BackendChoice::Auto,
             dialects: DialectList::default(),
             uuid: None,
+            fw_cfg: Vec::new(),
             serial: SerialTarget::Stdio,
             console: None,
             reboot: true,
@@ -81,6 +85,20 @@ impl Default for MachineConfig {
             deterministic: false,
         }
     }
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kernel {
+    /// A file.
+    File(PathBuf),
+    /// An image that is part of the program.
+    BuiltIn {
+        /// Its name in messages.
+        name: &'static str,
+        /// The image.
+        data: &'static [u8],
+    },
 }
 
 /// A request that cannot be met.
@@ -253,7 +271,7 @@ mod tests {
     use super::*;
 
     fn bootable() -> MachineConfig {
-        MachineConfig { kernel: Some("vmlinuz".into()), ..MachineConfig::default() }
+        MachineConfig { kernel: Some(Kernel::File("vmlinuz".into())), ..MachineConfig::default() }
     }
 
     #[test]

@@ -95,6 +95,12 @@ impl Default for DialectList {
 }
 
 impl DialectList {
+    /// Every dialect, as the layout `all` has them.
+    pub fn all() -> DialectList {
+        let (name, dialects) = PRESETS[PRESETS.len() - 1];
+        DialectList { dialects: dialects.to_vec(), preset: Some(name) }
+    }
+
     /// The dialects, first base first.
     pub fn dialects(&self) -> &[DialectName] {
         &self.dialects
@@ -134,7 +140,7 @@ impl DialectList {
             Linux::FirstBase => *place == 0,
             Linux::EveryBase => true,
         };
-        self.dialects.iter().copied().enumerate().filter(finds).last().map(|(_, dialect)| dialect)
+        self.dialects.iter().copied().enumerate().rfind(finds).map(|(_, dialect)| dialect)
     }
 }
 
@@ -193,6 +199,7 @@ mod tests {
             assert_eq!(dialect.known().dialect, dialect);
         }
         assert_eq!(list("all").dialects().len(), KNOWN.len());
+        assert_eq!(list("all"), DialectList::all());
     }
 
     #[test]

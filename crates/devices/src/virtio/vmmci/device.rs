@@ -122,6 +122,11 @@ impl Vmmci {
         Ok(())
     }
 
+    /// Whether a driver runs in the guest.
+    pub fn has_driver(&self) -> bool {
+        self.lock().status & status::DRIVER_OK != 0
+    }
+
     /// Where host and guest stand.
     pub fn conversation(&self) -> Conversation {
         self.lock().conversation
