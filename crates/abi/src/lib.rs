@@ -9,3 +9,4 @@ pub mod multiboot;
 pub mod pci;
 pub mod virtio;
 pub mod vmm;
+pub mod xen;
