@@ -56,9 +56,23 @@ impl Store {
     /// # Errors
     /// [`Error::NoWatch`].
     pub fn unwatch(&mut self, client: ClientId, watched: &Watched, token: &[u8]) -> Result<(), Error> {
+        self.unwatch_text(client, watched.text(), token)
+    }
+
+    /// Ends a watch of a client that may have gone.
+    pub(crate) fn unwatch_one(&mut self, watch: &Watch) {
+        let _gone = self.unwatch_text(watch.client, &watch.path, &watch.token);
+    }
+
+    /// Number of the next watch.
+    pub(crate) fn next_watch(&self) -> u64 {
+        self.last_watch + 1
+    }
+
+    fn unwatch_text(&mut self, client: ClientId, path: &str, token: &[u8]) -> Result<(), Error> {
         let known = self.client_mut(client)?;
         let domain = known.domain;
-        let watch = known.watches.remove(&watch_key(watched.text(), token)).ok_or(Error::NoWatch)?;
+        let watch = known.watches.remove(&watch_key(path, token)).ok_or(Error::NoWatch)?;
         self.usages.refund(domain, Usage::of_memory(watch_memory(&watch)));
         self.watches.remove(&watch);
         Ok(())
