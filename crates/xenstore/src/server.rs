@@ -21,7 +21,7 @@ use crate::quota::Quota;
 use crate::store::{ClientId, Store};
 use crate::watch::Event;
 use crate::wire::{self, Next};
-use output::Output;
+pub(crate) use output::Output;
 
 /// Conflicts of a privileged client after which its next transaction runs alone.
 pub const CONFLICTS_BEFORE_HOLD: u32 = 4;
@@ -109,6 +109,14 @@ impl Server {
         let client = self.store.open(domain, privileged);
         self.connections.insert(client, Connection { privileged, ..Connection::default() });
         client
+    }
+
+    /// Takes over a connection of another process.
+    pub(crate) fn restore(&mut self, client: ClientId, privileged: bool, ring: Option<DomId>, input: &[u8], output: Output) {
+        let connection = Connection { privileged, input: input.to_vec(), output, ..Connection::default() };
+        self.connections.insert(client, connection);
+        self.rings.extend(ring.map(|domain| (domain, client)));
+        self.activate(client);
     }
 
     /// The connection is gone.
@@ -264,7 +272,7 @@ impl Server {
     }
 
     /// Does the requests that wait in a connection's input.
-    fn proceed(&mut self, client: ClientId) {
+    pub(crate) fn proceed(&mut self, client: ClientId) {
         let Some(connection) = self.connections.get_mut(&client) else { return };
         let mut input = std::mem::take(&mut connection.input);
         let done = self.process(client, &input);

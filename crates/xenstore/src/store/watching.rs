@@ -35,20 +35,26 @@ impl Store {
         };
         let known = self.client(client)?;
         let (domain, privileged, count) = (known.domain, known.privileged, known.watches.len());
-        let key = watch_key(watched.text(), token);
-        if known.watches.contains_key(&key) {
+        if known.watches.contains_key(&watch_key(watched.text(), token)) {
             return Err(Error::WatchExists);
         }
-        let watch = Watch { id: self.last_watch + 1, client, path: watched.text().clone(), token: token.into(), hidden, depth };
-        let cost = Usage::of_memory(watch_memory(&watch));
+        let watch = Watch { id: self.next_watch(), client, path: watched.text().clone(), token: token.into(), hidden, depth };
+        let memory = self.usages.of(domain).memory + Usage::of_memory(watch_memory(&watch)).memory;
         self.allow(domain, privileged, Quota::Watches, count + 1)?;
-        self.allow(domain, privileged, Quota::Memory, usize::try_from(self.usages.of(domain).memory + cost.memory).unwrap_or(0))?;
-        self.usages.charge(domain, cost);
-        self.last_watch += 1;
+        self.allow(domain, privileged, Quota::Memory, usize::try_from(memory).unwrap_or(0))?;
+        self.add_watch(watch).map(|watch| watch.here())
+    }
+
+    /// Adds a watch, which has [`Store::next_watch`]'s number.
+    pub(crate) fn add_watch(&mut self, watch: Watch) -> Result<Arc<Watch>, Error> {
         let watch = Arc::new(watch);
-        self.client_mut(client)?.watches.insert(key, watch.clone());
+        let known = self.client_mut(watch.client)?;
+        let domain = known.domain;
+        known.watches.insert(watch_key(&watch.path, &watch.token), watch.clone());
+        self.usages.charge(domain, Usage::of_memory(watch_memory(&watch)));
+        self.last_watch = watch.id;
         self.watches.add(watch.clone());
-        Ok(watch.here())
+        Ok(watch)
     }
 
     /// UNWATCH.
