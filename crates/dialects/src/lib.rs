@@ -7,8 +7,8 @@
 pub mod kvm;
 pub mod openbsd;
 pub mod store;
-pub mod xen;
 pub mod vmware;
+pub mod xen;
 
 use std::sync::Arc;
 
