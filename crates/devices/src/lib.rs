@@ -31,6 +31,7 @@ pub mod testdev;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod virtio;
+pub mod xen_platform;
 
 pub use vmm::snapshot;
 

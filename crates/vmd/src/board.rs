@@ -27,21 +27,23 @@ use devices::rtc::{CmosConfig, RTC_IRQ, Rtc};
 use devices::serial::{COM1, COM1_IRQ, Serial};
 use devices::testdev::TestDevice;
 use devices::virtio::block::Block;
-use devices::virtio::console::{Console, ConsoleInput};
+use devices::virtio::console::Console;
 use devices::virtio::net::Net;
 use devices::virtio::rng::{HostEntropy, Rng};
 use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
+use devices::xen_platform::XenPlatform;
 use devices::{DeviceMap, MachineEvents};
-use dialects::Dialect;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
 
-use crate::boot::{self, LOW_RAM_END};
+use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
 use crate::config::{DialectName, MachineConfig, SerialTarget};
 use crate::machine::{Event, EventSender, Outcome};
+use crate::paravirtual::Paravirtual;
+use crate::xen::{self, Ending};
 
 /// Why a board cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -69,16 +71,19 @@ pub enum BoardError {
 pub struct Parts<'a> {
     /// Disks in order of their PCI slots.
     pub disks: &'a [Arc<dyn Disk>],
-    /// Dialects in order of their bases.
-    pub dialects: Vec<Arc<dyn Dialect>>,
+    /// The dialects.
+    pub paravirtual: &'a Paravirtual,
     /// Names and contents of files in the firmware configuration device.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
+/// Takes bytes that were typed; how many it took.
+type ConsoleInput = Box<dyn Fn(&[u8]) -> usize + Send + Sync>;
+
 /// The devices that somebody outside the processors talks to.
 pub struct Board {
     serial: Arc<Serial>,
-    /// The virtio console, when what is typed goes there.
+    /// The paravirtual console, when what is typed goes there.
     console: Option<ConsoleInput>,
     power: Arc<AcpiPm>,
     /// OpenBSD's control device, when that dialect is there.
@@ -115,6 +120,10 @@ impl Board {
         let mut pci = PciBus::new();
         pci.add(PciAddress { slot: 0, function: 0 }, host_bridge(), &interrupts)?;
         pci.add(PciAddress { slot: 1, function: 0 }, isa_bridge(), &interrupts)?;
+        if let Some(xen) = &parts.paravirtual.xen {
+            xen.connect(Arc::new(Arc::clone(vm)), Arc::new(Ending(Arc::clone(&events))));
+            pci.add_next(XenPlatform::new(), &interrupts)?;
+        }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
@@ -129,8 +138,19 @@ impl Board {
         }
         let mut console = None;
         if let Some(target) = &config.console {
-            let (device, input) = Console::new(terminal_output(target)?);
-            add(Box::new(device))?;
+            let input: ConsoleInput = match &parts.paravirtual.xen {
+                // A Xen guest's hvc0 is Xen's.
+                Some(xen) => {
+                    xen.open_console(terminal_output(target)?);
+                    let xen = Arc::clone(xen);
+                    Box::new(move |bytes| xen.console_input(bytes))
+                }
+                None => {
+                    let (device, input) = Console::new(terminal_output(target)?);
+                    add(Box::new(device))?;
+                    Box::new(move |bytes| input.push(bytes))
+                }
+            };
             console = (*target == SerialTarget::Stdio).then_some(input);
         }
         if !config.deterministic {
@@ -166,13 +186,13 @@ impl Board {
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, parts.dialects, interrupts, ended)))
+        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended)))
     }
 
     /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.
     pub fn terminal_input(&self, bytes: &[u8]) -> usize {
         match &self.console {
-            Some(console) => console.push(bytes),
+            Some(console) => console(bytes),
             None => self.serial.input(bytes),
         }
     }
@@ -193,6 +213,16 @@ impl Board {
     }
 }
 
+/// The memory map that the kernel is told.
+pub fn memory_map(config: &MachineConfig) -> Vec<E820Range> {
+    let mut map = boot::e820(config.memory.0);
+    if config.dialects.contains(DialectName::Xen) {
+        map.push(xen::reserved());
+        map.sort_unstable_by_key(|range| range.start);
+    }
+    map
+}
+
 /// Puts the ACPI tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
 /// the memory map reserves the range.
 pub fn place_acpi(config: &MachineConfig, memory: &GuestMemory) -> Option<u64> {
@@ -207,7 +237,7 @@ fn acpi_tables(config: &MachineConfig) -> AcpiTables {
 
 fn firmware_items(config: &MachineConfig, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {
     let mut items = FwCfgItems::new(config.memory.0, config.cpus as u16);
-    let ranges = boot::e820(config.memory.0);
+    let ranges = memory_map(config);
     let ranges: Vec<E820Entry> = ranges.iter().map(|range| E820Entry { base: range.start, size: range.size, kind: range.kind }).collect();
     items.add_e820(&ranges);
     for (name, bytes) in acpi_tables(config).files() {

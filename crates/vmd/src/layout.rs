@@ -25,6 +25,8 @@ pub enum DialectName {
     Vmware,
     /// OpenBSD vmm(4)'s.
     Openbsd,
+    /// Xen's.
+    Xen,
 }
 
 /// Where Linux looks for a dialect.
@@ -50,19 +52,21 @@ struct Known {
 }
 
 /// One line for each dialect.
-const KNOWN: [Known; 3] = [
+const KNOWN: [Known; 4] = [
     Known { dialect: DialectName::Kvm, name: "kvm", linux: Linux::EveryBase, freebsd: true, refused_by_vmtools: true },
     Known { dialect: DialectName::Vmware, name: "vmware", linux: Linux::FirstBase, freebsd: true, refused_by_vmtools: false },
     Known { dialect: DialectName::Openbsd, name: "openbsd", linux: Linux::Nowhere, freebsd: false, refused_by_vmtools: false },
+    Known { dialect: DialectName::Xen, name: "xen", linux: Linux::EveryBase, freebsd: true, refused_by_vmtools: true },
 ];
 
 /// Layouts by name. OpenBSD's vmm(4) itself shows a KVM base behind its own (`sys/arch/amd64/amd64/vmm_machdep.c`). In `all`, VMware
 /// stands first because its tools look there only, and KVM last because Linux takes the last.
-const PRESETS: [(&str, &[DialectName]); 6] = [
+const PRESETS: [(&str, &[DialectName]); 7] = [
     ("none", &[]),
     ("kvm", &[DialectName::Kvm]),
     ("vmware", &[DialectName::Vmware]),
     ("vmware+kvmclock", &[DialectName::Vmware, DialectName::Kvm]),
+    ("xen", &[DialectName::Xen]),
     ("openbsd", &[DialectName::Openbsd, DialectName::Kvm]),
     ("all", &[DialectName::Vmware, DialectName::Openbsd, DialectName::Kvm]),
 ];

@@ -24,3 +24,4 @@ pub mod stats;
 pub mod status;
 pub mod steal;
 pub mod store;
+pub mod xen;

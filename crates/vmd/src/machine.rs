@@ -30,13 +30,14 @@ use crate::backends::{self, Chosen};
 use crate::board::{self, Board, BoardError, Parts};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
-use crate::config::{Kernel, MachineConfig, SerialTarget, Uuid};
+use crate::config::{DialectName, Kernel, MachineConfig, SerialTarget, Uuid};
 use crate::control::{Control, Running};
 use crate::fw_cfg;
 use crate::kv::ValueError;
 use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
+use crate::xen;
 use crate::status::About;
 use crate::steal::RunDelay;
 
@@ -235,7 +236,11 @@ impl Machine {
         control: &Control,
         say: &dyn Fn(&str),
     ) -> Result<Machine, MachineError> {
-        let ranges = boot::layout(config.memory.0, image.rom_size());
+        let mut ranges = boot::layout(config.memory.0, image.rom_size());
+        if config.dialects.contains(DialectName::Xen) {
+            ranges.extend(xen::memory(config.memory.0));
+            ranges.sort_unstable();
+        }
         let memory = vmm::memory::map(&ranges).map_err(|source| MachineError::Host { what: "cannot get memory for the guest", source })?;
         let clock: Arc<dyn Clock> =
             if config.deterministic { Arc::new(StepClock::new(DETERMINISTIC_EPOCH)) } else { Arc::new(HostClock::new()) };
@@ -271,13 +276,13 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { disks, dialects: paravirtual.dialects.clone(), files };
+        let parts = Parts { disks, paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
         let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
-        let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
+        let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: board::memory_map(config), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         say(&loaded.description);
 

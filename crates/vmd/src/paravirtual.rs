@@ -10,6 +10,7 @@ use dialects::kvm::clock::PvClock;
 use dialects::kvm::{self, Kvm, StealSource};
 use dialects::openbsd::Openbsd;
 use dialects::store::Store;
+use dialects::xen::Xen;
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
 
@@ -41,6 +42,8 @@ pub struct Paravirtual {
     pub dialects: Vec<Arc<dyn Dialect>>,
     /// KVM's, when it is there and not the backend's.
     kvm: Option<Arc<Kvm>>,
+    /// Xen's, when it is there.
+    pub xen: Option<Arc<Xen>>,
 }
 
 impl Paravirtual {
@@ -48,11 +51,9 @@ impl Paravirtual {
     pub fn new(names: &[DialectName], with: &Surroundings) -> Paravirtual {
         let Surroundings { memory, timers, vcpus, .. } = with;
         // Of all dialects that have it, so that its MSRs have one owner.
-        let clock = match with.backend_kvm {
-            None => Some(Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.tsc_hz, *vcpus))),
-            Some(_) => None,
-        };
-        let mut made = Paravirtual { dialects: Vec::new(), kvm: None };
+        let own_clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.tsc_hz, *vcpus));
+        let clock = with.backend_kvm.is_none().then(|| Arc::clone(&own_clock));
+        let mut made = Paravirtual { dialects: Vec::new(), kvm: None, xen: None };
         for name in names {
             let dialect: Arc<dyn Dialect> = match (name, &clock) {
                 (DialectName::Kvm, Some(clock)) => {
@@ -62,6 +63,11 @@ impl Paravirtual {
                 }
                 (DialectName::Kvm, None) => Arc::new(kvm::Leaf { features: with.backend_kvm.unwrap_or_default() }),
                 (DialectName::Openbsd, clock) => Arc::new(Openbsd::new(clock.clone())),
+                (DialectName::Xen, _) => {
+                    let xen = Xen::new(memory.clone(), Arc::clone(&own_clock), Arc::clone(timers), with.uuid, *vcpus);
+                    made.xen = Some(Arc::clone(&xen));
+                    xen
+                }
                 (DialectName::Vmware, _) => continue,
             };
             made.dialects.push(dialect);

@@ -246,6 +246,9 @@ impl Xen {
                     reason::CRASH => Shutdown::Crash,
                     _ => return Err(EINVAL),
                 };
+                if reason == Shutdown::Crash {
+                    tracing::error!("xen: the guest's kernel says that it has crashed");
+                }
                 if let Some(machine) = self.machine.get() {
                     machine.shut_down(reason);
                 }

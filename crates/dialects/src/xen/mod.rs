@@ -293,6 +293,10 @@ impl Dialect for Xen {
         set(cpuid::PV, None, [0; 4]);
     }
 
+    fn has_clock(&self) -> bool {
+        true
+    }
+
     fn read_msr(&self, _vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {
         // Xen answers reads of it with a fault, too.
         (index == cpuid::MSR_HYPERCALL_PAGE).then_some(Err(MsrFault))

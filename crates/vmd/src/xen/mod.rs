@@ -1,0 +1,51 @@
+//! What a machine with the Xen dialect has besides: memory that is no RAM, the platform device, the way its kernel ends it.
+//!
+//! ```text
+//!   0xc0000000    the platform device's memory BAR, where HVM guests place the grant table
+//!   0xfeff8000    special pages: the rings of XenStore and console; reserved in the memory map
+//!   above RAM     128 MiB that the map does not mention: a PVH Linux takes the first such hole for its grant table
+//! ```
+
+use std::sync::Arc;
+
+use abi::boot::E820_RESERVED;
+use abi::xen::hvm::{SPECIAL_PAGES, SPECIAL_PAGES_SIZE};
+use devices::MachineEvents;
+use devices::pci::MEMORY_WINDOW;
+use dialects::xen::{MAX_FRAMES, Machine, Shutdown};
+use vmm::memory::PAGE_SIZE;
+
+use crate::boot::{E820Range, LOW_RAM_END};
+
+/// Where the platform device's memory BAR is: it is the first device that has one, and so at the beginning of the window.
+pub const PLATFORM_MEMORY: u64 = *MEMORY_WINDOW.start();
+/// What Linux takes for pages without memory, at once and aligned: a section (`drivers/xen/unpopulated-alloc.c`, `PAGES_PER_SECTION`).
+const SECTION: u64 = 128 << 20;
+
+/// Ranges (address, size) of memory for the dialect, in a machine with `memory_size` bytes of RAM.
+pub fn memory(memory_size: u64) -> Vec<(u64, u64)> {
+    let mut ranges = vec![(PLATFORM_MEMORY, u64::from(MAX_FRAMES) * PAGE_SIZE), (SPECIAL_PAGES, SPECIAL_PAGES_SIZE)];
+    let hole = memory_size.min(LOW_RAM_END).next_multiple_of(SECTION);
+    // A machine whose RAM ends close to the PCI devices has no room for it; its kernel has to be of HVM kind.
+    if hole + SECTION <= PLATFORM_MEMORY {
+        ranges.push((hole, SECTION));
+    }
+    ranges
+}
+
+/// What the memory map says of it.
+pub fn reserved() -> E820Range {
+    E820Range { start: SPECIAL_PAGES, size: SPECIAL_PAGES_SIZE, kind: E820_RESERVED }
+}
+
+/// The machine as the dialect ends it.
+pub struct Ending(pub Arc<dyn MachineEvents>);
+
+impl Machine for Ending {
+    fn shut_down(&self, reason: Shutdown) {
+        match reason {
+            Shutdown::Reboot => self.0.reset(),
+            Shutdown::PowerOff | Shutdown::Crash => self.0.power_off(),
+        }
+    }
+}
