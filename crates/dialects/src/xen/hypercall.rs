@@ -117,7 +117,11 @@ impl Xen {
             memory::SPACE_GRANT_TABLE => lock(&self.grants).place(add.idx.get(), gpa),
             _ => false,
         };
-        if placed { Ok(0) } else { Err(EINVAL) }
+        if !placed {
+            tracing::debug!(space = add.space.get(), index = add.idx.get(), gpa, "xen: the guest places a page where there is no memory");
+            return Err(EINVAL);
+        }
+        Ok(0)
     }
 
     fn set_timer_op(&self, call: &Call<'_>) -> Answer {

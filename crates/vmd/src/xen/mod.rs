@@ -3,7 +3,7 @@
 //! ```text
 //!   0xc0000000    the platform device's memory BAR, where HVM guests place the grant table
 //!   0xfeff8000    special pages: the rings of XenStore and console; reserved in the memory map
-//!   above RAM     128 MiB that the map does not mention: a PVH Linux takes the first such hole for its grant table
+//!   above RAM     from 4 GiB, 128 MiB that the map does not mention: a PVH Linux places its grant table at their end
 //! ```
 
 use std::sync::Arc;
@@ -15,21 +15,18 @@ use devices::pci::MEMORY_WINDOW;
 use dialects::xen::{MAX_FRAMES, Machine, Shutdown};
 use vmm::memory::PAGE_SIZE;
 
-use crate::boot::{E820Range, LOW_RAM_END};
+use crate::boot::{E820Range, HIGH_RAM_START, LOW_RAM_END};
 
 /// Where the platform device's memory BAR is: it is the first device that has one, and so at the beginning of the window.
 pub const PLATFORM_MEMORY: u64 = *MEMORY_WINDOW.start();
-/// What Linux takes for pages without memory, at once and aligned: a section (`drivers/xen/unpopulated-alloc.c`, `PAGES_PER_SECTION`).
+/// What Linux takes at once, aligned, for pages that it thinks without memory (`drivers/xen/unpopulated-alloc.c`, `PAGES_PER_SECTION`).
 const SECTION: u64 = 128 << 20;
 
 /// Ranges (address, size) of memory for the dialect, in a machine with `memory_size` bytes of RAM.
 pub fn memory(memory_size: u64) -> Vec<(u64, u64)> {
     let mut ranges = vec![(PLATFORM_MEMORY, u64::from(MAX_FRAMES) * PAGE_SIZE), (SPECIAL_PAGES, SPECIAL_PAGES_SIZE)];
-    let hole = memory_size.min(LOW_RAM_END).next_multiple_of(SECTION);
-    // A machine whose RAM ends close to the PCI devices has no room for it; its kernel has to be of HVM kind.
-    if hole + SECTION <= PLATFORM_MEMORY {
-        ranges.push((hole, SECTION));
-    }
+    let end_of_ram = HIGH_RAM_START + memory_size.saturating_sub(LOW_RAM_END);
+    ranges.push((end_of_ram.next_multiple_of(SECTION), SECTION));
     ranges
 }
 
