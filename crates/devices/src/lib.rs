@@ -54,6 +54,28 @@ pub trait MmioDevice: Send + Sync {
     fn mmio_write(&self, offset: u64, data: &[u8]);
 }
 
+/// By which kind of device a guest finds a disk or a network card.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceBus {
+    /// Virtio on PCI.
+    #[default]
+    Virtio,
+    /// A Xen backend; needs the Xen dialect.
+    Xen,
+}
+
+impl std::str::FromStr for DeviceBus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<DeviceBus, String> {
+        match text {
+            "virtio" => Ok(DeviceBus::Virtio),
+            "xen" => Ok(DeviceBus::Xen),
+            _ => Err(format!("unknown bus '{text}'; there are virtio and xen")),
+        }
+    }
+}
+
 /// Where message-signalled interrupts go: the backend's machine.
 pub trait MsiSink: Send + Sync {
     /// A write of `data` to `address`, Intel SDM vol. 3 section 11.11.

@@ -139,7 +139,7 @@ Exit status: 0 when the guest was asked and, with --wait, has obeyed; 1 for erro
 pub struct StopArguments {
     #[command(flatten)]
     pub machine: MachineArguments,
-    /// Who asks the guest: auto, acpi, vmware or openbsd.
+    /// Who asks the guest: auto, acpi, vmware, openbsd or xen.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub via: Via,
     /// Reboot instead of shutting down.
@@ -168,7 +168,7 @@ pub struct StatusArguments {
 pub struct SyncArguments {
     #[command(flatten)]
     pub machine: MachineArguments,
-    /// Who asks the guest: auto, vmware or openbsd.
+    /// Who asks the guest: auto, vmware, openbsd or xen.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub via: Via,
 }
@@ -215,10 +215,10 @@ pub struct RunArguments {
     /// Processors, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     pub cpus: u32,
-    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off]. Repeatable.
+    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]. Repeatable.
     #[arg(long, value_name = "DISK", action = ArgAction::Append)]
     pub disk: Vec<DiskSpec>,
-    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
+    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,bus=virtio|xen][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
     #[arg(long, value_name = "NIC", action = ArgAction::Append)]
     pub nic: Vec<NicSpec>,
     /// What executes the processors: auto, kvm or soft.

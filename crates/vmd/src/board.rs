@@ -33,17 +33,18 @@ use devices::virtio::rng::{HostEntropy, Rng};
 use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::xen_platform::XenPlatform;
-use devices::{DeviceMap, MachineEvents};
+use devices::{DeviceBus, DeviceMap, MachineEvents};
+use dialects::xen::Xen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, MachineConfig, SerialTarget};
+use crate::config::{DialectName, DiskSpec, MachineConfig, SerialTarget, Uuid};
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
-use crate::xen::{self, Ending};
+use crate::xen::{self, Domain, Ending};
 
 /// Why a board cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,8 @@ pub enum BoardError {
 pub struct Parts<'a> {
     /// Disks in order of their PCI slots.
     pub disks: &'a [Arc<dyn Disk>],
+    /// The machine's UUID.
+    pub uuid: Uuid,
     /// The dialects.
     pub paravirtual: &'a Paravirtual,
     /// Names and contents of files in the firmware configuration device.
@@ -88,6 +91,8 @@ pub struct Board {
     power: Arc<AcpiPm>,
     /// OpenBSD's control device, when that dialect is there.
     vmmci: Option<Arc<Vmmci>>,
+    /// What the machine is in XenStore, when the Xen dialect is there.
+    domain: Option<Domain>,
     pci: Arc<PciBus>,
 }
 
@@ -106,7 +111,7 @@ impl Board {
     /// [`BoardError`] when a file, socket or interface that a device needs is not to be had.
     pub fn build(
         config: &MachineConfig,
-        parts: Parts,
+        mut parts: Parts,
         vm: &Arc<dyn BackendVm>,
         memory: &GuestMemory,
         timers: &Arc<Timers>,
@@ -128,10 +133,11 @@ impl Board {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        for (number, disk) in parts.disks.iter().enumerate() {
+        let on_virtio = |spec: &DiskSpec| spec.bus == DeviceBus::Virtio;
+        for (number, (disk, _)) in parts.disks.iter().zip(&config.disks).enumerate().filter(|(_, (_, spec))| on_virtio(spec)) {
             add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
         }
-        for (index, nic) in (0..).zip(&config.nics) {
+        for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Virtio) {
             if let Some(network) = net::open(&nic.network)? {
                 add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
             }
@@ -179,14 +185,18 @@ impl Board {
             processors: config.cpus as u8,
         };
         Rtc::new(Arc::clone(timers), interrupts.isa_line(RTC_IRQ), &cmos).map(&mut map);
-        FwCfg::new(Arc::clone(memory), firmware_items(config, parts.files)).map(&mut map);
+        FwCfg::new(Arc::clone(memory), firmware_items(config, std::mem::take(&mut parts.files))).map(&mut map);
         if config.testdev {
             TestDevice::new(&interrupts).map(&mut map);
         }
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended)))
+        let domain = match &parts.paravirtual.xen {
+            Some(xen) => Some(xen_domain(config, &parts, xen)?),
+            None => None,
+        };
+        Ok((Board { domain, serial, console, power, vmmci, pci }, MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended)))
     }
 
     /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.
@@ -207,10 +217,29 @@ impl Board {
         self.vmmci.as_deref()
     }
 
+    /// The machine in XenStore.
+    pub fn domain(&self) -> Option<&Domain> {
+        self.domain.as_ref()
+    }
+
     /// Ends what devices have under way, and their threads.
     pub fn shut_down(&self) {
         self.pci.reset();
+        if let Some(domain) = &self.domain {
+            domain.shut_down();
+        }
     }
+}
+
+/// The machine in XenStore, with the disks and network cards that are Xen's.
+fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
+    let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
+    let domain = Domain::new(Arc::clone(xen), &parts.uuid.to_string(), config.cpus, config.console.is_some()).map_err(host)?;
+    let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
+    for (index, (disk, _)) in (0..).zip(disks) {
+        xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
+    }
+    Ok(domain)
 }
 
 /// The memory map that the kernel is told.

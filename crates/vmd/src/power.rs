@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   vmware    VMware's tools in the guest, once they have announced that they obey (TCLO OS_Halt, OS_Reboot)
+//!   xen       the guest's xenbus driver, once it has announced that it obeys (control/shutdown)
 //!   openbsd   the vmmci(4) driver, once it runs
 //!   acpi      the power button, once the guest has enabled it; it cannot say "reboot"
 //! ```
@@ -29,16 +30,18 @@ pub enum Via {
     Vmware,
     /// vmmci(4).
     Openbsd,
+    /// Xen's `control/shutdown`.
+    Xen,
 }
 
 impl FromStr for Via {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Via, ConfigError> {
-        [Via::Auto, Via::Acpi, Via::Vmware, Via::Openbsd]
+        [Via::Auto, Via::Acpi, Via::Vmware, Via::Openbsd, Via::Xen]
             .into_iter()
             .find(|via| via.to_string() == text)
-            .ok_or_else(|| ConfigError::Syntax(format!("unknown way '{text}'; one of: auto, acpi, vmware, openbsd")))
+            .ok_or_else(|| ConfigError::Syntax(format!("unknown way '{text}'; one of: auto, acpi, vmware, openbsd, xen")))
     }
 }
 
@@ -49,6 +52,7 @@ impl fmt::Display for Via {
             Via::Acpi => "acpi",
             Via::Vmware => "vmware",
             Via::Openbsd => "openbsd",
+            Via::Xen => "xen",
         })
     }
 }
@@ -87,6 +91,12 @@ pub enum PowerError {
     /// The guest does not use it.
     #[error("VMware's tools do not run in the guest, or have not announced that they obey")]
     NoTools,
+    /// The guest does not use it.
+    #[error("the guest has no Xen driver that obeys control/shutdown")]
+    NoXenDriver,
+    /// XenStore has no word for it.
+    #[error("control/shutdown has no word to ask the guest {0}")]
+    NoWord(Wish),
     /// vmmci(4) says why.
     #[error(transparent)]
     Vmmci(#[from] RequestError),
@@ -110,8 +120,14 @@ pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
         Via::Vmware => Err(PowerError::NoTools),
         Via::Openbsd => openbsd(machine, wish),
         Via::Acpi => acpi(machine, wish),
-        Via::Auto => openbsd(machine, wish).or_else(|_| acpi(machine, wish)).map_err(|_| PowerError::Deaf(wish)),
+        Via::Xen => xen(machine, wish),
+        Via::Auto => xen(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish)).map_err(|_| PowerError::Deaf(wish)),
     }
+}
+
+fn xen(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
+    machine.board.domain().ok_or(PowerError::NoDialect(Via::Xen))?.ask(wish)?;
+    Ok(Via::Xen)
 }
 
 fn openbsd(machine: &Running, wish: Wish) -> Result<Via, PowerError> {

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use vm_memory::VolatileSlice;
 
+use crate::DeviceBus;
 use crate::virtio::queue::GuestSlice;
 
 /// Unit of disk sizes and positions, in bytes.
@@ -129,24 +130,26 @@ pub struct DiskSpec {
     pub format: Option<Format>,
     /// Open the backing and data files that the image names.
     pub follow_references: bool,
+    /// By which device the guest finds it.
+    pub bus: DeviceBus,
 }
 
 impl DiskSpec {
     /// The image at `path`, writable, of the format that it says.
     pub fn new(path: impl Into<PathBuf>) -> DiskSpec {
-        DiskSpec { path: path.into(), read_only: false, format: None, follow_references: false }
+        DiskSpec { path: path.into(), read_only: false, format: None, follow_references: false, bus: DeviceBus::default() }
     }
 }
 
 impl FromStr for DiskSpec {
     type Err = String;
 
-    /// `FILE[,ro][,format=raw|qcow2][,backing=on|off]`; a comma in the file's name is written twice.
+    /// `FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]`; a comma in the file's name is written twice.
     fn from_str(text: &str) -> Result<DiskSpec, String> {
         let mut words = split_options(text).into_iter();
         let mut spec = DiskSpec::new(words.next().unwrap_or_default());
         if spec.path.as_os_str().is_empty() {
-            return Err("a disk needs a file name: FILE[,ro][,format=raw|qcow2][,backing=on|off]".into());
+            return Err("a disk needs a file name: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]".into());
         }
         for word in words {
             match word.as_str() {
@@ -155,7 +158,12 @@ impl FromStr for DiskSpec {
                 "format=qcow2" => spec.format = Some(Format::Qcow2),
                 "backing=on" => spec.follow_references = true,
                 "backing=off" => spec.follow_references = false,
-                _ => return Err(format!("unknown disk option '{word}'; there are ro, format=raw|qcow2 and backing=on|off")),
+                _ => match word.strip_prefix("bus=") {
+                    Some(bus) => spec.bus = bus.parse()?,
+                    None => {
+                        return Err(format!("unknown disk option '{word}'; there are ro, format=raw|qcow2, backing=on|off and bus=virtio|xen"));
+                    }
+                },
             }
         }
         Ok(spec)

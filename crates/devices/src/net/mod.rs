@@ -16,6 +16,7 @@ use std::str::FromStr;
 
 use abi::virtio::net::HEADER_BYTES;
 
+use crate::DeviceBus;
 pub use passt::Passt;
 pub use tap::Tap;
 
@@ -155,12 +156,14 @@ pub struct NicSpec {
     pub network: Network,
     /// Its address; `None` for [`Mac::default_for`].
     pub mac: Option<Mac>,
+    /// By which device the guest finds it.
+    pub bus: DeviceBus,
 }
 
 impl FromStr for NicSpec {
     type Err = String;
 
-    /// `user|tap:NAME|none[,mac=MAC][,forward=tcp|udp:HOSTPORT:GUESTPORT]...`
+    /// `user|tap:NAME|none[,mac=MAC][,bus=virtio|xen][,forward=tcp|udp:HOSTPORT:GUESTPORT]...`
     fn from_str(text: &str) -> Result<NicSpec, String> {
         let mut words = text.split(',');
         let mut network = match words.next().unwrap_or_default() {
@@ -171,16 +174,17 @@ impl FromStr for NicSpec {
                 _ => return Err(format!("unknown network '{word}'; there are user, tap:NAME and none")),
             },
         };
-        let mut mac = None;
+        let (mut mac, mut bus) = (None, DeviceBus::default());
         for word in words {
             match (word.split_once('='), &mut network) {
                 (Some(("mac", value)), _) => mac = Some(value.parse()?),
+                (Some(("bus", value)), _) => bus = value.parse()?,
                 (Some(("forward", value)), Network::User { forwards }) => forwards.push(value.parse()?),
                 (Some(("forward", _)), _) => return Err("forward= goes with --nic user only".into()),
-                _ => return Err(format!("unknown network option '{word}'; there are mac=MAC and forward=tcp|udp:HOSTPORT:GUESTPORT")),
+                _ => return Err(format!("unknown network option '{word}'; there are mac=MAC, bus=virtio|xen and forward=tcp|udp:HOSTPORT:GUESTPORT")),
             }
         }
-        Ok(NicSpec { network, mac })
+        Ok(NicSpec { network, mac, bus })
     }
 }
 

@@ -71,6 +71,11 @@ impl Bell {
         (!self.stop.load(Ordering::Acquire)).then_some(events)
     }
 
+    /// Rings the doorbell, for those who have the bell and not the worker.
+    pub fn ring(&self) {
+        self.doorbell.ring();
+    }
+
     /// Whether it is time to end.
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
@@ -102,14 +107,19 @@ impl<T: Send + 'static> Worker<T> {
 }
 
 impl<T> Worker<T> {
+    /// Tells the worker that it is time to end, without waiting for it.
+    pub fn end_soon(&self) {
+        self.bell.stop.store(true, Ordering::Release);
+        self.bell.doorbell.ring();
+    }
+
     /// Wakes the worker.
     pub fn ring(&self) {
         self.bell.doorbell.ring();
     }
 
     fn end(&mut self) -> Option<T> {
-        self.bell.stop.store(true, Ordering::Release);
-        self.bell.doorbell.ring();
+        self.end_soon();
         self.thread.take().and_then(|thread| thread.join().ok())
     }
 }

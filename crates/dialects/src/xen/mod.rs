@@ -9,6 +9,9 @@
 //!     grant_table_op                        grant_table.rs     pages that backends may use
 //!     hvm_op, xen_version, sched_op         hypercall.rs
 //!   ring pages                              console.rs         hvc0
+//!                                           xenstore.rs        XenStore
+//!   rings in granted pages, by XenStore     xenbus.rs          how frontend and backend find together
+//!                                           block.rs           disks
 //! ```
 //!
 //! Backends (the other ends of event channels, the users of grants) reach the guest through [`Xen::bind`], [`Xen::notify`] and [`Xen::map`].
@@ -16,13 +19,17 @@
 //! interrupt to its local APIC; Linux takes that since 6.0.
 
 mod atomic;
+pub mod block;
 mod console;
 mod event_channel;
 mod grant_table;
 mod hypercall;
+mod ring;
 mod shared;
 #[cfg(test)]
 mod tests;
+pub mod xenbus;
+pub mod xenstore;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -38,6 +45,7 @@ use crate::{Dialect, Processors};
 use console::Console;
 pub use event_channel::{Peer, PortError};
 use event_channel::{Channels, Sent};
+pub use ring::BrokenRing;
 pub use grant_table::{Access, GrantError, MAX_FRAMES};
 use grant_table::GrantTable;
 use shared::Shared;

@@ -140,6 +140,11 @@ impl<D: Driver> Backend<D> {
         }
     }
 
+    /// Lets go of everything, without a word: the machine is over.
+    pub fn end(&mut self) {
+        self.driver.disconnect();
+    }
+
     /// The device cannot go on: the frontend is told why, and that it is over.
     pub fn fail(&mut self, error: &str) {
         tracing::warn!(device = self.path, error, "xen: backend gives up");

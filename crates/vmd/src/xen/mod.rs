@@ -1,10 +1,13 @@
-//! What a machine with the Xen dialect has besides: memory that is no RAM, the platform device, the way its kernel ends it.
+//! What a machine with the Xen dialect has besides: memory that is no RAM, its domain in XenStore ([`Domain`]), and backends.
 //!
 //! ```text
 //!   0xc0000000    the platform device's memory BAR, where HVM guests place the grant table
 //!   0xfeff8000    special pages: the rings of XenStore and console; reserved in the memory map
 //!   above RAM     from 4 GiB, 128 MiB that the map does not mention: a PVH Linux places its grant table at their end
 //! ```
+
+mod disk;
+mod domain;
 
 use std::sync::Arc;
 
@@ -34,6 +37,9 @@ pub fn memory(memory_size: u64) -> Vec<(u64, u64)> {
 pub fn reserved() -> E820Range {
     E820Range { start: SPECIAL_PAGES, size: SPECIAL_PAGES_SIZE, kind: E820_RESERVED }
 }
+
+pub use disk::add as add_disk;
+pub use domain::Domain;
 
 /// The machine as the dialect ends it.
 pub struct Ending(pub Arc<dyn MachineEvents>);

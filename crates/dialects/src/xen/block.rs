@@ -1,0 +1,317 @@
+//! Blkback: a disk for the guest's blkfront (`io/blkif.h`).
+//!
+//! Several queues, rings of several pages, indirect segments, flush and discard. A request is copied out of the ring, its pages are mapped for as
+//! long as it takes, and data moves between them and the disk directly. Persistent grants are not offered: they save a hypervisor's work on page
+//! tables, of which there is none here, and cost the guest a copy of every byte.
+
+use std::io;
+use std::sync::Arc;
+
+use abi::xen::io::blkif::{
+    Discard, INDIRECT_PAGES, Indirect, Request, Response, SECTOR, SEGMENTS, SEGMENTS_PER_INDIRECT_PAGE, SLOT, Segment, info, op, status,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vmm::memory::{CodeMap, PAGE_SIZE};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::ring::{BackRing, BrokenRing, MAX_PAGES};
+use super::xenbus::{ConnectError, Driver, Frontend};
+use super::{Access, GrantError, Peer, Xen};
+
+/// A piece of guest memory that data is moved to or from directly.
+pub type GuestSlice<'a> = VolatileSlice<'a, CodeMap>;
+
+/// Most segments of an indirect request; as Linux' backend.
+const MAX_INDIRECT_SEGMENTS: u16 = 256;
+/// Most queues.
+const MAX_QUEUES: u32 = 4;
+/// Rings may have up to this power of two of pages.
+const MAX_RING_PAGE_ORDER: u32 = MAX_PAGES.ilog2();
+/// Unit in which space is given back.
+const DISCARD_GRANULARITY: u64 = 4096;
+/// Sectors in a page.
+const SECTORS_PER_PAGE: u8 = (PAGE_SIZE / SECTOR) as u8;
+/// Most sectors of one discard: 1 GiB, so that one request cannot keep the disk for long.
+const MAX_DISCARD_SECTORS: u64 = 1 << 21;
+
+/// A disk. Positions and lengths are in bytes and multiples of [`SECTOR`], and inside the disk.
+pub trait Disk: Send + Sync {
+    /// Size in bytes.
+    fn size(&self) -> u64;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+    /// Fills `slices` from `offset`.
+    ///
+    /// # Errors
+    /// What the host says; here and below.
+    fn read(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()>;
+    /// Writes `slices` to `offset`.
+    ///
+    /// # Errors
+    /// As above.
+    fn write(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()>;
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// As above.
+    fn flush(&self) -> io::Result<()>;
+    /// The range is not needed any more.
+    ///
+    /// # Errors
+    /// As above.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+}
+
+/// One disk's backend.
+pub struct Blkback {
+    xen: Arc<Xen>,
+    disk: Arc<dyn Disk>,
+    /// Called when the guest has sent something.
+    bell: Peer,
+    queues: Vec<Queue>,
+}
+
+struct Queue {
+    ring: BackRing,
+    port: u32,
+}
+
+/// Why a request is answered with something else than "done".
+enum Refusal {
+    Unsupported,
+    Failed,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Refusal {
+        tracing::warn!(%error, "xen: disk request failed");
+        Refusal::Failed
+    }
+}
+
+impl From<GrantError> for Refusal {
+    fn from(error: GrantError) -> Refusal {
+        tracing::debug!(%error, "xen: disk request without memory");
+        Refusal::Failed
+    }
+}
+
+impl Blkback {
+    /// A backend for `disk`; `bell` is rung when the guest has sent something, and [`Blkback::work`] is to be called.
+    pub fn new(xen: Arc<Xen>, disk: Arc<dyn Disk>, bell: Peer) -> Blkback {
+        Blkback { xen, disk, bell, queues: Vec::new() }
+    }
+
+    /// Does the requests that wait; `true` when there may be more.
+    ///
+    /// # Errors
+    /// [`BrokenRing`]: the device is to be ended.
+    pub fn work(&mut self) -> Result<bool, BrokenRing> {
+        let mut more = false;
+        for queue in &mut self.queues {
+            let mut slot = [0; SLOT];
+            // A ring's worth, then it is another's turn.
+            for _ in 0..queue.ring.slots() {
+                if !queue.ring.next(&mut slot)? {
+                    break;
+                }
+                let response = answer(&self.xen, self.disk.as_ref(), &slot);
+                queue.ring.respond(response.as_bytes());
+            }
+            if queue.ring.publish() {
+                self.xen.notify(queue.port);
+            }
+            more |= queue.ring.ask_for_event()?;
+        }
+        Ok(more)
+    }
+
+    /// The queue whose keys are at `prefix`.
+    fn open_queue(&self, frontend: &Frontend<'_>, prefix: &str, pages: usize) -> Result<Queue, ConnectError> {
+        let mut grants = Vec::new();
+        match frontend.optional(&format!("{prefix}ring-ref"))? {
+            Some(grant) if pages == 1 => grants.push(grant),
+            _ => {
+                for page in 0..pages {
+                    grants.push(frontend.number(&format!("{prefix}ring-ref{page}"))?);
+                }
+            }
+        }
+        let port = frontend.number(&format!("{prefix}event-channel"))?;
+        let ring = BackRing::new(&self.xen, &grants, SLOT)?;
+        self.xen.bind(port, Arc::clone(&self.bell))?;
+        Ok(Queue { ring, port })
+    }
+}
+
+impl Driver for Blkback {
+    fn offers(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS.to_string()),
+            ("multi-queue-max-queues", MAX_QUEUES.to_string()),
+            ("max-ring-page-order", MAX_RING_PAGE_ORDER.to_string()),
+        ]
+    }
+
+    fn connect(&mut self, frontend: &Frontend<'_>) -> Result<Vec<(&'static str, String)>, ConnectError> {
+        if frontend.text("protocol").is_some_and(|protocol| protocol != "x86_64-abi") {
+            return Err(ConnectError::Key("protocol".into()));
+        }
+        let order = frontend.optional("ring-page-order")?.unwrap_or(0);
+        if order > MAX_RING_PAGE_ORDER {
+            return Err(ConnectError::Key("ring-page-order".into()));
+        }
+        let pages = 1 << order;
+        let count = frontend.optional("multi-queue-num-queues")?.unwrap_or(1);
+        if count == 0 || count > MAX_QUEUES {
+            return Err(ConnectError::Key("multi-queue-num-queues".into()));
+        }
+        for number in 0..count {
+            let prefix = if count == 1 { String::new() } else { format!("queue-{number}/") };
+            match self.open_queue(frontend, &prefix, pages) {
+                Ok(queue) => self.queues.push(queue),
+                Err(error) => {
+                    self.disconnect();
+                    return Err(error);
+                }
+            }
+        }
+        let mode = if self.disk.read_only() { info::READ_ONLY } else { 0 };
+        let discard = u32::from(!self.disk.read_only());
+        Ok(vec![
+            ("feature-flush-cache", "1".into()),
+            ("feature-discard", discard.to_string()),
+            ("discard-granularity", DISCARD_GRANULARITY.to_string()),
+            ("discard-alignment", "0".into()),
+            ("discard-secure", "0".into()),
+            ("sectors", (self.disk.size() / SECTOR).to_string()),
+            ("info", mode.to_string()),
+            ("sector-size", SECTOR.to_string()),
+            ("physical-sector-size", SECTOR.to_string()),
+        ])
+    }
+
+    fn disconnect(&mut self) {
+        for queue in self.queues.drain(..) {
+            self.xen.unbind(queue.port);
+        }
+    }
+}
+
+/// Does the request in `slot`.
+fn answer(xen: &Xen, disk: &dyn Disk, slot: &[u8; SLOT]) -> Response {
+    let (operation, id, done) = match slot.first().copied() {
+        Some(op::DISCARD) => match Discard::read_from_prefix(slot) {
+            Ok((request, _)) => (op::DISCARD, request.id, discard(disk, &request)),
+            Err(_) => (op::DISCARD, 0.into(), Err(Refusal::Failed)),
+        },
+        Some(op::INDIRECT) => match Indirect::read_from_prefix(slot) {
+            Ok((request, _)) => (op::INDIRECT, request.id, indirect(xen, disk, &request)),
+            Err(_) => (op::INDIRECT, 0.into(), Err(Refusal::Failed)),
+        },
+        _ => {
+            let request = zerocopy::transmute_ref!(slot);
+            let Request { operation, id, .. } = request;
+            (*operation, *id, direct(xen, disk, request))
+        }
+    };
+    let status = match done {
+        Ok(()) => status::OKAY,
+        Err(Refusal::Unsupported) => status::UNSUPPORTED,
+        Err(Refusal::Failed) => status::ERROR,
+    };
+    Response { id, operation, pad: 0, status: status.cast_unsigned().into(), pad2: 0.into() }
+}
+
+fn direct(xen: &Xen, disk: &dyn Disk, request: &Request) -> Result<(), Refusal> {
+    match request.operation {
+        op::READ | op::WRITE => {
+            let segments = request.segments.get(..usize::from(request.nr_segments)).ok_or(Refusal::Failed)?;
+            transfer(xen, disk, request.operation, request.sector_number.get(), segments)
+        }
+        op::FLUSH => {
+            // It may carry data to be written first.
+            if request.nr_segments != 0 {
+                let segments = request.segments.get(..usize::from(request.nr_segments).min(SEGMENTS)).ok_or(Refusal::Failed)?;
+                transfer(xen, disk, op::WRITE, request.sector_number.get(), segments)?;
+            }
+            Ok(disk.flush()?)
+        }
+        _ => Err(Refusal::Unsupported),
+    }
+}
+
+fn indirect(xen: &Xen, disk: &dyn Disk, request: &Indirect) -> Result<(), Refusal> {
+    let count = request.nr_segments.get();
+    if !matches!(request.indirect_op, op::READ | op::WRITE) || count > MAX_INDIRECT_SEGMENTS {
+        return Err(Refusal::Failed);
+    }
+    let mut left = usize::from(count);
+    let mut segments = Vec::with_capacity(left);
+    for grant in request.indirect_grefs.iter().take(usize::from(count).div_ceil(SEGMENTS_PER_INDIRECT_PAGE).min(INDIRECT_PAGES)) {
+        let here = left.min(SEGMENTS_PER_INDIRECT_PAGE);
+        let mut page = vec![Segment::default(); here];
+        let gpa = xen.map(grant.get(), Access::Read)?;
+        let copied = xen.memory().read_slice(page.as_mut_slice().as_mut_bytes(), GuestAddress(gpa));
+        xen.unmap(grant.get(), Access::Read);
+        copied.map_err(|_| Refusal::Failed)?;
+        segments.extend(page);
+        left -= here;
+    }
+    transfer(xen, disk, request.indirect_op, request.sector_number.get(), &segments)
+}
+
+fn discard(disk: &dyn Disk, request: &Discard) -> Result<(), Refusal> {
+    let sectors = request.nr_sectors.get();
+    if disk.read_only() || request.flag != 0 || sectors > MAX_DISCARD_SECTORS {
+        return Err(Refusal::Failed);
+    }
+    let offset = range(disk, request.sector_number.get(), sectors)?;
+    Ok(disk.discard(offset, sectors * SECTOR)?)
+}
+
+/// Where on the disk the range begins, if it is on the disk.
+fn range(disk: &dyn Disk, sector: u64, sectors: u64) -> Result<u64, Refusal> {
+    let end = sector.checked_add(sectors).filter(|end| *end <= disk.size() / SECTOR);
+    end.map(|_| sector * SECTOR).ok_or(Refusal::Failed)
+}
+
+/// Pages in use for one request.
+struct Mapped<'a> {
+    xen: &'a Xen,
+    access: Access,
+    grants: Vec<u32>,
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        for grant in &self.grants {
+            self.xen.unmap(*grant, self.access);
+        }
+    }
+}
+
+fn transfer(xen: &Xen, disk: &dyn Disk, operation: u8, sector: u64, segments: &[Segment]) -> Result<(), Refusal> {
+    let reads = operation == op::READ;
+    if segments.is_empty() || !reads && disk.read_only() {
+        return Err(Refusal::Failed);
+    }
+    let mut mapped = Mapped { xen, access: if reads { Access::Write } else { Access::Read }, grants: Vec::with_capacity(segments.len()) };
+    let mut slices = Vec::with_capacity(segments.len());
+    let mut sectors = 0;
+    for segment in segments {
+        let (first, last) = (segment.first_sect, segment.last_sect);
+        if first > last || last >= SECTORS_PER_PAGE {
+            return Err(Refusal::Failed);
+        }
+        let gpa = xen.map(segment.gref.get(), mapped.access)?;
+        mapped.grants.push(segment.gref.get());
+        let count = u64::from(last - first) + 1;
+        sectors += count;
+        let begin = GuestAddress(gpa + u64::from(first) * SECTOR);
+        slices.push(xen.memory().get_slice(begin, (count * SECTOR) as usize).map_err(|_| Refusal::Failed)?);
+    }
+    let offset = range(disk, sector, sectors)?;
+    if reads { disk.read(offset, &slices)? } else { disk.write(offset, &slices)? }
+    Ok(())
+}
