@@ -206,7 +206,8 @@ fn answer(xen: &Xen, disk: &dyn Disk, slot: &[u8; SLOT]) -> Response {
             Err(_) => (op::DISCARD, 0.into(), Err(Refusal::Failed)),
         },
         Some(op::INDIRECT) => match Indirect::read_from_prefix(slot) {
-            Ok((request, _)) => (op::INDIRECT, request.id, indirect(xen, disk, &request)),
+            // The answer names what was really done, and Linux checks it.
+            Ok((request, _)) => (request.indirect_op, request.id, indirect(xen, disk, &request)),
             Err(_) => (op::INDIRECT, 0.into(), Err(Refusal::Failed)),
         },
         _ => {
