@@ -239,6 +239,11 @@ fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Resu
     for (index, (disk, _)) in (0..).zip(disks) {
         xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
     }
+    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Xen) {
+        if let Some(network) = net::open(&nic.network)? {
+            xen::add_nic(&domain, index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
+        }
+    }
     Ok(domain)
 }
 

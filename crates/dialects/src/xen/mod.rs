@@ -11,7 +11,7 @@
 //!   ring pages                              console.rs         hvc0
 //!                                           xenstore.rs        XenStore
 //!   rings in granted pages, by XenStore     xenbus.rs          how frontend and backend find together
-//!                                           block.rs           disks
+//!                                           block.rs, net/     disks, network cards
 //! ```
 //!
 //! Backends (the other ends of event channels, the users of grants) reach the guest through [`Xen::bind`], [`Xen::notify`] and [`Xen::map`].
@@ -24,6 +24,7 @@ mod console;
 mod event_channel;
 mod grant_table;
 mod hypercall;
+pub mod net;
 mod ring;
 mod shared;
 #[cfg(test)]

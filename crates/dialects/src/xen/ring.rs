@@ -84,12 +84,6 @@ impl BackRing {
         Ok(true)
     }
 
-    /// Copies the `ahead`th waiting request into `request` without taking it; it must be known to wait.
-    pub fn peek(&self, ahead: u32, request: &mut [u8]) {
-        let at = self.offset(self.req_cons.wrapping_add(ahead));
-        self.transfer(at, request, |gpa, piece| self.xen.memory().read_slice(piece, GuestAddress(gpa)).is_ok());
-    }
-
     /// Puts a response into the next slot. The frontend sees it after [`BackRing::publish`].
     pub fn respond(&mut self, response: &[u8]) {
         let mut bytes = response.to_vec();

@@ -8,6 +8,7 @@
 
 mod disk;
 mod domain;
+mod nic;
 
 use std::sync::Arc;
 
@@ -40,6 +41,7 @@ pub fn reserved() -> E820Range {
 
 pub use disk::add as add_disk;
 pub use domain::Domain;
+pub use nic::add as add_nic;
 
 /// The machine as the dialect ends it.
 pub struct Ending(pub Arc<dyn MachineEvents>);

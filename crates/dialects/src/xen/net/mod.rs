@@ -1,0 +1,209 @@
+//! Netback: a network for the guest's netfront (`io/netif.h`).
+//!
+//! Several queues, separate event channels for both directions, receive by copy, checksums and segmentation left to the network where it can.
+//! Outside, a packet is a virtio network header ([`abi::virtio::net::Header`]) and an Ethernet frame, as the host's networks take it.
+//!
+//! ```text
+//!   netfront --tx ring--> transmit.rs --packet--> network     blank checksums are completed for a network that cannot
+//!   netfront <--rx ring-- receive.rs  <--packet-- network     a packet takes as many of the guest's buffers as it needs
+//! ```
+
+mod checksum;
+mod receive;
+#[cfg(test)]
+mod tests;
+mod transmit;
+
+use std::io;
+use std::sync::Arc;
+
+use abi::virtio::net::HEADER_BYTES;
+use abi::xen::io::netif::{RX_SLOT, TX_SLOT};
+
+use super::ring::{BackRing, BrokenRing};
+use super::xenbus::{ConnectError, Driver, Frontend};
+use super::{Peer, Xen};
+use receive::Receiver;
+use transmit::Transmitter;
+
+/// Longest Ethernet frame: an IP packet of 65535 bytes and its header, with room for a VLAN tag.
+const MAX_FRAME: usize = 65535 + 18;
+/// Longest packet: virtio header and frame.
+const MAX_PACKET: usize = HEADER_BYTES + MAX_FRAME;
+/// Most queues.
+const MAX_QUEUES: u32 = 4;
+/// Packets moved in one direction before the other has its turn.
+const BUDGET: usize = 64;
+
+/// A network of the host.
+pub trait Network {
+    /// Sends a packet. [`io::ErrorKind::WouldBlock`]: not now, and nothing of it was sent.
+    ///
+    /// # Errors
+    /// Others than `WouldBlock` and `InvalidInput` are for ever.
+    fn send(&mut self, packet: &[u8]) -> io::Result<()>;
+
+    /// The next packet; `None` when there is none now.
+    ///
+    /// # Errors
+    /// When nothing will come any more.
+    fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>>;
+}
+
+/// What a guest can do itself with a received packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Complete checksums.
+    pub checksum: bool,
+    /// Take TCP over IPv4 larger than the MTU.
+    pub tso4: bool,
+    /// Take TCP over IPv6 larger than the MTU.
+    pub tso6: bool,
+}
+
+/// What ends the work on a device.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The guest's fault.
+    #[error(transparent)]
+    Ring(#[from] BrokenRing),
+    /// The network is gone.
+    #[error("{0}")]
+    Network(io::Error),
+}
+
+/// What to wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Worked {
+    /// There is more to do at once.
+    pub more: bool,
+    /// Until the network takes packets again.
+    pub blocked: bool,
+    /// For packets from the network: the guest has room for them.
+    pub has_room: bool,
+}
+
+/// One card's backend.
+pub struct Netback {
+    xen: Arc<Xen>,
+    /// Whether checksums and segmentation can be left to the network.
+    has_offloads: bool,
+    /// Called when the guest has sent something.
+    bell: Peer,
+    queues: Vec<Queue>,
+    guest: Offloads,
+    receiver: Receiver,
+}
+
+struct Queue {
+    transmitter: Transmitter,
+    tx: BackRing,
+    rx: BackRing,
+    tx_port: u32,
+    rx_port: u32,
+}
+
+impl Netback {
+    /// A backend for a network; `bell` is rung when the guest has sent something, and [`Netback::work`] is to be called.
+    pub fn new(xen: Arc<Xen>, has_offloads: bool, bell: Peer) -> Netback {
+        Netback { xen, has_offloads, bell, queues: Vec::new(), guest: Offloads::default(), receiver: Receiver::new() }
+    }
+
+    /// What the connected guest can do; nothing when none is.
+    pub fn guest_offloads(&self) -> Offloads {
+        self.guest
+    }
+
+    /// Moves what can be moved, in both directions. `None` as network: frames go nowhere.
+    ///
+    /// # Errors
+    /// [`NetError`].
+    pub fn work(&mut self, mut network: Option<&mut (dyn Network + '_)>) -> Result<Worked, NetError> {
+        let mut worked = Worked::default();
+        for queue in &mut self.queues {
+            let moved = queue.transmitter.pump(&self.xen, &mut queue.tx, network.as_deref_mut())?;
+            if queue.tx.publish() {
+                self.xen.notify(queue.tx_port);
+            }
+            worked.more |= moved.more || !moved.blocked && queue.tx.ask_for_event()?;
+            worked.blocked |= moved.blocked;
+        }
+        if let Some(network) = network
+            && !self.queues.is_empty()
+        {
+            let moved = self.receiver.pump(&self.xen, &mut self.queues, network)?;
+            worked.more |= moved.more;
+            worked.has_room = moved.has_room;
+        }
+        Ok(worked)
+    }
+
+    /// The queue whose keys are at `prefix`.
+    fn open_queue(&self, frontend: &Frontend<'_>, prefix: &str) -> Result<Queue, ConnectError> {
+        let number = |name: &str| frontend.number(&format!("{prefix}{name}"));
+        let shared = frontend.optional(&format!("{prefix}event-channel"))?;
+        let (tx_port, rx_port) = match shared {
+            Some(port) => (port, port),
+            None => (number("event-channel-tx")?, number("event-channel-rx")?),
+        };
+        let tx = BackRing::new(&self.xen, &[number("tx-ring-ref")?], TX_SLOT)?;
+        let rx = BackRing::new(&self.xen, &[number("rx-ring-ref")?], RX_SLOT)?;
+        self.xen.bind(tx_port, Arc::clone(&self.bell))?;
+        if rx_port != tx_port
+            && let Err(error) = self.xen.bind(rx_port, Arc::clone(&self.bell))
+        {
+            self.xen.unbind(tx_port);
+            return Err(error.into());
+        }
+        Ok(Queue { transmitter: Transmitter::new(self.has_offloads), tx, rx, tx_port, rx_port })
+    }
+}
+
+impl Driver for Netback {
+    fn offers(&self) -> Vec<(&'static str, String)> {
+        let cuts = u32::from(self.has_offloads).to_string();
+        let mut offers = vec![("feature-gso-tcpv4", cuts.clone()), ("feature-gso-tcpv6", cuts), ("multi-queue-max-queues", MAX_QUEUES.to_string())];
+        for always in ["feature-sg", "feature-rx-copy", "feature-ipv6-csum-offload", "feature-split-event-channels"] {
+            offers.push((always, "1".into()));
+        }
+        offers.push(("feature-rx-flip", "0".into()));
+        offers
+    }
+
+    fn connect(&mut self, frontend: &Frontend<'_>) -> Result<Vec<(&'static str, String)>, ConnectError> {
+        if frontend.number("request-rx-copy")? != 1 {
+            return Err(ConnectError::Key("request-rx-copy".into()));
+        }
+        let count = frontend.optional("multi-queue-num-queues")?.unwrap_or(1);
+        if count == 0 || count > MAX_QUEUES {
+            return Err(ConnectError::Key("multi-queue-num-queues".into()));
+        }
+        for number in 0..count {
+            let prefix = if count == 1 { String::new() } else { format!("queue-{number}/") };
+            match self.open_queue(frontend, &prefix) {
+                Ok(queue) => self.queues.push(queue),
+                Err(error) => {
+                    self.disconnect();
+                    return Err(error);
+                }
+            }
+        }
+        let has = |name: &str| frontend.text(name).is_some_and(|value| value.trim() == "1");
+        let scatter = has("feature-sg");
+        self.receiver.set_scatter(scatter);
+        self.guest = Offloads {
+            checksum: !has("feature-no-csum-offload"),
+            tso4: scatter && has("feature-gso-tcpv4"),
+            tso6: scatter && has("feature-gso-tcpv6") && has("feature-ipv6-csum-offload"),
+        };
+        Ok(Vec::new())
+    }
+
+    fn disconnect(&mut self) {
+        for queue in self.queues.drain(..) {
+            self.xen.unbind(queue.tx_port);
+            self.xen.unbind(queue.rx_port);
+        }
+        self.guest = Offloads::default();
+    }
+}
