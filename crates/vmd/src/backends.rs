@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kvm::KvmBackend;
 use vmm::{Backend, BackendError};
 
-use crate::config::{BackendChoice, MachineConfig};
+use crate::config::{BackendChoice, DialectName, MachineConfig};
 
 /// A backend and why it is this one.
 pub struct Chosen {
@@ -27,6 +27,9 @@ pub fn choose(config: &MachineConfig) -> Result<Chosen, BackendError> {
         BackendChoice::Soft => Ok(soft("as asked".into())),
         BackendChoice::Kvm => Ok(Chosen { backend: Arc::new(KvmBackend::new()?), reason: "as asked".into() }),
         BackendChoice::Auto if config.deterministic => Ok(soft("only the software CPU is deterministic".into())),
+        BackendChoice::Auto if config.dialects.contains(DialectName::Xen) => {
+            Ok(soft("KVM answers by itself the instruction by which Linux calls Xen".into()))
+        }
         BackendChoice::Auto => match kvm::probe().choose() {
             Ok(reason) => Ok(Chosen { backend: Arc::new(KvmBackend::new()?), reason }),
             Err(reason) => Ok(soft(reason)),

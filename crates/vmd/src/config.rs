@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub use devices::DeviceBus;
 pub use devices::block::DiskSpec;
 pub use devices::net::NicSpec;
 
@@ -144,6 +145,7 @@ impl MachineConfig {
         if self.deterministic && self.backend == BackendChoice::Kvm {
             return Err(ConfigError::Combination("--deterministic: only the software CPU counts instructions; use --backend soft".into()));
         }
+        self.check_xen()?;
         if self.serial == SerialTarget::Stdio && self.console == Some(SerialTarget::Stdio) {
             let text = "--console stdio: the serial port has standard input and output; give --serial null or file:PATH too";
             return Err(ConfigError::Combination(text.into()));
@@ -156,6 +158,23 @@ impl MachineConfig {
             (None, _) if !self.initrds.is_empty() => Err(ConfigError::Combination("--initrd needs --kernel".into())),
             _ => Ok(()),
         }
+    }
+}
+
+impl MachineConfig {
+    /// What the Xen dialect needs, and what needs it.
+    fn check_xen(&self) -> Result<(), ConfigError> {
+        let combination = |text: &str| Err(ConfigError::Combination(text.into()));
+        if self.dialects.contains(DialectName::Xen) {
+            return match self.backend {
+                BackendChoice::Kvm => combination("--dialect xen: KVM answers Linux' hypercalls (VMCALL) by itself; use --backend soft"),
+                _ => Ok(()),
+            };
+        }
+        if self.disks.iter().any(|disk| disk.bus == DeviceBus::Xen) || self.nics.iter().any(|nic| nic.bus == DeviceBus::Xen) {
+            return combination("bus=xen: only with --dialect xen");
+        }
+        Ok(())
     }
 }
 
@@ -304,6 +323,9 @@ mod tests {
         assert!(check(|c| c.bios = Some("bios".into())).contains("exclude"));
         assert!(check(|c| (c.deterministic, c.cpus) = (true, 2)).contains("--cpus 1"));
         assert!(check(|c| c.console = Some(SerialTarget::Stdio)).contains("--serial null"));
+        assert!(check(|c| c.disks = vec!["disk.raw,bus=xen".parse().unwrap()]).contains("--dialect xen"));
+        assert!(check(|c| c.nics = vec!["user,bus=xen".parse().unwrap()]).contains("--dialect xen"));
+        assert!(check(|c| (c.dialects, c.backend) = ("xen".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));
         assert_eq!(bootable().check(8 << 30), Ok(()));
     }
 
