@@ -6,12 +6,11 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{copy_sparse, debian, guest, run};
+use common::{copy_sparse, debian, guest, run_host, serve, sum};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -99,10 +98,6 @@ fn debian_system_boots_uses_its_disk_and_fetches_over_http() {
     let run = debian("initrd-root.gz", &cmdline, &["--backend", "soft", "--disk", &disk_option, "--nic", "user"], SYSTEM_PATIENCE);
     run.expect(&["INIT REACHED", "systemd[1]: systemd 252", "guest login:", "SELFTEST END", "reboot: Power down"]);
 
-    let sum = |path: &std::path::Path| {
-        let output = Command::new("sha256sum").arg(path).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()[..64].to_owned()
-    };
     assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
     assert_eq!(run.value("SELFTEST HTTP"), sum(&work.path().join("body")), "{run}");
     // The host reads the guest's file out of the image, after a check that the file system is whole.
@@ -111,25 +106,4 @@ fn debian_system_boots_uses_its_disk_and_fetches_over_http() {
     let blob = work.path().join("blob");
     run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), &disk_option]);
     assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
-}
-
-fn run_host(program: &str, arguments: &[&str]) -> common::Run {
-    let mut command = Command::new(program);
-    command.args(arguments).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
-    run(command, PATIENCE)
-}
-
-/// An HTTP server on the host's loopback that answers everything with `body`. It lives as long as the process.
-fn serve(body: Vec<u8>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let mut request = [0; 4096];
-            let _ = stream.read(&mut request);
-            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-        }
-    });
-    port
 }

@@ -7,10 +7,14 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
+
+/// Programs of the host take moments.
+const HOST_PATIENCE: Duration = Duration::from_secs(300);
 
 /// A file of the Debian guests.
 #[track_caller]
@@ -125,6 +129,34 @@ pub fn copy_sparse(from: &Path, to: &Path) {
         }
         at += n as u64;
     }
+}
+
+/// Runs a program of the host, from where administrators have theirs, too.
+pub fn run_host(program: &str, arguments: &[&str]) -> Run {
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+    run(command, HOST_PATIENCE)
+}
+
+/// SHA-256 of a file.
+pub fn sum(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+}
+
+/// An HTTP server on the host's loopback that answers everything with `body`. It lives as long as the process.
+pub fn serve(body: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    port
 }
 
 /// A machine that runs beside the test, which reads and types on its serial port.

@@ -167,6 +167,9 @@ impl MachineConfig {
         let combination = |text: &str| Err(ConfigError::Combination(text.into()));
         if self.dialects.contains(DialectName::Xen) {
             return match self.backend {
+                _ if self.dialects.contains(DialectName::Kvm) => {
+                    combination("--dialect: kvm and xen are called by the same instruction, which does not say whom it calls; take one of them")
+                }
                 BackendChoice::Kvm => combination("--dialect xen: KVM answers Linux' hypercalls (VMCALL) by itself; use --backend soft"),
                 _ => Ok(()),
             };
@@ -325,6 +328,7 @@ mod tests {
         assert!(check(|c| c.console = Some(SerialTarget::Stdio)).contains("--serial null"));
         assert!(check(|c| c.disks = vec!["disk.raw,bus=xen".parse().unwrap()]).contains("--dialect xen"));
         assert!(check(|c| c.nics = vec!["user,bus=xen".parse().unwrap()]).contains("--dialect xen"));
+        assert!(check(|c| c.dialects = "kvm,xen".parse().unwrap()).contains("take one"));
         assert!(check(|c| (c.dialects, c.backend) = ("xen".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));
         assert_eq!(bootable().check(8 << 30), Ok(()));
     }

@@ -1,0 +1,85 @@
+//! The Xen dialect as Debian's own kernel sees it: its clock, event channels, blkfront and netfront, unmodified.
+
+// Helpers of tests are outside of what clippy takes for one.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "guests/vmlinux.rs"]
+mod vmlinux;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Machine, Run, copy_sparse, debian, guest, run, run_host, serve, sum};
+
+/// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A whole Debian with systemd.
+const SYSTEM_PATIENCE: Duration = Duration::from_secs(1200);
+
+#[test]
+fn linux_of_hvm_kind_takes_clock_events_and_console_from_xen() {
+    let work = tempfile::tempdir().unwrap();
+    let console = work.path().join("console");
+    let target = format!("file:{}", console.display());
+    let options = ["--dialect", "xen", "--cpus", "2", "--console", &target];
+    let run = debian("initrd-busybox.gz", "console=hvc0 test=smp", &options, PATIENCE);
+    run.expect(&["Hypervisor detected: Xen HVM", "Xen version 4.17", "clocksource: Switched to clocksource xen", "reboot: Power down"]);
+    // What init prints goes to the last console of the command line.
+    let written = std::fs::read_to_string(&console).unwrap();
+    assert!(written.contains("INIT REACHED") && written.contains("processors 2"), "console: {written}\n{run}");
+}
+
+#[test]
+fn linux_of_hvm_kind_runs_from_xvda_and_fetches_over_its_netfront() {
+    let work = tempfile::tempdir_in(guest("")).unwrap();
+    let disk = work.path().join("disk.raw");
+    copy_sparse(&guest("debian.raw"), &disk);
+    let body: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(work.path().join("body"), &body).unwrap();
+    let port = serve(body);
+
+    let disk_option = format!("{},bus=xen", disk.display());
+    let cmdline = format!("test=xenroot cloud-init=disabled selftest selftest_url=http://GATEWAY:{port}/body");
+    let options = ["--dialect", "xen", "--cpus", "2", "--disk", &disk_option, "--nic", "user,bus=xen"];
+    let run = debian("initrd-xen.gz", &cmdline, &options, SYSTEM_PATIENCE);
+    run.expect(&["Xen HVM", "XEN vbd-51712 Connected", "XEN vif-0 Connected", "(xvda): mounted filesystem", "SELFTEST END", "Power down"]);
+
+    assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
+    assert_eq!(run.value("SELFTEST HTTP"), sum(&work.path().join("body")), "{run}");
+    // The host reads the guest's file out of the image, after a check that the file system is whole.
+    let check = run_host("e2fsck", &["-fn", disk.to_str().unwrap()]);
+    assert_eq!(check.status, Some(0), "{check}");
+    let blob = work.path().join("blob");
+    run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), disk.to_str().unwrap()]);
+    assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
+}
+
+#[test]
+fn linux_of_pvh_kind_uses_its_devices_and_obeys_a_shutdown_by_the_host() {
+    let work = tempfile::tempdir_in(guest("")).unwrap();
+    let path = |name: &str| work.path().join(name);
+    let (disk, socket, kernel) = (path("disk.raw"), path("control"), path("vmlinux"));
+    copy_sparse(&guest("debian.raw"), &disk);
+    std::fs::write(&kernel, vmlinux::unpack(&std::fs::read(guest("vmlinuz")).unwrap())).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(["run", "--dialect", "xen", "--nic", "user,bus=xen", "--cmdline", "console=ttyS0 test=xenroot cloud-init=disabled"]);
+    command.arg("--kernel").arg(&kernel).arg("--initrd").arg(guest("initrd-xen.gz"));
+    command.arg("--disk").arg(format!("{},bus=xen", disk.display())).arg("--control").arg(&socket);
+    let mut machine = Machine::start(command);
+
+    machine.wait_for("Booting kernel on Xen PVH", PATIENCE);
+    machine.wait_for("XEN vif-0 Connected", PATIENCE);
+    machine.wait_for("guest login:", SYSTEM_PATIENCE);
+    let stop = vmctl(&socket, &["stop", "--via", "xen"]);
+    assert_eq!(stop.status, Some(0), "{stop}");
+    machine.end(SYSTEM_PATIENCE).expect(&["reboot: Power down"]);
+}
+
+fn vmctl(socket: &Path, arguments: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(arguments).arg("--control").arg(socket);
+    run(command, PATIENCE)
+}
