@@ -69,11 +69,11 @@ fn low(vmware: &Vmware, style: Style, frame: &Frame) -> Frame {
     let mut gpr = gpr(&Frame { eax: words::MAGIC, edx: with_high(words::PORT.into(), high(frame.edx)), ..*frame });
     if style == Style::Hypercall {
         gpr[RDX] &= 0xffff_0000;
-        let mut call = Hypercall { gpr, cpl: 3, long_mode: true, vmmcall: false };
+        let mut call = Hypercall { gpr, cpl: 3, long_mode: true, ..Hypercall::default() };
         assert!(vmware.hypercall(0, &mut call));
         return Frame::of(&call.gpr);
     }
-    let mut call = PortCall { gpr, port: words::PORT, size: 4, write: style == Style::Rust, string: false, data: words::MAGIC };
+    let mut call = PortCall { gpr, port: words::PORT, size: 4, write: style == Style::Rust, string: false, data: words::MAGIC, ..PortCall::default() };
     vmware.port_call(0, &mut call);
     Frame::of(&call.gpr)
 }
@@ -106,7 +106,7 @@ impl<'a> Client<'a> {
         let mut gpr = gpr(&Frame { eax: words::MAGIC, ebx: 0x0001_0000, ecx: data.len() as u32, edx, esi, edi, ebp });
         let fixed = gpr;
         for byte in data {
-            let mut call = PortCall { gpr, port: words::PORT_HB, size: 1, write, string: true, data: (*byte).into() };
+            let mut call = PortCall { gpr, port: words::PORT_HB, size: 1, write, string: true, data: (*byte).into(), ..PortCall::default() };
             self.vmware.port_call(0, &mut call);
             *byte = call.data as u8;
             gpr = call.gpr;
@@ -195,7 +195,7 @@ fn without_the_magic_number_there_is_no_port() {
     let vmware = host().vmware;
     let gpr = gpr(&Frame { eax: 0x1234, ecx: words::GETVERSION.into(), ..Frame::default() });
     for port in [words::PORT, words::PORT_HB] {
-        let before = PortCall { gpr, port, size: 4, write: false, string: false, data: 0 };
+        let before = PortCall { gpr, port, size: 4, write: false, ..PortCall::default() };
         let mut call = before;
         vmware.port_call(0, &mut call);
         assert_eq!((call.gpr[RAX], call.gpr[RBX]), (u32::MAX.into(), gpr[RBX]));
@@ -545,7 +545,7 @@ fn any_call() -> impl Strategy<Value = PortCall> {
     let port = prop_oneof![3 => Just(words::PORT), 1 => Just(words::PORT_HB)];
     let data = prop_oneof![Just(u32::from(b' ')), any::<u32>()];
     (any_gpr(), port, prop::sample::select(vec![1, 2, 4, 4, 4]), any::<bool>(), any::<bool>(), data)
-        .prop_map(|(gpr, port, size, write, string, data)| PortCall { gpr, port, size, write, string, data })
+        .prop_map(|(gpr, port, size, write, string, data)| PortCall { gpr, port, size, write, string, data, ..PortCall::default() })
 }
 
 proptest! {
