@@ -74,6 +74,8 @@ pub struct Parts<'a> {
     pub disks: &'a [Arc<dyn Disk>],
     /// The machine's UUID.
     pub uuid: Uuid,
+    /// Whether the kernel starts by the PVH protocol.
+    pub pvh: bool,
     /// The dialects.
     pub paravirtual: &'a Paravirtual,
     /// Names and contents of files in the firmware configuration device.
@@ -127,7 +129,9 @@ impl Board {
         pci.add(PciAddress { slot: 1, function: 0 }, isa_bridge(), &interrupts)?;
         if let Some(xen) = &parts.paravirtual.xen {
             xen.connect(Arc::new(Arc::clone(vm)), Arc::new(Ending(Arc::clone(&events))));
-            pci.add_next(XenPlatform::new(), &interrupts)?;
+            if !parts.pvh {
+                pci.add_next(XenPlatform::new(), &interrupts)?;
+            }
         }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
@@ -196,7 +200,10 @@ impl Board {
             Some(xen) => Some(xen_domain(config, &parts, xen)?),
             None => None,
         };
-        Ok((Board { domain, serial, console, power, vmmci, pci }, MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended)))
+        Ok((
+            Board { domain, serial, console, power, vmmci, pci },
+            MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended),
+        ))
     }
 
     /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.

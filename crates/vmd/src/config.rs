@@ -167,9 +167,9 @@ impl MachineConfig {
         let combination = |text: &str| Err(ConfigError::Combination(text.into()));
         if self.dialects.contains(DialectName::Xen) {
             return match self.backend {
-                _ if self.dialects.contains(DialectName::Kvm) => {
-                    combination("--dialect: kvm and xen are called by the same instruction, which does not say whom it calls; take one of them")
-                }
+                _ if self.dialects.contains(DialectName::Kvm) => combination(
+                    "--dialect: kvm and xen are called by the same instruction, which does not say whom it calls; take one of them",
+                ),
                 BackendChoice::Kvm => combination("--dialect xen: KVM answers Linux' hypercalls (VMCALL) by itself; use --backend soft"),
                 _ => Ok(()),
             };

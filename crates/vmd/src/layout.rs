@@ -222,7 +222,10 @@ mod tests {
     #[test]
     fn bad_lists_say_what_is_there() {
         let refusal = |text: &str| text.parse::<DialectList>().unwrap_err().to_string();
-        assert_eq!(refusal("klingon"), "unknown dialect 'klingon'; a list of kvm, vmware, openbsd, xen, or one of none, vmware+kvmclock, all");
+        assert_eq!(
+            refusal("klingon"),
+            "unknown dialect 'klingon'; a list of kvm, vmware, openbsd, xen, or one of none, vmware+kvmclock, all"
+        );
         assert_eq!(refusal("kvm,kvm"), "dialect 'kvm' is given twice");
         assert_eq!(refusal("kvm,all"), "'all' is a layout and stands alone; a list takes kvm, vmware, openbsd, xen");
         assert!(refusal("").contains("unknown dialect ''"));

@@ -37,9 +37,9 @@ use crate::kv::ValueError;
 use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
-use crate::xen;
 use crate::status::About;
 use crate::steal::RunDelay;
+use crate::xen;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
@@ -276,7 +276,7 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { disks, uuid: identity, paravirtual: &paravirtual, files };
+        let parts = Parts { disks, uuid: identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };

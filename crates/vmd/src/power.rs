@@ -121,7 +121,9 @@ pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
         Via::Openbsd => openbsd(machine, wish),
         Via::Acpi => acpi(machine, wish),
         Via::Xen => xen(machine, wish),
-        Via::Auto => xen(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish)).map_err(|_| PowerError::Deaf(wish)),
+        Via::Auto => {
+            xen(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish)).map_err(|_| PowerError::Deaf(wish))
+        }
     }
 }
 

@@ -20,8 +20,7 @@ pub(crate) fn instruction(registers: &Registers, memory: &GuestMemory) -> ([u8; 
     let paging = registers.paging();
     let mut bytes = [0; LONGEST_INSTRUCTION];
     for (count, byte) in (0u8..).zip(&mut bytes) {
-        let read =
-            paging.translate(memory, linear.wrapping_add(u64::from(count))).and_then(|gpa| memory.read_obj(GuestAddress(gpa)).ok());
+        let read = paging.translate(memory, linear.wrapping_add(u64::from(count))).and_then(|gpa| memory.read_obj(GuestAddress(gpa)).ok());
         match read {
             Some(value) => *byte = value,
             None => return (bytes, count),

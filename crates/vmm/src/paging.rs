@@ -34,45 +34,45 @@ pub struct Paging {
 impl Paging {
     /// Guest physical address of a linear one; `None` where nothing is mapped.
     pub fn translate(&self, memory: &GuestMemory, linear: u64) -> Option<u64> {
-    if self.cr0 & CR0_PG == 0 {
-        return Some(linear);
-    }
-    if self.cr4 & CR4_PAE == 0 {
-        return self.translate_32(memory, linear);
-    }
-    let long = self.efer & EFER_LMA != 0;
-    let levels: u32 = match (long, self.cr4 & CR4_LA57 != 0) {
-        (true, true) => 5,
-        (true, false) => 4,
-        (false, _) => 3,
-    };
-    let mut table = if long { self.cr3 & ADDRESS } else { self.cr3 & 0xffff_ffe0 };
-    for level in (0..levels).rev() {
-        let shift = 12 + 9 * level;
-        let index = linear >> shift & 0x1ff;
-        let entry: u64 = memory.read_obj(GuestAddress(table + index * 8)).map(u64::from_le).ok()?;
-        if entry & PRESENT == 0 {
-            return None;
+        if self.cr0 & CR0_PG == 0 {
+            return Some(linear);
         }
-        if level == 0 || (entry & LARGE != 0 && level <= 2) {
-            let within = (1u64 << shift) - 1;
-            return Some(entry & ADDRESS & !within | linear & within);
+        if self.cr4 & CR4_PAE == 0 {
+            return self.translate_32(memory, linear);
         }
-        table = entry & ADDRESS;
+        let long = self.efer & EFER_LMA != 0;
+        let levels: u32 = match (long, self.cr4 & CR4_LA57 != 0) {
+            (true, true) => 5,
+            (true, false) => 4,
+            (false, _) => 3,
+        };
+        let mut table = if long { self.cr3 & ADDRESS } else { self.cr3 & 0xffff_ffe0 };
+        for level in (0..levels).rev() {
+            let shift = 12 + 9 * level;
+            let index = linear >> shift & 0x1ff;
+            let entry: u64 = memory.read_obj(GuestAddress(table + index * 8)).map(u64::from_le).ok()?;
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            if level == 0 || (entry & LARGE != 0 && level <= 2) {
+                let within = (1u64 << shift) - 1;
+                return Some(entry & ADDRESS & !within | linear & within);
+            }
+            table = entry & ADDRESS;
+        }
+        None
     }
-    None
-}
 
-fn translate_32(&self, memory: &GuestMemory, linear: u64) -> Option<u64> {
-    let read = |at: u64| memory.read_obj::<u32>(GuestAddress(at)).map(u32::from_le).ok().map(u64::from).filter(|e| e & PRESENT != 0);
-    let directory = read((self.cr3 & 0xffff_f000) + (linear >> 22 & 0x3ff) * 4)?;
-    if directory & LARGE != 0 && self.cr4 & CR4_PSE != 0 {
-        // PSE-36: bits 20:13 are address bits 39:32.
-        return Some((directory >> 13 & 0xff) << 32 | directory & 0xffc0_0000 | linear & 0x3f_ffff);
+    fn translate_32(&self, memory: &GuestMemory, linear: u64) -> Option<u64> {
+        let read = |at: u64| memory.read_obj::<u32>(GuestAddress(at)).map(u32::from_le).ok().map(u64::from).filter(|e| e & PRESENT != 0);
+        let directory = read((self.cr3 & 0xffff_f000) + (linear >> 22 & 0x3ff) * 4)?;
+        if directory & LARGE != 0 && self.cr4 & CR4_PSE != 0 {
+            // PSE-36: bits 20:13 are address bits 39:32.
+            return Some((directory >> 13 & 0xff) << 32 | directory & 0xffc0_0000 | linear & 0x3f_ffff);
+        }
+        let table = read((directory & 0xffff_f000) + (linear >> 12 & 0x3ff) * 4)?;
+        Some(table & 0xffff_f000 | linear & 0xfff)
     }
-    let table = read((directory & 0xffff_f000) + (linear >> 12 & 0x3ff) * 4)?;
-    Some(table & 0xffff_f000 | linear & 0xfff)
-}
 
     /// Reads from a linear address; `None` when part of it is not mapped or not in memory.
     pub fn read(&self, memory: &GuestMemory, linear: u64, data: &mut [u8]) -> Option<()> {

@@ -161,7 +161,9 @@ impl FromStr for DiskSpec {
                 _ => match word.strip_prefix("bus=") {
                     Some(bus) => spec.bus = bus.parse()?,
                     None => {
-                        return Err(format!("unknown disk option '{word}'; there are ro, format=raw|qcow2, backing=on|off and bus=virtio|xen"));
+                        return Err(format!(
+                            "unknown disk option '{word}'; there are ro, format=raw|qcow2, backing=on|off and bus=virtio|xen"
+                        ));
                     }
                 },
             }

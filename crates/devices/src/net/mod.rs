@@ -181,7 +181,11 @@ impl FromStr for NicSpec {
                 (Some(("bus", value)), _) => bus = value.parse()?,
                 (Some(("forward", value)), Network::User { forwards }) => forwards.push(value.parse()?),
                 (Some(("forward", _)), _) => return Err("forward= goes with --nic user only".into()),
-                _ => return Err(format!("unknown network option '{word}'; there are mac=MAC, bus=virtio|xen and forward=tcp|udp:HOSTPORT:GUESTPORT")),
+                _ => {
+                    return Err(format!(
+                        "unknown network option '{word}'; there are mac=MAC, bus=virtio|xen and forward=tcp|udp:HOSTPORT:GUESTPORT"
+                    ));
+                }
             }
         }
         Ok(NicSpec { network, mac, bus })

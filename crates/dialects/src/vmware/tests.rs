@@ -73,7 +73,8 @@ fn low(vmware: &Vmware, style: Style, frame: &Frame) -> Frame {
         assert!(vmware.hypercall(0, &mut call));
         return Frame::of(&call.gpr);
     }
-    let mut call = PortCall { gpr, port: words::PORT, size: 4, write: style == Style::Rust, string: false, data: words::MAGIC, ..PortCall::default() };
+    let mut call =
+        PortCall { gpr, port: words::PORT, size: 4, write: style == Style::Rust, string: false, data: words::MAGIC, ..PortCall::default() };
     vmware.port_call(0, &mut call);
     Frame::of(&call.gpr)
 }
@@ -106,7 +107,8 @@ impl<'a> Client<'a> {
         let mut gpr = gpr(&Frame { eax: words::MAGIC, ebx: 0x0001_0000, ecx: data.len() as u32, edx, esi, edi, ebp });
         let fixed = gpr;
         for byte in data {
-            let mut call = PortCall { gpr, port: words::PORT_HB, size: 1, write, string: true, data: (*byte).into(), ..PortCall::default() };
+            let mut call =
+                PortCall { gpr, port: words::PORT_HB, size: 1, write, string: true, data: (*byte).into(), ..PortCall::default() };
             self.vmware.port_call(0, &mut call);
             *byte = call.data as u8;
             gpr = call.gpr;

@@ -313,6 +313,10 @@ fn transfer(xen: &Xen, disk: &dyn Disk, operation: u8, sector: u64, segments: &[
         slices.push(xen.memory().get_slice(begin, (count * SECTOR) as usize).map_err(|_| Refusal::Failed)?);
     }
     let offset = range(disk, sector, sectors)?;
-    if reads { disk.read(offset, &slices)? } else { disk.write(offset, &slices)? }
+    if reads {
+        disk.read(offset, &slices)?
+    } else {
+        disk.write(offset, &slices)?
+    }
     Ok(())
 }

@@ -44,11 +44,11 @@ use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, MsrFault, PortCall, Vc
 use crate::kvm::clock::PvClock;
 use crate::{Dialect, Processors};
 use console::Console;
-pub use event_channel::{Peer, PortError};
 use event_channel::{Channels, Sent};
-pub use ring::BrokenRing;
-pub use grant_table::{Access, GrantError, MAX_FRAMES};
+pub use event_channel::{Peer, PortError};
 use grant_table::GrantTable;
+pub use grant_table::{Access, GrantError, MAX_FRAMES};
+pub use ring::BrokenRing;
 use shared::Shared;
 
 /// The version that is shown, major in the upper half: 4.17, which Debian 12 has.
@@ -100,15 +100,13 @@ struct State {
     /// The guest's ports of the XenStore ring and the console, where there are any.
     store_port: Option<u32>,
     console_port: Option<u32>,
-    /// The product number that the guest's drivers gave at the unplug ports.
-    unplugged: bool,
 }
 
 impl Xen {
     /// The dialect for `vcpus` processors. `memory` has to have the special pages ([`hvm::SPECIAL_PAGES`]).
     pub fn new(memory: GuestMemory, clock: Arc<PvClock>, timers: Arc<Timers>, uuid: [u8; 16], vcpus: u32) -> Arc<Xen> {
         let shared = Shared::new(memory.clone(), vcpus);
-        let state = State { shared, channels: Channels::default(), callback: 0, store_port: None, console_port: None, unplugged: false };
+        let state = State { shared, channels: Channels::default(), callback: 0, store_port: None, console_port: None };
         let xen = Arc::new(Xen {
             grants: Mutex::new(GrantTable::new(memory.clone())),
             memory,
@@ -326,7 +324,6 @@ impl Dialect for Xen {
     fn port_out(&self, _vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
         match (port, size) {
             (hvm::unplug::PORT, 2) => {
-                self.lock().unplugged = true;
                 tracing::debug!(mask = value, "xen: the guest unplugs emulated devices; there are none");
                 true
             }
@@ -359,7 +356,6 @@ impl Dialect for Xen {
         state.shared.reset();
         state.channels.reset(&kept);
         state.callback = 0;
-        state.unplugged = false;
         lock(&self.grants).reset();
     }
 }

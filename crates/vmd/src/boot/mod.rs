@@ -42,6 +42,8 @@ pub use memory_map::{E820Range, HIGH_RAM_START, LOW_RAM_END, ROM_END, e820, layo
 /// What [`recognise`] understands, for error messages.
 pub const FORMATS: &str = "Linux bzImage, ELF with PVH note, multiboot 1, OpenBSD kernel, BIOS image";
 
+/// Name of the format of [`Image::is_pvh`].
+const PVH: &str = "ELF kernel with PVH entry";
 /// Largest kernel file that is read.
 const FILE_MAX: u64 = 1 << 30;
 
@@ -207,6 +209,11 @@ impl Image {
         self.format
     }
 
+    /// Whether its kernel starts by the PVH protocol, and so knows what it needs from Xen without a PCI device.
+    pub fn is_pvh(&self) -> bool {
+        self.format == PVH
+    }
+
     /// The file it came from, or the name of one that is part of this program.
     pub fn path(&self) -> &Path {
         &self.path
@@ -268,7 +275,7 @@ impl Contents {
         let (format, rom_size) = match self.format {
             Format::Linux(_) => ("Linux bzImage", 0),
             Format::Multiboot(_) => ("multiboot 1 kernel", 0),
-            Format::Pvh { .. } => ("ELF kernel with PVH entry", 0),
+            Format::Pvh { .. } => (PVH, 0),
             Format::OpenBsd(_) => ("OpenBSD kernel", 0),
             Format::Bios => ("BIOS", self.data.len() as u64),
         };

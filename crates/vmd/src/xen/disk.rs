@@ -53,7 +53,8 @@ pub fn add(domain: &Domain, index: u32, disk: Arc<dyn devices::block::Disk>) -> 
     let number = virtual_device(index);
     let mode = if disk.read_only() { "r" } else { "w" };
     let frontend = [("virtual-device", number.to_string()), ("device-type", "disk".to_owned()), ("protocol", "x86_64-abi".to_owned())];
-    let name = u8::try_from(index).ok().filter(|index| *index < 26).map_or_else(|| number.to_string(), |n| format!("xvd{}", char::from(b'a' + n)));
+    let name =
+        u8::try_from(index).ok().filter(|index| *index < 26).map_or_else(|| number.to_string(), |n| format!("xvd{}", char::from(b'a' + n)));
     let backend = [
         ("dev", name),
         ("mode", mode.to_owned()),

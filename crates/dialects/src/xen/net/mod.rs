@@ -162,7 +162,8 @@ impl Netback {
 impl Driver for Netback {
     fn offers(&self) -> Vec<(&'static str, String)> {
         let cuts = u32::from(self.has_offloads).to_string();
-        let mut offers = vec![("feature-gso-tcpv4", cuts.clone()), ("feature-gso-tcpv6", cuts), ("multi-queue-max-queues", MAX_QUEUES.to_string())];
+        let mut offers =
+            vec![("feature-gso-tcpv4", cuts.clone()), ("feature-gso-tcpv6", cuts), ("multi-queue-max-queues", MAX_QUEUES.to_string())];
         for always in ["feature-sg", "feature-rx-copy", "feature-ipv6-csum-offload", "feature-split-event-channels"] {
             offers.push((always, "1".into()));
         }

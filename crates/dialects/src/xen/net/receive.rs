@@ -55,7 +55,9 @@ impl Receiver {
                     None => return Ok(Worked { has_room: true, ..Worked::default() }),
                 },
             };
-            let Some((header, frame)) = self.packet.get(..length).and_then(|packet| packet.split_at_checked(HEADER_BYTES)) else { continue };
+            let Some((header, frame)) = self.packet.get(..length).and_then(|packet| packet.split_at_checked(HEADER_BYTES)) else {
+                continue;
+            };
             let Ok((header, _)) = Header::read_from_prefix(header) else { continue };
             let pages = frame.len().div_ceil(PAGE_SIZE as usize);
             // A packet that the guest said it cannot take, as on a wire with a smaller MTU.

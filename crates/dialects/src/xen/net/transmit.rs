@@ -54,7 +54,11 @@ impl Transmitter {
                     let Some(mut slots) = take(ring)? else { return Ok(Worked::default()) };
                     let length = self.assemble(xen, &slots);
                     if length.is_none() {
-                        slots.answers.iter_mut().filter(|(_, status)| *status == status::OKAY).for_each(|(_, status)| *status = status::ERROR);
+                        slots
+                            .answers
+                            .iter_mut()
+                            .filter(|(_, status)| *status == status::OKAY)
+                            .for_each(|(_, status)| *status = status::ERROR);
                     }
                     (length.unwrap_or(0), slots.answers)
                 }

@@ -1,6 +1,6 @@
-use abi::xen::hypercall::{Features, errno, reason, sched, version};
 use abi::xen::grant_table as grant;
 use abi::xen::hvm::Param;
+use abi::xen::hypercall::{Features, errno, reason, sched, version};
 
 use super::*;
 

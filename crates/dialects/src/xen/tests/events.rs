@@ -108,7 +108,15 @@ fn backend_hears_the_guest_until_it_unbinds() {
     let guest = Guest::running();
     let (port, heard) = (guest.port(), Arc::new(AtomicUsize::new(0)));
     let sink = heard.clone();
-    guest.xen.bind(port, Arc::new(move || drop(sink.fetch_add(1, Ordering::Relaxed)))).unwrap();
+    guest
+        .xen
+        .bind(
+            port,
+            Arc::new(move || {
+                sink.fetch_add(1, Ordering::Relaxed);
+            }),
+        )
+        .unwrap();
     assert_eq!(guest.xen.bind(port, Arc::new(|| {})), Err(PortError::Invalid), "it is taken");
     assert_eq!(guest.port_call(evtchn::op::SEND, port), 0);
     guest.xen.unbind(port);

@@ -111,7 +111,8 @@ impl Guest {
     }
 
     pub fn place(&self, space: u32, index: u64, gpa: u64) -> i64 {
-        let add = AddToPhysmap { domid: DOMAIN.into(), space: space.into(), idx: index.into(), gpfn: (gpa / PAGE_SIZE).into(), size: 0.into() };
+        let add =
+            AddToPhysmap { domid: DOMAIN.into(), space: space.into(), idx: index.into(), gpfn: (gpa / PAGE_SIZE).into(), size: 0.into() };
         self.call_with(number::MEMORY_OP, memory::ADD_TO_PHYSMAP, &add).0
     }
 
@@ -123,7 +124,10 @@ impl Guest {
     /// Grants a page to backends.
     pub fn grant(&self, page: u64, flags: u16) -> u32 {
         let grant = self.grants.fetch_add(1, Ordering::Relaxed);
-        self.set_grant(grant, Entry { flags: (flag::PERMIT_ACCESS | flags).into(), domid: 0.into(), frame: ((page / PAGE_SIZE) as u32).into() });
+        self.set_grant(
+            grant,
+            Entry { flags: (flag::PERMIT_ACCESS | flags).into(), domid: 0.into(), frame: ((page / PAGE_SIZE) as u32).into() },
+        );
         grant
     }
 
