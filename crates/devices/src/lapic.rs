@@ -103,6 +103,8 @@ pub struct LocalApic {
     registers: Mutex<Registers>,
     /// Locked before `registers` by those who need both.
     eoi_flag: Mutex<Option<Arc<dyn EoiFlag>>>,
+    /// Vectors that are never in service. Not the guest's, and so no part of the registers.
+    auto_eoi: [AtomicU32; 8],
     client: Arc<dyn ApicClient>,
     bus: Weak<ApicBus>,
     timers: Arc<Timers>,
@@ -119,6 +121,7 @@ impl LocalApic {
             base: AtomicU64::new(registers.base),
             registers: Mutex::new(registers),
             eoi_flag: Mutex::default(),
+            auto_eoi: Default::default(),
             client,
             bus,
             timers: Arc::clone(&timers),
@@ -159,10 +162,26 @@ impl LocalApic {
         self.change(|registers| {
             let Some(vector) = registers.deliverable() else { return registers.svr as u8 };
             registers::clear(&mut registers.irr, vector);
+            if self.ends_by_itself(vector) {
+                return vector;
+            }
             registers::set(&mut registers.isr, vector);
             registers.eoi_offered = registers.ends_silently() && flag.as_ref().is_some_and(|flag| flag.offer());
             vector
         })
+    }
+
+    /// Whether interrupts with this vector are never in service, see [`vmm::BackendVm::set_auto_eoi`].
+    pub fn set_auto_eoi(&self, vector: u8, ends_by_itself: bool) {
+        let (word, bit) = (&self.auto_eoi[usize::from(vector >> 5)], 1 << (vector & 31));
+        match ends_by_itself {
+            true => word.fetch_or(bit, Ordering::AcqRel),
+            false => word.fetch_and(!bit, Ordering::AcqRel),
+        };
+    }
+
+    fn ends_by_itself(&self, vector: u8) -> bool {
+        self.auto_eoi[usize::from(vector >> 5)].load(Ordering::Acquire) & 1 << (vector & 31) != 0
     }
 
     /// Sets, changes or removes the flag for silent ends of interrupts, see [`vmm::BackendVm::set_eoi_flag`].

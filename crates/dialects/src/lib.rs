@@ -27,6 +27,12 @@ pub trait Processors: Send + Sync {
 
     /// See [`BackendVm::set_eoi_flag`].
     fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>);
+
+    /// See [`BackendVm::set_auto_eoi`].
+    fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
+        let _ = (id, vector, ends_by_itself);
+        false
+    }
 }
 
 impl Processors for Arc<dyn BackendVm> {
@@ -40,6 +46,10 @@ impl Processors for Arc<dyn BackendVm> {
 
     fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {
         self.as_ref().set_eoi_flag(id, flag);
+    }
+
+    fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
+        self.as_ref().set_auto_eoi(id, vector, ends_by_itself)
     }
 }
 

@@ -110,6 +110,16 @@ impl BackendVm for SoftVm {
         }
     }
 
+    fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
+        match self.shared.apics.as_ref().and_then(|bus| bus.apic(id)) {
+            Some(apic) => {
+                apic.set_auto_eoi(vector, ends_by_itself);
+                true
+            }
+            None => false,
+        }
+    }
+
     fn protect(&self, gpa: u64, size: u64, protection: Protection) -> Result<(), BackendError> {
         self.shared.protect(gpa, size, protection)
     }

@@ -91,6 +91,13 @@ pub trait BackendVm: Send + Sync {
         let _ = (id, flag);
     }
 
+    /// Whether interrupts of processor `id` with this vector end by themselves when they are delivered, without a word of the guest to its local
+    /// APIC, as some hypervisors' own do. `false` where the backend cannot do that.
+    fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
+        let _ = (id, vector, ends_by_itself);
+        false
+    }
+
     /// Sets what guest accesses to `[gpa, gpa + size)` may do; both page aligned and inside RAM. An access that is not allowed
     /// leaves [`Vcpu::run`] with [`Exit::Protection`].
     ///

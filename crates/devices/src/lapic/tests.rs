@@ -65,6 +65,21 @@ fn x2apic(apic: &LocalApic) {
 }
 
 #[test]
+fn vector_that_ends_by_itself_is_never_in_service() {
+    let m = machine(1);
+    let apic = m.apic(0);
+    let arrives = || {
+        m.bus.signal_msi(0xfee0_0000, 0x55);
+        apic.has_work() && apic.acknowledge() == 0x55
+    };
+    apic.set_auto_eoi(0x55, true);
+    assert!(arrives() && arrives() && arrives());
+    apic.set_auto_eoi(0x55, false);
+    assert!(arrives());
+    assert!(!arrives(), "in service, as any other");
+}
+
+#[test]
 fn higher_class_is_delivered_first_and_eoi_unblocks_the_lower() {
     let m = machine(1);
     let apic = m.apic(0);

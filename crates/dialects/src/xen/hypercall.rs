@@ -27,6 +27,8 @@ const CONSOLE_WRITE_MAX: u64 = 4096;
 const CAPABILITIES: &[u8] = b"hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64";
 const FEATURES: u32 =
     feature::AUTO_TRANSLATED_PHYSMAP | feature::SUPERVISOR_MODE_KERNEL | feature::HVM_CALLBACK_VECTOR | feature::HVM_SAFE_PVCLOCK;
+/// Where the kind is in HVM_PARAM_CALLBACK_IRQ.
+const CALLBACK_KIND: u32 = 56;
 /// First vector that is no exception and that a local APIC takes.
 const FIRST_VECTOR: u8 = 16;
 
@@ -368,12 +370,17 @@ impl Xen {
         }
     }
 
-    /// HVM_PARAM_CALLBACK_IRQ. A guest whose processors have vectors of their own sets it for form's sake; without them there is no other way
-    /// here, and it is told so.
+    /// HVM_PARAM_CALLBACK_IRQ: a vector, or nothing. A guest whose processors have vectors of their own sets a line for form's sake; lines are no
+    /// way here, and a guest that means it is told so.
     fn set_callback(&self, value: u64) -> Answer {
         let mut state = self.lock();
-        if value != 0 && !state.shared.has_vectors() {
-            return Err(EINVAL);
+        let vector = match value >> CALLBACK_KIND {
+            hvm::via::VECTOR if value as u8 >= FIRST_VECTOR => Some(value as u8),
+            hvm::via::GSI if value == 0 || state.shared.has_vectors() => None,
+            _ => return Err(EINVAL),
+        };
+        if !state.shared.set_callback(vector, self.processors.get()) {
+            return Err(ENOSYS);
         }
         state.callback = value;
         Ok(0)

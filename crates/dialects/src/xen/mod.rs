@@ -15,8 +15,8 @@
 //! ```
 //!
 //! Backends (the other ends of event channels, the users of grants) reach the guest through [`Xen::bind`], [`Xen::notify`] and [`Xen::map`].
-//! Only 64-bit callers are answered. Guests get events by a vector of each processor (`HVMOP_set_evtchn_upcall_vector`), which is an ordinary
-//! interrupt to its local APIC; Linux takes that since 6.0.
+//! Only 64-bit callers are answered. Events are announced by a vector of each processor (`HVMOP_set_evtchn_upcall_vector`), an ordinary interrupt to
+//! its local APIC, which Linux takes since 6.0; or by one vector for all (`HVM_PARAM_CALLBACK_IRQ`), which ends by itself.
 
 mod atomic;
 pub mod block;
@@ -353,7 +353,7 @@ impl Dialect for Xen {
         }
         let mut state = self.lock();
         let kept = [state.store_port, state.console_port];
-        state.shared.reset();
+        state.shared.reset(self.processors.get());
         state.channels.reset(&kept);
         state.callback = 0;
         lock(&self.grants).reset();

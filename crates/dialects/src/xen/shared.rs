@@ -24,6 +24,8 @@ pub(super) struct Shared {
     /// Address of the shared info.
     page: Option<u64>,
     vcpus: Vec<Vcpu>,
+    /// The vector of upcalls to processors that have none of their own; it ends by itself.
+    callback: Option<u8>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -36,7 +38,7 @@ struct Vcpu {
 
 impl Shared {
     pub fn new(memory: GuestMemory, vcpus: u32) -> Shared {
-        Shared { memory, page: None, vcpus: vec![Vcpu::default(); vcpus as usize] }
+        Shared { memory, page: None, vcpus: vec![Vcpu::default(); vcpus as usize], callback: None }
     }
 
     /// Whether there is such a processor.
@@ -85,6 +87,10 @@ impl Shared {
     pub fn set_vector(&mut self, vcpu: VcpuId, vector: u8, processors: Option<&Arc<dyn Processors>>) {
         if let Some(known) = self.vcpus.get_mut(vcpu as usize) {
             known.vector = Some(vector);
+            if let Some(processors) = processors {
+                // Such a vector is ended as any other, even if it was the callback's.
+                processors.set_auto_eoi(vcpu, vector, false);
+            }
             self.upcall(vcpu, processors);
         }
     }
@@ -92,6 +98,22 @@ impl Shared {
     /// Whether every processor that asked gets its events by a vector of its own.
     pub fn has_vectors(&self) -> bool {
         self.vcpus.first().is_some_and(|vcpu| vcpu.vector.is_some())
+    }
+
+    /// HVM_PARAM_CALLBACK_IRQ with a vector, or with none. `false` when this backend has no interrupts that end by themselves.
+    pub fn set_callback(&mut self, vector: Option<u8>, processors: Option<&Arc<dyn Processors>>) -> bool {
+        let Some(known) = processors else { return vector.is_none() };
+        let set = |vector: u8, on: bool| (0..self.vcpus.len() as VcpuId).all(|vcpu| known.set_auto_eoi(vcpu, vector, on));
+        if let Some(old) = self.callback {
+            set(old, false);
+        }
+        if vector.is_some_and(|new| !set(new, true)) {
+            self.callback = None;
+            return false;
+        }
+        self.callback = vector;
+        (0..self.vcpus.len() as VcpuId).for_each(|vcpu| self.upcall(vcpu, processors));
+        true
     }
 
     /// Sets a port pending; `true` when its processor has to be interrupted.
@@ -127,7 +149,7 @@ impl Shared {
         let waits = self.info(vcpu).and_then(|info| {
             atomic::with(&self.memory, info + vcpu_info::UPCALL_PENDING, |flag: &AtomicU8| flag.load(Ordering::SeqCst) != 0)
         });
-        let vector = self.vcpus.get(vcpu as usize).and_then(|vcpu| vcpu.vector);
+        let vector = self.vcpus.get(vcpu as usize).and_then(|vcpu| vcpu.vector.or(self.callback));
         if let (Some(true), Some(vector), Some(processors)) = (waits, vector, processors) {
             // Processor numbers are APIC ids; an edge, fixed delivery.
             processors.signal_msi(MSI_ADDRESS_BASE | u64::from(vcpu) << MSI_DESTINATION_SHIFT, vector.into());
@@ -135,7 +157,8 @@ impl Shared {
     }
 
     /// Forgets where everything is.
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self, processors: Option<&Arc<dyn Processors>>) {
+        self.set_callback(None, processors);
         self.page = None;
         self.vcpus.fill(Vcpu::default());
     }

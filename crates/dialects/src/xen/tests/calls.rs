@@ -89,6 +89,29 @@ fn callback_without_vectors_is_refused() {
 }
 
 #[test]
+fn callback_vector_is_for_processors_without_their_own_and_ends_by_itself() {
+    let guest = Guest::new();
+    assert_eq!(guest.place(memory::SPACE_SHARED_INFO, 0, SHARED_INFO), 0);
+    let set = |value: u64| {
+        let param = Param { domid: DOMAIN.into(), index: words::param::CALLBACK_IRQ.into(), value: value.into(), ..Param::default() };
+        guest.call_with(number::HVM_OP, words::op::SET_PARAM, &param).0
+    };
+    assert_eq!(set(2 << 56 | 0xf3), 0);
+    assert_eq!(*guest.interrupts.1.lock().unwrap(), [(0, 0xf3, true), (1, 0xf3, true)]);
+    let own = UpcallVector { vcpu: 1.into(), vector: 0xf4, pad: [0; 3] };
+    assert_eq!(guest.call_with(number::HVM_OP, words::op::SET_UPCALL_VECTOR, &own).0, 0);
+    for vcpu in 0..2u32 {
+        let (_, bind) =
+            guest.call_with(number::EVENT_CHANNEL_OP, evtchn::op::BIND_IPI, &evtchn::BindIpi { vcpu: vcpu.into(), port: 0.into() });
+        assert_eq!(guest.port_call(evtchn::op::SEND, bind.port.get()), 0);
+    }
+    assert_eq!(guest.interrupts().into_iter().map(|(_, data)| data).collect::<Vec<_>>(), [0xf3, 0xf4]);
+    for bad in [2 << 56 | 3, 1 << 56, 9 << 56, 5] {
+        assert_eq!(set(bad), -errno::EINVAL, "{bad:#x}");
+    }
+}
+
+#[test]
 fn shutdown_tells_the_machine_why() {
     let guest = Guest::new();
     for (word, reason) in [(reason::POWER_OFF, Shutdown::PowerOff), (reason::REBOOT, Shutdown::Reboot), (reason::CRASH, Shutdown::Crash)] {

@@ -30,9 +30,9 @@ const GRANT_TABLE: u64 = 0x3000;
 const PAGES: u64 = 0x1_0000;
 const VECTOR: u8 = 0xf3;
 
-/// Interrupts that were sent, as addresses and data.
+/// Interrupts that were sent, as addresses and data; and vectors that end by themselves, or do not any more.
 #[derive(Default)]
-struct Interrupts(Mutex<Vec<(u64, u32)>>);
+struct Interrupts(Mutex<Vec<(u64, u32)>>, Mutex<Vec<(VcpuId, u8, bool)>>);
 
 impl Processors for Interrupts {
     fn signal_msi(&self, address: u64, data: u32) {
@@ -40,6 +40,10 @@ impl Processors for Interrupts {
     }
     fn wake(&self, _id: VcpuId) {}
     fn set_eoi_flag(&self, _id: VcpuId, _flag: Option<Arc<dyn EoiFlag>>) {}
+    fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
+        self.1.lock().unwrap().push((id, vector, ends_by_itself));
+        true
+    }
 }
 
 /// How the machine was ended.
