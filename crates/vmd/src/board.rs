@@ -38,6 +38,7 @@ use dialects::xen::Xen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
+use xenstore::SharedStore;
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
@@ -241,7 +242,14 @@ impl Board {
 /// The machine in XenStore, with the disks and network cards that are Xen's.
 fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
-    let domain = Domain::new(Arc::clone(xen), &parts.uuid.to_string(), config.cpus, config.console.is_some()).map_err(host)?;
+    let domain = Domain::new(
+        Arc::clone(xen),
+        SharedStore::new(xenstore::Config::default()),
+        &parts.uuid.to_string(),
+        config.cpus,
+        config.console.is_some(),
+    )
+    .map_err(host)?;
     let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
     for (index, (disk, _)) in (0..).zip(disks) {
         xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;

@@ -170,6 +170,7 @@ impl MachineConfig {
                 _ if self.dialects.contains(DialectName::Kvm) => combination(
                     "--dialect: kvm and xen are called by the same instruction, which does not say whom it calls; take one of them",
                 ),
+                _ if self.deterministic => combination("--deterministic: not with --dialect xen, whose backends have threads of their own"),
                 BackendChoice::Kvm => combination("--dialect xen: KVM answers Linux' hypercalls (VMCALL) by itself; use --backend soft"),
                 _ => Ok(()),
             };

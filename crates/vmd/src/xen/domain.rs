@@ -12,7 +12,7 @@ use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN, Xen};
 use vmm::memory::PAGE_SIZE;
-use xenstore::{ClientId, Config, DomId, Error, Perms, Ring, Server, Session, SharedStore, View};
+use xenstore::{ClientId, DomId, Error, Perms, Ring, Server, Session, SharedStore, View};
 
 use crate::power::{PowerError, Wish};
 
@@ -34,12 +34,11 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// Makes the domain's nodes and serves its ring.
+    /// Makes the domain's nodes in `store`, in place of what an earlier power-on left there, and serves its ring.
     ///
     /// # Errors
     /// When the host has no thread or descriptor left.
-    pub fn new(xen: Arc<Xen>, uuid: &str, vcpus: u32, has_console: bool) -> std::io::Result<Domain> {
-        let store = SharedStore::new(Config::default());
+    pub fn new(xen: Arc<Xen>, store: SharedStore, uuid: &str, vcpus: u32, has_console: bool) -> std::io::Result<Domain> {
         let host = Arc::new(store.host());
         host.update(|view| write_home(view, uuid, vcpus)).map_err(std::io::Error::other)?;
         let domain = Domain { xen, store, host, workers: Mutex::default() };
@@ -92,7 +91,13 @@ impl Domain {
     pub fn shut_down(&self) {
         let workers = std::mem::take(&mut *self.workers());
         workers.iter().for_each(Worker::end_soon);
-        // Dropped, they are waited for.
+        // They are waited for.
+        drop(workers);
+        self.store.with(|server| {
+            if let Some(client) = server.ring(DomId(DOMAIN)) {
+                server.disconnect(client);
+            }
+        });
     }
 
     fn workers(&self) -> MutexGuard<'_, Vec<Worker<()>>> {
@@ -200,6 +205,10 @@ fn perms(text: &str) -> Perms {
 
 fn write_home(view: &mut View<'_>, uuid: &str, vcpus: u32) -> Result<(), Error> {
     let readable = format!("n{BACKEND_DOMAIN},r{DOMAIN}");
+    for old in [format!("{HOME}/device"), format!("{BACKENDS}/vbd/{DOMAIN}"), format!("{BACKENDS}/vif/{DOMAIN}")] {
+        // Where nothing is, nothing has to go.
+        let _ = view.remove(&old);
+    }
     view.mkdir(HOME)?;
     view.set_perms(HOME, perms(&readable))?;
     let mut keys = vec![
@@ -255,4 +264,63 @@ fn write_device(
         view.write(&format!("{path}/state"), state::INITIALISING.to_string().as_bytes())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dialects::kvm::clock::PvClock;
+    use vmm::time::{StepClock, Timers};
+    use xenstore::Config;
+
+    use super::*;
+
+    fn domain(store: &SharedStore) -> Domain {
+        let memory = vmm::memory::map(&super::super::memory(0)).unwrap();
+        let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
+        let clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), 1_000_000_000, 1));
+        Domain::new(Xen::new(memory, clock, timers, [0; 16], 1), store.clone(), "uuid", 1, true).unwrap()
+    }
+
+    #[test]
+    fn nodes_are_whose_they_should_be() {
+        let store = SharedStore::new(Config::default());
+        let domain = domain(&store);
+        domain.add("vbd", 51712, &[("device-type", "disk".into())], &[("mode", "w".into())], |_| {}).unwrap();
+        let guest = store.guest(DomId(DOMAIN));
+        assert_eq!(guest.read("name"), Ok(b"machine".to_vec()));
+        assert_eq!(guest.write("name", b"mine"), Err(Error::Denied));
+        for own in ["data/x", "control/feature-poweroff", "device/vbd/51712/ring-ref"] {
+            assert_eq!(guest.write(own, b"1"), Ok(()), "{own}");
+        }
+        let backend = String::from_utf8(guest.read("device/vbd/51712/backend").unwrap()).unwrap();
+        assert_eq!(guest.read(&format!("{backend}/mode")), Ok(b"w".to_vec()));
+        assert_eq!(guest.write(&format!("{backend}/state"), b"4"), Err(Error::Denied));
+        domain.shut_down();
+    }
+
+    #[test]
+    fn guest_is_asked_only_for_what_it_said_it_obeys() {
+        let store = SharedStore::new(Config::default());
+        let domain = domain(&store);
+        assert_eq!(domain.ask(Wish::Shutdown), Err(PowerError::NoXenDriver));
+        store.guest(DomId(DOMAIN)).write("control/feature-poweroff", b"1").unwrap();
+        assert_eq!(domain.ask(Wish::Shutdown), Ok(()));
+        assert_eq!(store.host().read(SHUTDOWN), Ok(b"poweroff".to_vec()));
+        assert_eq!(domain.ask(Wish::Reboot), Err(PowerError::NoXenDriver));
+        assert_eq!(domain.ask(Wish::SetClock), Err(PowerError::NoWord(Wish::SetClock)));
+        domain.shut_down();
+    }
+
+    #[test]
+    fn power_comes_on_again_in_the_same_store() {
+        let store = SharedStore::new(Config::default());
+        for _ in 0..2 {
+            let domain = domain(&store);
+            domain.add("vif", 0, &[], &[], |_| {}).unwrap();
+            domain.shut_down();
+            assert_eq!(store.host().read("/local/domain/1/device/vif/0/state"), Ok(b"1".to_vec()));
+        }
+    }
 }

@@ -54,3 +54,45 @@ impl Machine for Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use devices::MsiSink;
+    use devices::interrupts::{InterruptRouter, InterruptSink};
+    use devices::pci::PciBus;
+    use devices::xen_platform::{MEMORY_BAR, XenPlatform};
+    use vmm::backend::IoapicRoute;
+
+    use super::*;
+
+    struct Nowhere;
+
+    impl MsiSink for Nowhere {
+        fn signal_msi(&self, _address: u64, _data: u32) {}
+    }
+
+    impl InterruptSink for Nowhere {
+        fn set_extint(&self, _asserted: bool) {}
+        fn set_ioapic_routes(&self, _routes: &[Option<IoapicRoute>]) {}
+    }
+
+    #[test]
+    fn platform_devices_memory_is_where_the_memory_is() {
+        let mut pci = PciBus::new();
+        pci.add_next(XenPlatform::new(), &InterruptRouter::new(Arc::new(Nowhere))).unwrap();
+        pci.assign().unwrap();
+        let (_, function) = pci.functions().next().unwrap();
+        let bars = function.config().active_bars();
+        assert!(bars.iter().any(|(bar, _, range)| *bar == MEMORY_BAR && range.start == PLATFORM_MEMORY), "{bars:?}");
+    }
+
+    #[test]
+    fn memory_lies_beside_ram_of_any_size() {
+        for size in [2 << 20, 512 << 20, LOW_RAM_END, LOW_RAM_END + (1 << 30), 128 << 30] {
+            let mut ranges = crate::boot::layout(size, 256 << 10);
+            ranges.extend(memory(size));
+            ranges.sort_unstable();
+            assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{size:#x}: {ranges:x?}");
+        }
+    }
+}
