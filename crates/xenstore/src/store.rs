@@ -160,11 +160,11 @@ impl Store {
     /// # Errors
     /// [`Error::Quota`].
     pub fn begin(&mut self, client: ClientId) -> Result<TxId, Error> {
-        let (open, domain, privileged) = self.client(client).map(|client| (client.transactions.len(), client.domain, client.privileged))?;
-        self.allow(domain, privileged, Quota::Transactions, open + 1)?;
-        let transaction = Transaction::new(&self.tree, self.replaced);
+        let (caller, open) = (self.caller(client)?, self.client(client)?.transactions.len());
+        self.allow(caller.domain, caller.privileged, Quota::Transactions, open + 1)?;
+        let transaction = Transaction::new(&self.tree, caller, self.replaced);
         let id = self.client_mut(client)?.add_transaction(transaction);
-        if !privileged {
+        if !caller.privileged {
             self.snapshots.insert((self.replaced, client, id));
         }
         Ok(id)
