@@ -149,8 +149,7 @@ impl Store {
         let mut edit = Edit { tree: &mut self.tree, settled, charges: &mut self.charges, domains, caller, value_max };
         let change = edit.apply(&op).inspect_err(|error| self.note_quota(caller.domain, *error))?;
         self.usages.settle(&mut self.charges);
-        let value = if let Op::Write(_, value) = &op { value.len() } else { 0 };
-        self.count_replaced(CHANGE_BYTES + value);
+        self.count_replaced(CHANGE_BYTES + op.size());
         self.fire_change(op.path(), &change);
         Ok(())
     }

@@ -173,7 +173,7 @@ impl Transaction {
             self.condition = Condition::Failed;
         }
         let outcome = outcome.map(drop);
-        self.memory += STEP_BYTES + op.path().as_str().len();
+        self.memory += STEP_BYTES + op.path().as_str().len() + op.size();
         self.seen.clear();
         self.log.push(Step::Did(op, outcome));
         outcome

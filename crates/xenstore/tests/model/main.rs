@@ -3,6 +3,8 @@
 //! The model ([`reference`]) is a sorted map of paths that is copied where the store has snapshots, transactions that keep all their requests and
 //! answers, and loops over everything where the store has an index.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod reference;
