@@ -142,9 +142,12 @@ impl Server {
         self.rings.get(&domain).copied()
     }
 
-    /// Whether the connection is to be read from. Otherwise it must read, or wait, first.
+    /// Whether the connection is to be read from, as another request of it would be done at once. Otherwise it must read, or wait, first.
     pub fn wants_input(&self, client: ClientId) -> bool {
-        self.may_proceed(client)
+        let Some(connection) = self.connections.get(&client) else { return false };
+        let held = !connection.privileged && self.hold.is_some();
+        let most = if connection.privileged { 0 } else { self.outstanding(client) };
+        !connection.broken && !held && connection.output.has_room(most)
     }
 
     /// Whether the client broke the protocol: its connection is to be closed, its ring to be marked.
@@ -287,7 +290,7 @@ impl Server {
     fn process(&mut self, client: ClientId, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         loop {
-            if !self.may_proceed(client) {
+            if !self.wants_input(client) {
                 if self.hold.is_some() {
                     self.waiting.insert(client);
                 }
@@ -309,13 +312,6 @@ impl Server {
             }
         }
         bytes.len() - rest.len()
-    }
-
-    fn may_proceed(&self, client: ClientId) -> bool {
-        let Some(connection) = self.connections.get(&client) else { return false };
-        let held = !connection.privileged && self.hold.is_some();
-        let most = if connection.privileged { 0 } else { self.outstanding(client) };
-        !connection.broken && !held && connection.output.has_room(most)
     }
 
     /// How many replies a domain's client may leave unread.

@@ -370,6 +370,28 @@ mod tests {
     }
 
     #[test]
+    fn change_from_here_wakes_who_serves_the_connections() {
+        fn is_shared(_: &(impl Send + Sync)) {}
+        let store = store();
+        is_shared(&store);
+        let host = store.host();
+        let socket = store.with(|server| {
+            let socket = server.connect(DomId::HOST, true);
+            let watched = server.store().watched(socket, b"/a").unwrap();
+            server.store().watch(socket, &watched, b"token", None).unwrap();
+            socket
+        });
+        let woken: Arc<Mutex<u32>> = Arc::default();
+        let count = woken.clone();
+        store.set_waker(move || *count.lock().unwrap() += 1);
+        host.write("/b", b"x").unwrap();
+        assert_eq!(*woken.lock().unwrap(), 0);
+        host.write("/a", b"x").unwrap();
+        assert_eq!(*woken.lock().unwrap(), 1);
+        assert_eq!(store.with(Server::take_active), [socket]);
+    }
+
+    #[test]
     fn session_that_ends_leaves_nothing() {
         let store = store();
         let guest = store.guest(DomId(5));

@@ -460,6 +460,19 @@ fn host_cannot_destroy_the_store() {
 }
 
 #[test]
+fn idle_connections_and_foreign_watches_are_not_looked_at() {
+    let mut rig = Rig::new();
+    let host = rig.socket();
+    for number in 0..1000 {
+        let idle = rig.socket();
+        rig.watch(idle, "/elsewhere", &number.to_string());
+    }
+    rig.server.take_active();
+    rig.write(host, 0, "/a", "x").unwrap();
+    assert_eq!(rig.server.take_active(), [host]);
+}
+
+#[test]
 fn client_that_crashes_in_the_middle_leaves_nothing() {
     let mut rig = Rig::new();
     let client = rig.socket();

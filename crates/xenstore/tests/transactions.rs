@@ -1,5 +1,7 @@
 //! Isolation, conflicts, ends. The table of conflicts is that of C xenstored and oxenstored, with the answer that is right.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod common;
 
 use abi::xen::xenstore::op;

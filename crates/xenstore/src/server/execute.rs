@@ -206,6 +206,7 @@ impl Server {
         let starving = self.connections.get(&client).is_some_and(|connection| connection.conflicts >= CONFLICTS_BEFORE_HOLD);
         if starving && self.hold.is_none() {
             self.hold = Some(client);
+            tracing::info!(client = client.0, "domains wait for a transaction that conflicted too often");
         }
         Ok(Reply::Text(id.to_string()))
     }

@@ -1,5 +1,5 @@
 //! Clients on the wire of a server in the same process, each of which sends and reads everything at once unless a test says otherwise.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "for tests, each of which uses its own part")]
 
 use abi::xen::xenstore::{HEADER_SIZE, Header, op};
 use xenstore::{ClientId, Config, DomId, Host, NoHost, Quota, Ring, Server, Store};

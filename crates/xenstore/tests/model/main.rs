@@ -3,6 +3,8 @@
 //! The model ([`reference`]) is a sorted map of paths that is copied where the store has snapshots, transactions that keep all their requests and
 //! answers, and loops over everything where the store has an index.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod reference;
@@ -13,7 +15,7 @@ use abi::xen::xenstore::op;
 use common::Rig;
 use proptest::prelude::*;
 use reference::{Event, Model, NODES_MAX, PERMS_MAX, Request, SIZE_MAX};
-use xenstore::{ClientId, DomId, Quota, Ring};
+use xenstore::{ClientId, Config, DomId, NoHost, Quota, Ring, Server};
 
 /// What one of the clients does, or what happens to one of the domains.
 #[derive(Debug, Clone)]
@@ -57,6 +59,8 @@ enum Step {
         domain: u16,
         target: u16,
     },
+    /// Another process takes over.
+    Restart,
 }
 
 const PATHS: [&str; 14] = [
@@ -109,6 +113,7 @@ fn steps() -> impl Strategy<Value = Step> {
         1 => client().prop_map(|client| Step::Crash { client }),
         1 => (1u16..4).prop_map(|domain| Step::Die { domain }),
         1 => (1u16..4, 1u16..4).prop_map(|(domain, target)| Step::Target { domain, target }),
+        1 => Just(Step::Restart),
     ]
 }
 
@@ -211,6 +216,10 @@ impl Pair {
             Step::Target { domain, target } => {
                 self.rig.ok(self.clients[0], op::SET_TARGET, 0, &[&domain.to_string(), &target.to_string(), ""]);
                 self.model.set_target(*domain, *target);
+            }
+            Step::Restart => {
+                self.rig.server = Server::restored(self.rig.server.state(), Config::default(), Box::new(NoHost)).unwrap();
+                self.model.restart();
             }
         }
         self.compare(step);

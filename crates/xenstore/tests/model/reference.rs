@@ -40,6 +40,7 @@ struct Transaction {
     base: Nodes,
     view: Nodes,
     log: Vec<(Request, Answer)>,
+    changed: bool,
     failed: bool,
     lost: bool,
 }
@@ -141,7 +142,8 @@ impl Model {
         // What others have added since the start counts too.
         let owned = |nodes: &Nodes| nodes.values().filter(|node| node.perms[0].1 == caller.domain).count() as i64;
         let added = owned(current) - owned(&transaction.base);
-        let (answer, _) = execute(&mut transaction.view, &[added], caller, request);
+        let (answer, change) = execute(&mut transaction.view, &[added], caller, request);
+        transaction.changed |= change.is_some();
         transaction.failed |= answer == Err("ENOSPC");
         transaction.log.push((request.clone(), answer.clone()));
         answer
@@ -153,7 +155,7 @@ impl Model {
             return Err("ENOSPC");
         }
         client.last += 1;
-        let transaction = Transaction { base: nodes.clone(), view: nodes.clone(), log: vec![], failed: false, lost: false };
+        let transaction = Transaction { base: nodes.clone(), view: nodes.clone(), log: vec![], changed: false, failed: false, lost: false };
         client.transactions.insert(client.last, transaction);
         Ok(format!("{}\0", client.last).into())
     }
@@ -163,29 +165,23 @@ impl Model {
         if !commit {
             return Ok(());
         }
-        if transaction.failed {
-            return Err("ENOMEM");
-        }
         if transaction.lost {
             return Err("EAGAIN");
         }
+        if transaction.failed {
+            return Err("ENOMEM");
+        }
         let caller = self.caller(client);
-        let changes = |nodes: &mut Nodes| {
-            let mut changes = vec![];
-            let same = transaction.log.iter().all(|(request, answer)| {
-                let (now, change) = execute(nodes, &[], caller, request);
-                changes.extend(change);
-                now == *answer
-            });
-            (same, changes)
-        };
-        let (mut alone, mut now) = (transaction.base.clone(), self.nodes.clone());
-        if changes(&mut alone).1.is_empty() {
+        if !transaction.changed {
             return Ok(());
         }
-        let (same, changed) = changes(&mut now);
-        if !same {
-            return Err("EAGAIN");
+        let (mut now, mut changed) = (self.nodes.clone(), vec![]);
+        for (request, answer) in transaction.log {
+            let (again, change) = execute(&mut now, &[], caller, &request);
+            changed.extend(change);
+            if again != answer {
+                return Err("EAGAIN");
+            }
         }
         let before = std::mem::replace(&mut self.nodes, now);
         for (path, _) in &changed {
@@ -266,6 +262,12 @@ impl Model {
 
     pub fn set_target(&mut self, domain: u16, target: u16) {
         self.targets.insert(domain, target);
+    }
+
+    /// All open transactions have lost their snapshots.
+    pub fn restart(&mut self) {
+        let open = self.clients.iter_mut().flat_map(|client| client.transactions.values_mut());
+        open.for_each(|transaction| transaction.lost = true);
     }
 
     pub fn take_events(&mut self) -> Vec<Event> {
