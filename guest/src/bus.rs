@@ -1,4 +1,4 @@
-//! pvbus in this kernel: the device tree, its interrupts and deadlines, and what hosts ask for.
+//! pvbus in this kernel: the device tree, its interrupts and deadlines, and what hosts ask for, be it by the power button.
 
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -23,6 +23,8 @@ pub struct Bus {
     pub tree: Tree<'static>,
     /// Interrupt lines of devices, and the vectors they come by.
     lines: Vec<(u8, u8)>,
+    /// The vector of the machine's power button.
+    button: Option<u8>,
     /// When the devices want to be polled.
     next: Option<Nanos>,
     /// The latest time of day by each host.
@@ -37,7 +39,7 @@ impl Bus {
         let tree = Tree::attach(&KERNEL);
         tree.dmesg().iter().for_each(|line| dmesg!("{line}"));
         let lines = tree.interrupt_lines().map(|line| (line, interrupts::isa(line))).collect();
-        let mut bus = Bus { tree, lines, next: Some(0), times: Vec::new(), rtc: None };
+        let mut bus = Bus { tree, lines, button: power::enable_button(), next: Some(0), times: Vec::new(), rtc: None };
         bus.read_rtc();
         let guest = GuestInfo {
             hostname: HOSTNAME.to_string(),
@@ -53,6 +55,10 @@ impl Bus {
 
     /// Does what is due; when to call again, unless an interrupt comes.
     pub fn poll(&mut self) -> Option<Nanos> {
+        if self.button.is_some_and(interrupts::take) && power::was_button_pressed() {
+            dmesg!("Shutting down because the power button was pressed");
+            self.go_down(false);
+        }
         for (line, vector) in self.lines.clone() {
             if interrupts::take(vector) {
                 let polled = self.tree.on_interrupt(line, time::now());

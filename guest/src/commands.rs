@@ -8,7 +8,7 @@ use abi::pci::{CAP_MSIX, CAP_VENDOR};
 use logic::calendar::DateTime;
 use logic::words::{self, Options, Unterminated};
 use pvbus::hal::SECOND;
-use pvbus::{Kind, StoreError};
+use pvbus::{Interface, Kind, StoreError};
 
 use crate::bus::Bus;
 use crate::pci::Bar;
@@ -17,6 +17,8 @@ use crate::{console, memory, pci, print, println, time};
 /// Where `hostctl` looks when it is not told.
 const DEFAULT_DEVICE: &str = "/dev/pvbus0";
 const DEVICE: &str = "/dev/pvbus";
+/// The root of the device tree.
+const ROOT: &str = "mainbus0";
 
 /// A command.
 struct Command {
@@ -112,26 +114,24 @@ fn clock(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
 }
 
 fn tree(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
-    println!("mainbus0");
     let devices: Vec<_> = bus.tree.devices().collect();
-    let is_device = |name| devices.iter().any(|(device, _)| *device == name);
-    let mut parents: Vec<&str> = Vec::new();
-    for (name, parent) in &devices {
-        let root = if *parent == "mainbus0" { name } else { parent };
-        if !parents.contains(root) {
-            parents.push(root);
-        }
-    }
-    for parent in parents {
-        println!("  {parent}{}", if is_device(parent) { "" } else { " (plain PCI)" });
-        devices.iter().filter(|(_, other)| *other == parent).for_each(|(name, _)| println!("    {name}"));
-    }
+    show(&devices, ROOT, 0);
+    // Parents that no driver of ours attached: plain PCI.
+    let mut others: Vec<&str> = devices.iter().map(|(_, parent)| *parent).filter(|parent| *parent != ROOT).collect();
+    others.retain(|parent| devices.iter().all(|(name, _)| name != parent));
+    others.sort_unstable();
+    others.dedup();
+    others.into_iter().for_each(|parent| show(&devices, parent, 1));
+
     let on_bus: Vec<Kind> = bus.tree.stores().kinds().collect();
-    for interface in bus.tree.detection().interfaces.clone() {
-        let minor = on_bus.iter().position(|kind| *kind == interface.kind).filter(|_| interface.trusted);
+    let mut interfaces = bus.tree.detection().interfaces.clone();
+    let minor_of = |interface: &Interface| on_bus.iter().position(|kind| *kind == interface.kind).filter(|_| interface.trusted);
+    interfaces.sort_by_key(|interface| minor_of(interface).unwrap_or(usize::MAX));
+    for interface in interfaces {
+        let minor = minor_of(&interface);
         match minor {
             Some(minor) => print!("{DEVICE}{minor}: "),
-            None => print!("(no device): "),
+            None => print!("no device: "),
         }
         print!("{}, leaves {:#x} to {:#x}", interface.kind, interface.base, interface.max_leaf);
         if let Some(version) = interface.version {
@@ -145,6 +145,12 @@ fn tree(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
         interface.notes.iter().for_each(|note| println!("    {note}"));
     }
     Ok(())
+}
+
+/// A device with those below it.
+fn show(devices: &[(&str, &str)], name: &str, depth: usize) {
+    println!("{:indent$}{name}", "", indent = 2 * depth);
+    devices.iter().filter(|(_, parent)| *parent == name).for_each(|(child, _)| show(devices, child, depth + 1));
 }
 
 /// As hostctl(8) of OpenBSD, as far as it goes without files.
