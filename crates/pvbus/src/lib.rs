@@ -69,3 +69,8 @@ pub use hal::{Dma, Hal, HalError, Nanos};
 pub use ioctl::{BadAddress, Stores, UserMemory};
 pub use store::{Store, StoreError};
 pub use tree::{Polled, Tree};
+
+/// The example of the documentation's page, so that it stays true.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/pvbus.md")]
+struct Page;
