@@ -7,6 +7,7 @@
 pub mod kvm;
 pub mod openbsd;
 pub mod store;
+pub mod vmware;
 
 use std::sync::Arc;
 
