@@ -32,7 +32,7 @@ pub fn complete(config: &mut MachineConfig, dialects_given: bool) {
     }
     if config.cmdline.is_empty() {
         let is_for_people = config.serial == SerialTarget::Stdio && std::io::stdin().is_terminal();
-        config.cmdline = if is_for_people { "prompt" } else { "demo" }.into();
+        config.cmdline = if is_for_people { "demo prompt" } else { "demo" }.into();
     }
 }
 

@@ -4,3 +4,4 @@
 mod clock;
 mod machine;
 mod vmmci;
+mod vmware;
