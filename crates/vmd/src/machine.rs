@@ -42,14 +42,13 @@ use crate::steal::RunDelay;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
-/// Ticks a second of the software CPU's TSC: it counts the machine's nanoseconds.
-const SOFT_TSC_HZ: u64 = 1_000_000_000;
 /// Time of day at which a deterministic machine starts: 2024-01-01 00:00 UTC.
 const DETERMINISTIC_EPOCH: Duration = Duration::from_secs(1_704_067_200);
 /// The host's source of random bytes.
 const RANDOM: &str = "/dev/urandom";
 /// What a deterministic machine gets for random bytes.
 const DETERMINISTIC_RANDOM: u8 = 0x5a;
+const DETERMINISTIC_NUMBER: u64 = u64::from_ne_bytes([DETERMINISTIC_RANDOM; 8]);
 
 /// Why a machine could not be made, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -205,6 +204,13 @@ fn random(config: &MachineConfig) -> Result<Box<dyn Read>, MachineError> {
     })
 }
 
+/// One that nobody can guess. (getrandom(2) gives eight bytes without fail.)
+fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes)
+}
+
 /// A machine with power on.
 struct Machine {
     vmm: Arc<Vmm>,
@@ -245,13 +251,15 @@ impl Machine {
         let run_delay = if config.deterministic || backend_kvm.is_some() { None } else { RunDelay::new(config.cpus).map(Arc::new) };
         let surroundings = Surroundings {
             memory: memory.clone(),
+            ram: config.memory.0,
             timers: Arc::clone(&timers),
-            tsc_hz: SOFT_TSC_HZ,
+            frequencies: vmm.backend().frequencies().map_err(VmmError::from)?,
             vcpus: config.cpus,
             backend_kvm,
             steal: run_delay.clone().map(|delay| delay as Arc<dyn StealSource>),
             store: Arc::clone(control.store()),
-            uuid: identity.0,
+            uuid: identity,
+            random: if config.deterministic { || DETERMINISTIC_NUMBER } else { random_number },
         };
         let paravirtual = Arc::new(Paravirtual::new(config.dialects.dialects(), &surroundings));
         let vm_config = VmConfig {

@@ -10,19 +10,22 @@ use dialects::kvm::clock::PvClock;
 use dialects::kvm::{self, Kvm, StealSource};
 use dialects::openbsd::Openbsd;
 use dialects::store::Store;
+use dialects::vmware::{Platform, Vmware};
 use vmm::time::Timers;
-use vmm::{BackendVm, GuestMemory};
+use vmm::{BackendVm, Frequencies, GuestMemory};
 
-use crate::layout::DialectName;
+use crate::config::{DialectName, Uuid};
 
 /// What dialects are made from.
 pub struct Surroundings {
     /// The guest's memory.
     pub memory: GuestMemory,
+    /// Bytes of RAM in it.
+    pub ram: u64,
     /// Guest time.
     pub timers: Arc<Timers>,
-    /// Ticks a second of the guest's TSC.
-    pub tsc_hz: u64,
+    /// How fast the processors' clocks run.
+    pub frequencies: Frequencies,
     /// Number of processors.
     pub vcpus: u32,
     /// What the backend says in [`vmm::Backend::kvm_dialect`].
@@ -31,8 +34,10 @@ pub struct Surroundings {
     pub steal: Option<Arc<dyn StealSource>>,
     /// The machine's information store.
     pub store: Arc<dyn Store>,
-    /// The machine's UUID, as the text form's bytes stand.
-    pub uuid: [u8; 16],
+    /// The machine's UUID.
+    pub uuid: Uuid,
+    /// Random numbers that a guest cannot guess, or in a deterministic machine always the same.
+    pub random: fn() -> u64,
 }
 
 /// The dialects of a machine with power on.
@@ -41,6 +46,7 @@ pub struct Paravirtual {
     pub dialects: Vec<Arc<dyn Dialect>>,
     /// KVM's, when it is there and not the backend's.
     kvm: Option<Arc<Kvm>>,
+    vmware: Option<Arc<Vmware>>,
 }
 
 impl Paravirtual {
@@ -49,10 +55,10 @@ impl Paravirtual {
         let Surroundings { memory, timers, vcpus, .. } = with;
         // Of all dialects that have it, so that its MSRs have one owner.
         let clock = match with.backend_kvm {
-            None => Some(Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.tsc_hz, *vcpus))),
+            None => Some(Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.frequencies.tsc_hz, *vcpus))),
             Some(_) => None,
         };
-        let mut made = Paravirtual { dialects: Vec::new(), kvm: None };
+        let mut made = Paravirtual { dialects: Vec::new(), kvm: None, vmware: None };
         for name in names {
             let dialect: Arc<dyn Dialect> = match (name, &clock) {
                 (DialectName::Kvm, Some(clock)) => {
@@ -62,7 +68,11 @@ impl Paravirtual {
                 }
                 (DialectName::Kvm, None) => Arc::new(kvm::Leaf { features: with.backend_kvm.unwrap_or_default() }),
                 (DialectName::Openbsd, clock) => Arc::new(Openbsd::new(clock.clone())),
-                (DialectName::Vmware, _) => continue,
+                (DialectName::Vmware, _) => {
+                    let vmware = Arc::new(vmware(with));
+                    made.vmware = Some(Arc::clone(&vmware));
+                    vmware
+                }
             };
             made.dialects.push(dialect);
         }
@@ -75,4 +85,14 @@ impl Paravirtual {
             kvm.connect(Arc::new(Arc::clone(vm)));
         }
     }
+
+    /// VMware's, for what only that one has.
+    pub fn vmware(&self) -> Option<&Vmware> {
+        self.vmware.as_deref()
+    }
+}
+
+fn vmware(with: &Surroundings) -> Vmware {
+    let platform = Platform { tsc_hz: with.frequencies.tsc_hz, bus_hz: with.frequencies.apic_hz, memory: with.ram, uuid: with.uuid.0 };
+    Vmware::new(platform, Arc::clone(with.timers.clock()), Arc::clone(&with.store), Box::new(with.random))
 }

@@ -12,6 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use devices::virtio::vmmci::{self, RequestError};
+use dialects::vmware::{self, PowerRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
@@ -84,18 +85,18 @@ pub enum PowerError {
     /// The machine does not have it.
     #[error("the machine was started without the dialect {0}")]
     NoDialect(Via),
-    /// The guest does not use it.
-    #[error("VMware's tools do not run in the guest, or have not announced that they obey")]
-    NoTools,
+    /// VMware's tools say why.
+    #[error(transparent)]
+    Vmware(#[from] vmware::PowerError),
     /// vmmci(4) says why.
     #[error(transparent)]
     Vmmci(#[from] RequestError),
     /// The button is not enabled.
     #[error("the guest does not listen to its power button")]
     NoButton,
-    /// A button is only a button.
-    #[error("the power button cannot ask the guest {0}")]
-    Unspeakable(Wish),
+    /// There is no word for it.
+    #[error("the guest cannot be asked {1} by {0}")]
+    Unspeakable(Via, Wish),
     /// Nobody listens.
     #[error("the guest listens to nobody who could ask it {0}")]
     Deaf(Wish),
@@ -107,11 +108,24 @@ pub enum PowerError {
 /// [`PowerError`] when it does not listen there.
 pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
     match via {
-        Via::Vmware => Err(PowerError::NoTools),
+        Via::Vmware => vmware(machine, wish),
         Via::Openbsd => openbsd(machine, wish),
         Via::Acpi => acpi(machine, wish),
-        Via::Auto => openbsd(machine, wish).or_else(|_| acpi(machine, wish)).map_err(|_| PowerError::Deaf(wish)),
+        Via::Auto => {
+            let tried = vmware(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish));
+            tried.map_err(|_| PowerError::Deaf(wish))
+        }
     }
+}
+
+fn vmware(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
+    let vmware = machine.paravirtual.vmware().ok_or(PowerError::NoDialect(Via::Vmware))?;
+    vmware.request(match wish {
+        Wish::Shutdown => PowerRequest::Halt,
+        Wish::Reboot => PowerRequest::Reboot,
+        Wish::SetClock => return Err(PowerError::Unspeakable(Via::Vmware, wish)),
+    })?;
+    Ok(Via::Vmware)
 }
 
 fn openbsd(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
@@ -129,7 +143,7 @@ fn acpi(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     match wish {
         Wish::Shutdown if power.button_is_enabled() => power.press_power_button(),
         Wish::Shutdown => return Err(PowerError::NoButton),
-        Wish::Reboot | Wish::SetClock => return Err(PowerError::Unspeakable(wish)),
+        Wish::Reboot | Wish::SetClock => return Err(PowerError::Unspeakable(Via::Acpi, wish)),
     }
     Ok(Via::Acpi)
 }

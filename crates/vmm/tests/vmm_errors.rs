@@ -52,6 +52,9 @@ impl Backend for Fake {
     fn supported_cpuid(&self) -> CpuidTable {
         CpuidTable::default()
     }
+    fn frequencies(&self) -> Result<Frequencies, BackendError> {
+        Ok(Frequencies { tsc_hz: 1_000_000_000, apic_hz: 1_000_000_000 })
+    }
     fn create_vm(&self, _: VmConfig) -> Result<Arc<dyn BackendVm>, BackendError> {
         Ok(Arc::new(FakeVm { script: Arc::clone(&self.script), kicked: Arc::default() }))
     }
