@@ -4,6 +4,8 @@
 //! It never knows which backend runs the processors. [`Dialect`] has one method for each door; what a dialect does to the processors goes
 //! through [`Processors`].
 
+#![forbid(unsafe_code)]
+
 pub mod kvm;
 pub mod openbsd;
 pub mod store;
