@@ -9,9 +9,8 @@ mod layout;
 
 use std::sync::Arc;
 
-use dialects::Dialect;
-use dialects::kvm::Kvm;
-use vmm::{Bus, Hypercall, MsrFault, VcpuId, Vmm};
+use dialects::kvm::clock::PvClock;
+use vmm::{Bus, MsrFault, VcpuId, Vmm};
 
 /// The software CPU's TSC counts nanoseconds.
 const TSC_HZ: u64 = 1_000_000_000;
@@ -19,7 +18,7 @@ const TSC_HZ: u64 = 1_000_000_000;
 /// A monitor over the software CPU, with the KVM dialect's clock for its machines.
 fn monitor() -> Vmm {
     Vmm::new(Arc::new(soft::Soft::new())).with_paravirtual(Box::new(|config| {
-        Arc::new(Paravirtual(Kvm::new(Arc::clone(&config.memory), Arc::clone(config.timers.clock()), TSC_HZ, config.vcpus)))
+        Arc::new(Paravirtual(PvClock::new(Arc::clone(&config.memory), Arc::clone(config.timers.clock()), TSC_HZ, config.vcpus)))
     }))
 }
 
@@ -38,8 +37,8 @@ fn pvclock_is_placed_by_writevmparams_and_ticks() {
     cases::pvclock(monitor()).unwrap();
 }
 
-/// A dialect as the paravirtual half of a bus.
-struct Paravirtual(Kvm);
+/// The clock as the paravirtual half of a bus; OpenBSD has no hypercalls.
+struct Paravirtual(PvClock);
 
 impl Bus for Paravirtual {
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {
@@ -48,9 +47,5 @@ impl Bus for Paravirtual {
 
     fn write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>> {
         self.0.write_msr(vcpu, index, value)
-    }
-
-    fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool {
-        self.0.hypercall(vcpu, call)
     }
 }

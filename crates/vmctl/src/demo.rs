@@ -59,7 +59,9 @@ impl Answers {
     pub fn show(store: Arc<dyn Store>) -> anyhow::Result<Answers> {
         let (sender, changes) = mpsc::channel();
         // An observer may neither wait nor read the store.
-        let observer: Observer = Arc::new(move |_| drop(sender.send(())));
+        let observer: Observer = Arc::new(move |_| {
+            let _ = sender.send(());
+        });
         let reader = Arc::clone(&store);
         let thread = std::thread::Builder::new().name("answers".into()).spawn(move || {
             for () in changes {

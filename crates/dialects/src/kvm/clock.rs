@@ -43,22 +43,15 @@ pub struct PvClock {
 struct State {
     /// Last value written to the wall-clock MSR.
     wall_clock: u64,
-    processors: Vec<Processor>,
-}
-
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Processor {
-    /// Last value written to the system-time MSR.
-    system_time: u64,
-    /// Version in the clock page.
-    version: u32,
+    /// Last value that each processor wrote to the system-time MSR.
+    system_time: Vec<u64>,
 }
 
 impl PvClock {
     /// The clock for `vcpus` processors whose TSC is `clock` counted in ticks of `tsc_hz`.
     pub fn new(memory: GuestMemory, clock: Arc<dyn Clock>, tsc_hz: u64, vcpus: u32) -> PvClock {
-        let processors = vec![Processor::default(); vcpus as usize];
-        PvClock { memory, clock, tsc_hz, scale: Scale::from_hz(tsc_hz), state: Mutex::new(State { wall_clock: 0, processors }) }
+        let state = Mutex::new(State { wall_clock: 0, system_time: vec![0; vcpus as usize] });
+        PvClock { memory, clock, tsc_hz, scale: Scale::from_hz(tsc_hz), state }
     }
 
     /// RDMSR. `None` when the index is not the clock's.
@@ -66,7 +59,7 @@ impl PvClock {
         match index {
             words::MSR_WALL_CLOCK | words::MSR_WALL_CLOCK_NEW => Some(Ok(self.lock().wall_clock)),
             words::MSR_SYSTEM_TIME | words::MSR_SYSTEM_TIME_NEW => {
-                Some(self.lock().processors.get(vcpu as usize).map(|p| p.system_time).ok_or(MsrFault))
+                Some(self.lock().system_time.get(vcpu as usize).copied().ok_or(MsrFault))
             }
             _ => None,
         }
@@ -85,15 +78,7 @@ impl PvClock {
     pub fn reset(&self) {
         let mut state = self.lock();
         state.wall_clock = 0;
-        state.processors.fill(Processor::default());
-    }
-
-    /// Version and guest physical address of a processor's clock page, once the guest has enabled it.
-    pub fn page(&self, vcpu: VcpuId) -> Option<(u32, u64)> {
-        let state = self.lock();
-        let processor = state.processors.get(vcpu as usize)?;
-        (processor.system_time & words::SYSTEM_TIME_ENABLE != 0)
-            .then_some((processor.version, processor.system_time & !words::SYSTEM_TIME_ENABLE))
+        state.system_time.fill(0);
     }
 
     /// Time of day and TSC at one moment: of several readings, the one in which the least time passed between the two clocks.
@@ -116,9 +101,9 @@ impl PvClock {
 
     fn write_system_time(&self, vcpu: VcpuId, value: u64) -> Result<(), MsrFault> {
         let mut state = self.lock();
-        let processor = state.processors.get_mut(vcpu as usize).ok_or(MsrFault)?;
+        let system_time = state.system_time.get_mut(vcpu as usize).ok_or(MsrFault)?;
         if value & words::SYSTEM_TIME_ENABLE == 0 {
-            processor.system_time = value;
+            *system_time = value;
             return Ok(());
         }
         let gpa = value & !words::SYSTEM_TIME_ENABLE;
@@ -137,8 +122,8 @@ impl PvClock {
             flags: words::PVCLOCK_TSC_STABLE,
             pad: [0; 2],
         };
-        let version = publish(&self.memory, gpa, page.as_bytes(), 0, page.version.get())?;
-        *processor = Processor { system_time: value, version };
+        publish(&self.memory, gpa, page.as_bytes(), 0, page.version.get())?;
+        *system_time = value;
         Ok(())
     }
 
@@ -167,7 +152,7 @@ impl Snapshot for PvClock {
     fn restore(&self, state: &Saved) -> Result<(), RestoreError> {
         let new: State = state.open(STATE.0, STATE.1)?;
         let mut state = self.lock();
-        if new.processors.len() != state.processors.len() {
+        if new.system_time.len() != state.system_time.len() {
             return Err(RestoreError::Impossible { device: STATE.0, what: "the machine has another number of processors" });
         }
         *state = new;
@@ -255,8 +240,6 @@ mod tests {
         assert_eq!(page.flags, words::PVCLOCK_TSC_STABLE);
         assert_eq!(clock.read_msr(1, words::MSR_SYSTEM_TIME).unwrap(), Ok(0x2001));
         assert_eq!(clock.read_msr(0, words::MSR_SYSTEM_TIME).unwrap(), Ok(0));
-        assert_eq!(clock.page(1), Some((2, 0x2000)));
-        assert_eq!(clock.page(0), None);
     }
 
     #[test]
@@ -274,7 +257,6 @@ mod tests {
         memory.write_obj(40u32.to_le(), GuestAddress(0x2000)).unwrap();
         clock.write_msr(0, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
         assert_eq!(page(&memory, 0x2000).version.get(), 42);
-        assert_eq!(clock.page(0), Some((42, 0x2000)));
     }
 
     #[test]
@@ -282,7 +264,6 @@ mod tests {
         let (memory, clock) = machine(5_000);
         clock.write_msr(0, words::MSR_SYSTEM_TIME_NEW, 0x2000).unwrap().unwrap();
         assert_eq!(page(&memory, 0x2000).version.get(), 0);
-        assert_eq!(clock.page(0), None);
     }
 
     #[test]
@@ -298,7 +279,7 @@ mod tests {
     #[test]
     fn bad_addresses_fault_and_leave_memory_alone() {
         let (memory, clock) = machine(5_000);
-        for gpa in [RAM, RAM - 8, 0x1ff0, 0x1002, u64::MAX & !1] {
+        for gpa in [RAM, RAM - 8, 0x1ff0, 0x1002, !1] {
             assert_eq!(clock.write_msr(0, words::MSR_SYSTEM_TIME_NEW, gpa | 1).unwrap(), Err(MsrFault), "{gpa:#x}");
             assert_eq!(clock.write_msr(0, words::MSR_WALL_CLOCK_NEW, gpa | 1).unwrap(), Err(MsrFault), "{gpa:#x}");
         }
@@ -320,9 +301,10 @@ mod tests {
         clock.write_msr(1, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
         let (_, other) = machine(9);
         other.restore(&clock.state()).unwrap();
-        assert_eq!(other.page(1), Some((2, 0x2000)));
+        assert_eq!(other.read_msr(1, words::MSR_SYSTEM_TIME), Some(Ok(0x2001)));
+        assert_eq!(other.state(), clock.state());
         clock.reset();
-        assert_eq!(clock.page(1), None);
+        assert_eq!(clock.read_msr(1, words::MSR_SYSTEM_TIME), Some(Ok(0)));
     }
 
     #[test]

@@ -12,9 +12,8 @@ pub(super) fn holds(memory: &GuestMemory, gpa: u64, size: usize) -> bool {
     gpa.is_multiple_of(4) && gpa % PAGE_SIZE + size as u64 <= PAGE_SIZE && memory.check_range(GuestAddress(gpa), size)
 }
 
-/// Writes `record` to `gpa`. Its 32-bit version, `version_at` bytes from its start, was `version` before; the one that it has then is
-/// returned.
-pub(super) fn publish(memory: &GuestMemory, gpa: u64, record: &[u8], version_at: usize, version: u32) -> Result<u32, MsrFault> {
+/// Writes `record` to `gpa`. Its 32-bit version, `version_at` bytes from its start, was `version` before and is the next even number then.
+pub(super) fn publish(memory: &GuestMemory, gpa: u64, record: &[u8], version_at: usize, version: u32) -> Result<(), MsrFault> {
     let (before, after) = (version | 1, (version | 1).wrapping_add(1));
     let place = GuestAddress(gpa.wrapping_add(version_at as u64));
     let store = |version: u32| memory.store(version.to_le(), place, Ordering::Release).map_err(|_| MsrFault);
@@ -26,6 +25,5 @@ pub(super) fn publish(memory: &GuestMemory, gpa: u64, record: &[u8], version_at:
     for (at, part) in parts {
         memory.write_slice(part, GuestAddress(gpa.wrapping_add(at as u64))).map_err(|_| MsrFault)?;
     }
-    store(after)?;
-    Ok(after)
+    store(after)
 }

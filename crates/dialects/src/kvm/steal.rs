@@ -123,7 +123,7 @@ fn add(memory: &GuestMemory, gpa: u64, more: u64) -> Result<(), MsrFault> {
     memory.read_slice(&mut bytes, GuestAddress(gpa)).map_err(|_| MsrFault)?;
     let old = StealTime::read_from_bytes(&bytes).map_err(|_| MsrFault)?;
     let new = StealTime { steal: old.steal.get().wrapping_add(more).into(), flags: 0.into(), preempted: 0, ..old };
-    publish(memory, gpa, new.as_bytes(), VERSION_AT, old.version.get()).map(drop)
+    publish(memory, gpa, new.as_bytes(), VERSION_AT, old.version.get())
 }
 
 #[cfg(test)]
