@@ -263,7 +263,7 @@ impl<'h> Driver<'h> for PvclockDevice<'h> {
             source: self.clock.kind(),
             seconds: time.seconds,
             nanoseconds: time.nanoseconds,
-            read_at: now,
+            read_at: self.clock.hal.now(),
             set: self.first,
         }));
         self.first = false;

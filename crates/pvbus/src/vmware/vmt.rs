@@ -186,7 +186,7 @@ impl<'h> Vmt<'h> {
                 source: Kind::Vmware,
                 seconds: time.seconds,
                 nanoseconds: time.microseconds * 1000,
-                read_at: now,
+                read_at: self.rpci.backdoor().hal().now(),
                 set: core::mem::take(&mut self.set_time),
             }));
         }
