@@ -93,8 +93,10 @@ impl<'h> Vmt<'h> {
             let call = self.call.as_mut()?;
             match call.poll(now) {
                 Poll::Pending => return Some(call.next()),
-                // What the host refuses it need not hear.
-                Poll::Ready(Ok(_) | Err(RpcError::Refused(_) | RpcError::Malformed)) => self.silent = false,
+                // What the host refuses, or has no room for, it need not hear.
+                Poll::Ready(Ok(_) | Err(RpcError::Refused(_) | RpcError::Malformed | RpcError::Channel(ChannelError::TooLong))) => {
+                    self.silent = false;
+                }
                 Poll::Ready(Err(error)) => {
                     if !self.silent {
                         events.push(Event::Message(format!("vmt0: {error}")));
