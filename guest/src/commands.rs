@@ -201,19 +201,19 @@ impl fmt::Display for Safe<'_> {
 }
 
 fn list_pci(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
-    for address in pci::functions() {
-        let Some((vendor, device)) = address.id() else { continue };
-        print!("{address} {vendor:04x}:{device:04x} class {:06x}", address.class());
-        if let Some(irq) = address.irq() {
+    for function in pci::functions() {
+        let Some((vendor, device)) = function.id() else { continue };
+        print!("{function} {vendor:04x}:{device:04x} class {:06x}", function.class());
+        if let Some(irq) = function.irq() {
             print!(" irq {irq}");
         }
-        for (number, bar) in address.bars() {
+        for (number, bar) in function.bars() {
             match bar {
                 Bar::Io(port) => print!(" bar{number} port {port:#x}"),
                 Bar::Memory(at) => print!(" bar{number} {at:#x}"),
             }
         }
-        let capabilities = address.capabilities();
+        let capabilities = function.capabilities();
         for (id, name) in [(CAP_VENDOR, "vendor"), (CAP_MSIX, "MSI-X")] {
             match capabilities.iter().filter(|(found, _)| *found == id).count() {
                 0 => {}

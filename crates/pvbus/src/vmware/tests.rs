@@ -10,6 +10,7 @@ use abi::vmware::message::{self as words, status};
 use proptest::prelude::*;
 
 use super::*;
+use crate::driver::Driver;
 use crate::hal::{Gate, Hal, HalError, Registers, SECOND, Transfer};
 use crate::store::{Store, StoreError};
 use crate::testing::{FakeHal, Host};
@@ -524,7 +525,13 @@ proptest! {
             answer[1] &= 0xffff_01ff;
             answer
         });
-        let hal = FakeHal::new(Noise(answers.collect(), always));
+        let hal = FakeHal::new(Noise(answers.collect(), always)).base(0x4000_0000, 0x4000_0010, abi::hypervisor::VMWARE);
+        let detection = crate::detect(&hal);
+        if let Ok(mut vmt) = Vmt::attach(&hal, &detection.interfaces[0]) {
+            for second in 0..20 {
+                vmt.poll(second * SECOND, &mut Vec::new());
+            }
+        }
         let mut store = store(&hal);
         let _ = store.read(b"guestinfo.a");
         let _ = store.write(b"guestinfo.a", b"some text");

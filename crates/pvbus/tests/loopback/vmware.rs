@@ -20,8 +20,8 @@ struct Setup {
     store: Arc<MemoryStore>,
 }
 
-fn setup() -> Setup {
-    let machine = Machine::new();
+/// The dialect for a machine, and the store behind it.
+pub fn dialect(machine: &Machine) -> (Arc<Vmware>, Arc<MemoryStore>) {
     let store = Arc::new(MemoryStore::new(1));
     let platform = Platform { tsc_hz: SECOND, bus_hz: 66_000_000, memory: 64 << 20, uuid: [7; 16] };
     let mut cookie = 0x1234_5678_9abc_def0_u64;
@@ -29,7 +29,12 @@ fn setup() -> Setup {
         cookie = cookie.rotate_left(7);
         cookie
     };
-    let vmware = Arc::new(Vmware::new(platform, machine.clock.clone(), store.clone(), Box::new(random)));
+    (Arc::new(Vmware::new(platform, machine.clock.clone(), store.clone(), Box::new(random))), store)
+}
+
+fn setup() -> Setup {
+    let machine = Machine::new();
+    let (vmware, store) = dialect(&machine);
     Setup { machine: machine.with(FIRST_BASE, vmware.clone()), vmware, store }
 }
 
