@@ -187,9 +187,10 @@ impl fmt::Display for Status {
         let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<14}{value}");
         line("pid", &self.pid)?;
         let seconds = self.uptime as u64;
-        let reboots = self.boots.saturating_sub(1);
-        let clock = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-        line("uptime", &if reboots == 0 { clock } else { format!("{clock}, {reboots} reboots") })?;
+        line("uptime", &format_args!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60))?;
+        if self.boots > 1 {
+            line("reboots", &(self.boots - 1))?;
+        }
         line("uuid", &self.about.uuid)?;
         line("backend", &self.about.backend)?;
         line("processors", &self.about.cpus)?;
