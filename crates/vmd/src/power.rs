@@ -1,12 +1,12 @@
 //! Asking a guest to shut down, to reboot or to set its clock: the ways there are, and which one a guest listens to.
 //!
 //! ```text
-//!   vmware    VMware's tools in the guest, once they have announced that they obey (TCLO OS_Halt, OS_Reboot)
+//!   vmware    VMware's tools in the guest, once they have announced that they obey (TCLO OS_Halt, OS_Reboot, Time_Synchronize)
 //!   openbsd   the vmmci(4) driver, once it runs
 //!   acpi      the power button, once the guest has enabled it; it cannot say "reboot"
 //! ```
 //!
-//! `auto` takes the first of them that the guest listens to.
+//! `auto` takes the first of them that the guest listens to; for the clock vmmci(4) is the first, as its driver says beforehand whether it can.
 
 use std::fmt;
 use std::str::FromStr;
@@ -112,7 +112,10 @@ pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
         Via::Openbsd => openbsd(machine, wish),
         Via::Acpi => acpi(machine, wish),
         Via::Auto => {
-            let tried = vmware(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish));
+            let tried = match wish {
+                Wish::SetClock => openbsd(machine, wish).or_else(|_| vmware(machine, wish)),
+                _ => vmware(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish)),
+            };
             tried.map_err(|_| PowerError::Deaf(wish))
         }
     }
@@ -123,7 +126,7 @@ fn vmware(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     vmware.request(match wish {
         Wish::Shutdown => PowerRequest::Halt,
         Wish::Reboot => PowerRequest::Reboot,
-        Wish::SetClock => return Err(PowerError::Unspeakable(Via::Vmware, wish)),
+        Wish::SetClock => PowerRequest::SetClock,
     })?;
     Ok(Via::Vmware)
 }

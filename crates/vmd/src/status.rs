@@ -92,6 +92,7 @@ impl VmwareTools {
             let request = match power.request {
                 PowerRequest::Halt => "shutdown",
                 PowerRequest::Reboot => "reboot",
+                PowerRequest::SetClock => "setting of the clock",
             };
             match &power.progress {
                 Progress::Queued => format!("{request} not fetched yet"),
