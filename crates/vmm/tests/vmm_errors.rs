@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use vmm::ioctl::UserMemory;
 use vmm::monitor::{CreateRequest, MemoryRange, RangeKind};
 use vmm::{
-    Backend, BackendError, BackendVm, Bus, CpuidTable, Entry, Exit, MsrFault, Protection, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats,
-    VmConfig, Vmm,
+    Backend, BackendError, BackendVm, Bus, CpuidTable, Entry, Exit, Frequencies, MsrFault, Protection, RegisterMask, Registers, Vcpu,
+    VcpuId, VcpuStats, VmConfig, Vmm,
 };
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
