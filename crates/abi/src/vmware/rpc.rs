@@ -11,6 +11,8 @@ pub const INFO_SET: &str = "info-set";
 pub const GUESTINFO: &str = "guestinfo.";
 /// RPCI: reason for a key that is not there. cloud-init compares this text.
 pub const NO_VALUE: &str = "No value found";
+/// RPCI: reason when the host's administrator does not allow a command.
+pub const PERMISSION_DENIED: &str = "Permission denied";
 /// RPCI: reason for a command that does not exist.
 pub const UNKNOWN_COMMAND: &str = "Unknown command";
 /// RPCI: what an answer to a request that worked begins with.
