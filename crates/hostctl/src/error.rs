@@ -116,7 +116,9 @@ pub fn strerror(errno: Errno) -> String {
 /// A store's rules, where they explain the refusal.
 fn rules_of(error: &StoreError, rules: &str) -> String {
     match error {
-        StoreError::BadKey | StoreError::Denied | StoreError::TooLong | StoreError::Unsupported if !rules.is_empty() => format!(" ({rules})"),
+        StoreError::BadKey | StoreError::Denied | StoreError::TooLong | StoreError::Unsupported if !rules.is_empty() => {
+            format!(" ({rules})")
+        }
         _ => String::new(),
     }
 }

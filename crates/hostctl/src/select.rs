@@ -173,7 +173,8 @@ fn present(detection: &Detection) -> String {
     if on_bus.is_empty() {
         return ", this machine shows none".into();
     }
-    let list: Vec<String> = on_bus.iter().enumerate().map(|(minor, interface)| format!("{} ({DEVICE_PREFIX}{minor})", interface.kind)).collect();
+    let list: Vec<String> =
+        on_bus.iter().enumerate().map(|(minor, interface)| format!("{} ({DEVICE_PREFIX}{minor})", interface.kind)).collect();
     format!(", there is {}", list.join(", "))
 }
 

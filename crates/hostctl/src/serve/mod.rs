@@ -2,4 +2,6 @@
 use crate::args::Arguments;
 use crate::error::Error;
 /// x
-pub fn serve(_: &Arguments) -> Result<(), Error> { Ok(()) }
+pub fn serve(_: &Arguments) -> Result<(), Error> {
+    Ok(())
+}

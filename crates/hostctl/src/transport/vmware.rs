@@ -79,9 +79,11 @@ impl Opened for Vmware {
 fn denied(is_root: bool, lockdown: &str) -> String {
     let locked = ["[integrity]", "[confidentiality]"].iter().any(|mode| lockdown.contains(mode));
     match (is_root, locked) {
-        (_, true) => "VMware's backdoor port is closed to programs and the kernel is locked down (Secure Boot), so that not even root opens it: \
+        (_, true) => {
+            "VMware's backdoor port is closed to programs and the kernel is locked down (Secure Boot), so that not even root opens it: \
                       the host would have to offer VMCALL, or set kvm.enable_vmware_backdoor"
-            .into(),
+                .into()
+        }
         (false, _) => "VMware's backdoor port is closed to programs here, only root opens it".into(),
         (true, _) => "VMware's backdoor port is closed to programs, and the kernel does not open it to this one (CAP_SYS_RAWIO, \
                       kernel option X86_IOPL_IOPERM)"

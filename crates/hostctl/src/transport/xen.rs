@@ -51,7 +51,10 @@ pub fn open(patience: Duration) -> Result<Connection<Device>, Error> {
             Err(error) => return Err(Error::system(path, &error)),
         }
     }
-    Err(Error::NoStore(format!("no XenStore: neither {} nor {} is there (kernel option CONFIG_XEN, file system xenfs)", DEVICES[0], DEVICES[1])))
+    Err(Error::NoStore(format!(
+        "no XenStore: neither {} nor {} is there (kernel option CONFIG_XEN, file system xenfs)",
+        DEVICES[0], DEVICES[1]
+    )))
 }
 
 /// Which device [`open`] takes; the first when there is none.

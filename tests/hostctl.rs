@@ -1,0 +1,54 @@
+//! `hostctl` in real guests: Xen's dom0 under QEMU, Debian's kernel on our machine and on QEMU's.
+//!
+//! The program is built without shared libraries and put into an initial RAM disk with a script; what the script says on the console is
+//! compared line by line. `tests/common/xen/make` makes the Xen, `tests/common/guest/make` the rest.
+
+// Helpers of tests are outside of what clippy takes for one.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/mod.rs"]
+mod common;
+#[allow(dead_code)]
+#[path = "rig/initrd.rs"]
+mod initrd;
+#[path = "common/program.rs"]
+mod program;
+
+#[path = "hostctl/xen.rs"]
+mod xen;
+
+use std::path::PathBuf;
+
+use common::{Run, run};
+
+/// `hostctl`, to be put into a guest.
+fn hostctl() -> PathBuf {
+    program::build_static(&["-p", "hostctl", "--release"]).join("release/hostctl")
+}
+
+/// What each command printed: the lines between `[N` and `N STATUS]` of [`script`].
+fn results(run: &Run) -> Vec<(String, i32)> {
+    let mut results = Vec::new();
+    for part in run.output.replace('\r', "").split("\n[#").skip(1) {
+        let Some((text, rest)) = part.split_once("\n#") else { continue };
+        let Some((status, _)) = rest.split_once(']') else { continue };
+        results.push((text.split_once('\n').map_or("", |(_, text)| text).to_owned(), status.trim().parse().unwrap()));
+    }
+    results
+}
+
+/// A shell script that runs `commands`, and marks where the output of each begins and how it ended.
+fn script(commands: &[&str]) -> String {
+    let marked = commands.iter().map(|command| format!("echo; echo '[#'; {{ {command}\n}} 2>&1; status=$?; echo; echo \"#$status]\"\n"));
+    marked.collect()
+}
+
+/// Compares what `commands` print and their status with what is wanted.
+#[track_caller]
+fn expect(run: &Run, wanted: &[(&str, &str, i32)]) {
+    let results = results(run);
+    assert_eq!(results.len(), wanted.len(), "not all commands have run:\n{run}");
+    for ((command, text, status), (said, ended)) in wanted.iter().zip(results) {
+        assert_eq!((said.trim_end(), ended), (*text, *status), "{command}\n\n{run}");
+    }
+}
