@@ -3,20 +3,22 @@
 //! The clock is KVM's by the same MSRs ([`crate::kvm`]). OpenBSD `sys/arch/amd64/amd64/vmm_machdep.c`, `sys/dev/pv/vmmci.c`,
 //! `usr.sbin/vmd/virtio.c`.
 //!
-//! vmmci is a virtio 0.9 PCI function without queues. Its configuration interrupt says that [`vmmci::COMMAND`] has changed.
+//! vmmci is a virtio 0.9 PCI function without queues ([`crate::virtio::pci::legacy`]). Its configuration interrupt says that
+//! [`vmmci::COMMAND`] has changed. It has OpenBSD's vendor id and not virtio's, so that no other system's virtio driver takes it
+//! (`sys/dev/pci/virtio_pci.c`, `virtio_pci_match`; `sys/dev/pci/pcidevs`).
 
 /// EBX, ECX and EDX of the base leaf.
 pub const SIGNATURE: [u32; 3] = crate::hypervisor::registers(crate::hypervisor::OPENBSD);
 
 /// The control device.
 pub mod vmmci {
-    /// PCI vendor: virtio's (vmd's `PCI_VENDOR_QUMRANET`).
-    pub const PCI_VENDOR: u16 = 0x1af4;
-    /// PCI product, `PCI_PRODUCT_VIRTIO_VMMCI`.
-    pub const PCI_PRODUCT: u16 = 0xffff;
-    /// PCI subsystem vendor by which drivers know it for OpenBSD's, `PCI_VENDOR_OPENBSD`.
-    pub const SUBSYSTEM_VENDOR: u16 = 0x0b5d;
-    /// Virtio device number (PCI subsystem id), `PCI_PRODUCT_VIRTIO_VMMCI`.
+    /// PCI vendor, and subsystem vendor: `PCI_VENDOR_OPENBSD`.
+    pub const PCI_VENDOR: u16 = 0x0b5d;
+    /// PCI product: `PCI_PRODUCT_OPENBSD_CONTROL`.
+    pub const PCI_PRODUCT: u16 = 0x0777;
+    /// PCI class: communications, miscellaneous.
+    pub const PCI_CLASS: u32 = 0x07_8000;
+    /// Virtio device number, which a 0.9 driver finds in the PCI subsystem id: `PCI_PRODUCT_VIRTIO_VMMCI`.
     pub const DEVICE_TYPE: u16 = 0xffff;
 
     /// Feature bit: the host has the time registers.

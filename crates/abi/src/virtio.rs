@@ -73,6 +73,28 @@ pub mod pci {
     /// ISR bit: the device configuration changed.
     pub const ISR_CONFIG: u8 = 2;
 
+    /// Offsets in the I/O BAR 0 of a legacy (virtio 0.9) device without MSI-X (4.1.4.10), with their width in bytes.
+    pub mod legacy {
+        /// Features offered, bits 0 to 31 (4, read only).
+        pub const DEVICE_FEATURES: u64 = 0;
+        /// Features accepted (4).
+        pub const DRIVER_FEATURES: u64 = 4;
+        /// Page number of the queue (4).
+        pub const QUEUE_ADDRESS: u64 = 8;
+        /// Queue size in descriptors, 0 where there is no such queue (2, read only).
+        pub const QUEUE_SIZE: u64 = 12;
+        /// Selects the queue that the two fields above are of (2).
+        pub const QUEUE_SELECT: u64 = 14;
+        /// Queue to notify (2).
+        pub const QUEUE_NOTIFY: u64 = 16;
+        /// Device status (1).
+        pub const DEVICE_STATUS: u64 = 18;
+        /// ISR status; reading clears it (1, read only).
+        pub const ISR_STATUS: u64 = 19;
+        /// Device configuration begins here.
+        pub const DEVICE_CONFIG: u64 = 20;
+    }
+
     /// Offsets in the common configuration structure (4.1.4.3), with their width in bytes.
     pub mod common {
         /// Selects 32 bits of `DEVICE_FEATURE` (4).

@@ -71,6 +71,11 @@ impl AcpiPm {
         self.update(&registers);
     }
 
+    /// Whether the guest wants to know of the power button.
+    pub fn button_is_enabled(&self) -> bool {
+        self.lock().enable & POWER_BUTTON != 0
+    }
+
     /// Power-on state.
     pub fn reset(&self) {
         let mut registers = self.lock();
@@ -182,7 +187,9 @@ mod tests {
     #[test]
     fn power_button_raises_sci_until_its_status_is_cleared() {
         let (pm, _, sci, _) = pm();
+        assert!(!pm.button_is_enabled());
         pm.port_out(0x602, 2, 0x100);
+        assert!(pm.button_is_enabled());
         pm.press_power_button();
         assert!(sci.get());
         assert_eq!(pm.port_in(PM1_EVENT, 2), 0x100);

@@ -11,6 +11,9 @@
 //!
 //! The processor looks at one atomic word ([`LocalApic::work`]) between blocks; everything else takes a lock that is
 //! hardly ever contended. An EOI of a level-triggered vector is handed back to the caller, who tells the I/O APIC.
+//!
+//! A guest with an [`EoiFlag`] ends most interrupts by clearing it. What is in service is then out of date until its processor asks: what the
+//! processor calls settles that first, what other threads call leaves it open and gives the processor work when it may matter.
 
 mod bus;
 mod registers;
@@ -21,8 +24,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use abi::apic::*;
-use vmm::MsrFault;
 use vmm::time::{Timer, TimerClient, Timers};
+use vmm::{EoiFlag, MsrFault};
 
 pub use self::bus::{ApicBus, Message};
 use self::bus::{Shorthand, widen};
@@ -31,7 +34,7 @@ use self::registers::{Lvt, Registers, VERSION};
 use crate::snapshot::{RestoreError, Saved, Snapshot};
 
 /// Name and version in a [`Saved`] state.
-const STATE: (&str, u32) = ("lapic", 1);
+const STATE: (&str, u32) = ("lapic", 2);
 /// Bits of IA32_APIC_BASE that a guest may set, besides the address.
 const BASE_FLAGS: u64 = APIC_BASE_BSP | APIC_BASE_EXTD | APIC_BASE_ENABLE;
 /// The address field of IA32_APIC_BASE, for 46 physical address bits.
@@ -56,10 +59,12 @@ impl Work {
     const NMI: u32 = 2;
     const INIT: u32 = 4;
     const SIPI: u32 = 8;
+    /// Not work: the guest may have ended its interrupt by the flag.
+    const EOI_OFFERED: u32 = 16;
 
     /// Nothing at all.
     pub fn is_empty(self) -> bool {
-        self.0 == 0
+        self.0 & !Work::EOI_OFFERED == 0
     }
     /// An interrupt that the processor takes when RFLAGS.IF allows.
     pub fn has_interrupt(self) -> bool {
@@ -96,6 +101,8 @@ pub struct LocalApic {
     /// IA32_APIC_BASE, a copy for reading without the lock.
     base: AtomicU64,
     registers: Mutex<Registers>,
+    /// Locked before `registers` by those who need both.
+    eoi_flag: Mutex<Option<Arc<dyn EoiFlag>>>,
     client: Arc<dyn ApicClient>,
     bus: Weak<ApicBus>,
     timers: Arc<Timers>,
@@ -111,6 +118,7 @@ impl LocalApic {
             work: AtomicU32::new(0),
             base: AtomicU64::new(registers.base),
             registers: Mutex::new(registers),
+            eoi_flag: Mutex::default(),
             client,
             bus,
             timers: Arc::clone(&timers),
@@ -139,20 +147,32 @@ impl LocalApic {
 
     /// The maskable interrupt to take when RFLAGS.IF allows.
     pub fn pending_interrupt(&self) -> Option<PendingInterrupt> {
+        self.settle();
         let registers = self.lock();
         if registers.extint() { Some(PendingInterrupt::ExtInt) } else { registers.deliverable().map(PendingInterrupt::Vector) }
     }
 
     /// Takes the highest requested vector into service. The spurious vector when there is none.
     pub fn acknowledge(&self) -> u8 {
-        self.change(|registers| match registers.deliverable() {
-            Some(vector) => {
-                registers::clear(&mut registers.irr, vector);
-                registers::set(&mut registers.isr, vector);
-                vector
-            }
-            None => registers.svr as u8,
+        self.settle();
+        let flag = self.lock_flag();
+        self.change(|registers| {
+            let Some(vector) = registers.deliverable() else { return registers.svr as u8 };
+            registers::clear(&mut registers.irr, vector);
+            registers::set(&mut registers.isr, vector);
+            registers.eoi_offered = registers.ends_silently() && flag.as_ref().is_some_and(|flag| flag.offer());
+            vector
         })
+    }
+
+    /// Sets, changes or removes the flag for silent ends of interrupts, see [`vmm::BackendVm::set_eoi_flag`].
+    pub fn set_eoi_flag(&self, flag: Option<Arc<dyn EoiFlag>>) {
+        let mut own = self.lock_flag();
+        // After a restore an offer may be open whose flag comes only now.
+        if own.is_some() {
+            self.settle_with(own.as_ref());
+        }
+        *own = flag;
     }
 
     /// Takes the NMI, if one waits.
@@ -162,6 +182,10 @@ impl LocalApic {
 
     /// Takes the INIT, if one waits; the local APIC is then as after INIT.
     pub fn take_init(&self) -> bool {
+        if self.lock().init {
+            // As KVM does (`kvm_lapic_reset`).
+            self.set_eoi_flag(None);
+        }
         self.change(|registers| {
             let init = std::mem::take(&mut registers.init);
             if init {
@@ -181,6 +205,7 @@ impl LocalApic {
 
     /// Power-on state, except for the level of the pins.
     pub fn reset(&self) {
+        self.set_eoi_flag(None);
         self.change(|registers| {
             let (lint0, lint1) = (registers.lint0, registers.lint1);
             *registers = Registers { lint0, lint1, ..Registers::new(self.id) };
@@ -203,6 +228,7 @@ impl LocalApic {
     /// # Errors
     /// [`MsrFault`] for those.
     pub fn set_apic_base(&self, value: u64) -> Result<(), MsrFault> {
+        self.settle();
         if value & !(BASE_FLAGS | BASE_ADDRESS) != 0 {
             return Err(MsrFault);
         }
@@ -245,6 +271,7 @@ impl LocalApic {
 
     /// Read of the register page at `offset`.
     pub fn mmio_read(&self, offset: u64, data: &mut [u8]) {
+        self.settle();
         // Registers are 32 bits wide at multiples of 16; the rest of each 16 bytes reads as zero.
         let value = u128::from(self.read_register(offset & !0xf).unwrap_or(0)).to_le_bytes();
         for (byte, from) in data.iter_mut().zip(offset as usize & 0xf..) {
@@ -254,6 +281,7 @@ impl LocalApic {
 
     /// Write to the register page. A vector comes back when its level-triggered interrupt ended by this write.
     pub fn mmio_write(&self, offset: u64, data: &[u8]) -> Option<u8> {
+        self.settle();
         let (Some(&value), 0, true) = (data.first_chunk::<4>(), offset & 0xf, offset < PAGE) else { return None };
         let value = u32::from_le_bytes(value);
         match offset {
@@ -282,6 +310,7 @@ impl LocalApic {
     /// # Errors
     /// [`MsrFault`] outside x2APIC mode, and for what is not there or cannot be read.
     pub fn read_msr(&self, index: u32) -> Result<u64, MsrFault> {
+        self.settle();
         match index {
             MSR_APIC_BASE => return Ok(self.apic_base()),
             MSR_TSC_DEADLINE => return Ok(self.lock().tsc_deadline),
@@ -301,6 +330,7 @@ impl LocalApic {
     /// # Errors
     /// [`MsrFault`] outside x2APIC mode, for reserved bits, and for what is not there or cannot be written.
     pub fn write_msr(&self, index: u32, value: u64) -> Result<Option<u8>, MsrFault> {
+        self.settle();
         match index {
             MSR_APIC_BASE => return self.set_apic_base(value).map(|()| None),
             MSR_TSC_DEADLINE => {
@@ -466,8 +496,11 @@ impl LocalApic {
             self.timers.arm(timer, registers.deadline);
         }
         let mut work = 0;
-        if registers.extint() || registers.deliverable().is_some() {
+        if registers.extint() || registers.deliverable().is_some() || registers.waits_for_offer() {
             work |= Work::INTERRUPT;
+        }
+        if registers.eoi_offered {
+            work |= Work::EOI_OFFERED;
         }
         if registers.nmi {
             work |= Work::NMI;
@@ -480,10 +513,30 @@ impl LocalApic {
         }
         let old = self.work.swap(work, Ordering::AcqRel);
         drop(registers);
-        if work & !old != 0 {
+        if work & !old & !Work::EOI_OFFERED != 0 {
             self.client.attention();
         }
         result
+    }
+
+    /// Finds out whether the guest has ended its interrupt by the flag. On the processor's thread only.
+    fn settle(&self) {
+        if self.work.load(Ordering::Relaxed) & Work::EOI_OFFERED != 0 {
+            self.settle_with(self.lock_flag().as_ref());
+        }
+    }
+
+    fn settle_with(&self, flag: Option<&Arc<dyn EoiFlag>>) {
+        self.change(|registers| {
+            if std::mem::take(&mut registers.eoi_offered) && flag.is_some_and(|flag| !flag.take_back()) {
+                // Only edge-triggered ones are offered: nobody is to be told.
+                registers.end_of_interrupt();
+            }
+        });
+    }
+
+    fn lock_flag(&self) -> MutexGuard<'_, Option<Arc<dyn EoiFlag>>> {
+        self.eoi_flag.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Registers> {

@@ -27,11 +27,12 @@ mod ports;
 pub mod reset;
 pub mod rtc;
 pub mod serial;
-pub mod snapshot;
 pub mod testdev;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod virtio;
+
+pub use vmm::snapshot;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;

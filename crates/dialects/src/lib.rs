@@ -1,12 +1,43 @@
 //! Host half of the paravirtual dialects: what a guest finds when it looks for a hypervisor.
 //!
 //! A dialect is reached by five doors only: CPUID leaves, MSRs, I/O ports, the VMCALL/VMMCALL instruction, and guest memory.
-//! It never knows which backend runs the processors. [`Dialect`] has one method for each door.
+//! It never knows which backend runs the processors. [`Dialect`] has one method for each door; what a dialect does to the processors goes
+//! through [`Processors`].
 
 pub mod kvm;
+pub mod openbsd;
 pub mod store;
 
+use std::sync::Arc;
+
+use vmm::backend::{BackendVm, EoiFlag};
 use vmm::{CpuidTable, Hypercall, MsrFault, PortCall, VcpuId};
+
+/// A machine's processors, as dialects reach them.
+pub trait Processors: Send + Sync {
+    /// Delivers a message-signalled interrupt: a write of `data` to `address`, Intel SDM vol. 3 section 11.11.
+    fn signal_msi(&self, address: u64, data: u32);
+
+    /// See [`BackendVm::wake`].
+    fn wake(&self, id: VcpuId);
+
+    /// See [`BackendVm::set_eoi_flag`].
+    fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>);
+}
+
+impl Processors for Arc<dyn BackendVm> {
+    fn signal_msi(&self, address: u64, data: u32) {
+        self.as_ref().signal_msi(address, data);
+    }
+
+    fn wake(&self, id: VcpuId) {
+        self.as_ref().wake(id);
+    }
+
+    fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {
+        self.as_ref().set_eoi_flag(id, flag);
+    }
+}
 
 /// One hypervisor's paravirtual interface, host half. Shared by all processors of a machine.
 pub trait Dialect: Send + Sync {

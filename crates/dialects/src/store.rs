@@ -10,7 +10,11 @@
 //!   --kv-out        <---            <--- later: xen (XenStore ring), hyperv (KVP pools)
 //! ```
 
+mod memory;
+
 use std::sync::Arc;
+
+pub use memory::{GUEST_BYTES, GUEST_KEYS, MemoryStore};
 
 /// Most bytes of a value. Clients with smaller messages have lower limits of their own.
 pub const MAX_VALUE: usize = 1 << 20;

@@ -1,7 +1,7 @@
 //! Backend: Linux KVM.
 //!
 //! The machine's processors run on the host's own, through `/dev/kvm` (kernel: Documentation/virt/kvm/api.rst). The kernel keeps
-//! memory slots, local APICs and the KVM dialect's clock pages; everything else of the machine is ours and is reached through
+//! memory slots, local APICs and the KVM dialect; everything else of the machine is ours and is reached through
 //! [`vmm::Bus`]. `VMCALL` and `VMMCALL` are answered by the kernel and never reach [`vmm::Bus::hypercall`]: dialects whose hypercall page
 //! we fill use a port instead.
 //!
@@ -56,11 +56,6 @@ impl KvmBackend {
         let features = cpuid::kvm_features(&kvm);
         Ok(KvmBackend { kvm, cpuid, features, technology: probe::host_technology() })
     }
-
-    /// EAX of CPUID leaf 0x40000001: the features of the KVM dialect that this kernel serves. A board must not show others.
-    pub fn dialect_features(&self) -> u32 {
-        self.features
-    }
 }
 
 impl Backend for KvmBackend {
@@ -76,8 +71,8 @@ impl Backend for KvmBackend {
         self.cpuid.clone()
     }
 
-    fn provides_kvm_dialect(&self) -> bool {
-        true
+    fn kvm_dialect(&self) -> Option<u32> {
+        Some(self.features)
     }
 
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn BackendVm>, BackendError> {

@@ -14,7 +14,8 @@ use std::sync::atomic::Ordering;
 use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug, kvm_xsave};
 use kvm_ioctls::VcpuFd;
 use vmm::exit::Access;
-use vmm::{BackendError, Bus, Entry, Exit, Inject, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats};
+use vmm::registers::{RAX, RCX, RDI, RSI};
+use vmm::{BackendError, Bus, Entry, Exit, Inject, PortCall, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats};
 
 use crate::diagnose::Guest;
 use crate::exits::{self, IoExit, RawExit};
@@ -132,6 +133,10 @@ impl KvmVcpu {
             RawExit::Interrupted => Ok(None),
             RawExit::Io(io) => {
                 self.stats.port += u64::from(io.count);
+                if bus.takes_registers(io.port) {
+                    self.call_port(&io, bus)?;
+                    return Ok(None);
+                }
                 self.io = Some((io, 0));
                 self.go_on_with_io(None, bus)
             }
@@ -211,6 +216,42 @@ impl KvmVcpu {
         self.io = None;
         self.unfinished = true;
         Ok(None)
+    }
+
+    /// Takes an access to a port that takes registers to the bus, element by element, and writes back once what became of the registers.
+    ///
+    /// RIP has to stay: KVM moves it when it finishes an IN or OUT, and has moved it when it tells of OUTS. KVM does not tell strings from
+    /// single accesses, but such a port has strings of bytes and single accesses of more: so the size tells.
+    fn call_port(&mut self, io: &IoExit, bus: &dyn Bus) -> Result<(), BackendError> {
+        let mut registers = state::read(&self.fd, &self.shared.config.memory, RegisterMask::GPR)?;
+        let before = registers.gpr;
+        let string = io.size == 1 || io.count > 1;
+        let mut call = PortCall { gpr: before, port: io.port, size: io.size, write: !io.input, string, data: u32::MAX };
+        for index in 0..io.count {
+            if call.write {
+                call.data = exits::io_element(&mut self.fd, io, index);
+            }
+            bus.port_call(self.id, &mut call);
+            if io.input {
+                let answer = if string { call.data } else { call.gpr[RAX] as u32 };
+                exits::answer_io(&mut self.fd, io, index, answer);
+            }
+            if string {
+                for register in [RCX, RSI, RDI] {
+                    call.gpr[register] = before[register];
+                }
+            }
+        }
+        if io.input && !string {
+            // KVM puts the answer into as much of RAX as the instruction changes.
+            call.gpr[RAX] = before[RAX];
+        }
+        if call.gpr != before {
+            registers.gpr = call.gpr;
+            state::write(&self.fd, &registers, RegisterMask::GPR)?;
+        }
+        self.unfinished = true;
+        Ok(())
     }
 
     fn mmio_read(&mut self, gpa: u64, size: usize, bus: &dyn Bus) -> Result<Option<Exit>, BackendError> {

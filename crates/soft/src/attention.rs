@@ -20,6 +20,8 @@ pub(crate) const STEP: u32 = 16;
 pub(crate) const SHADOW: u32 = 32;
 /// Leave when an interrupt could be taken.
 pub(crate) const WINDOW: u32 = 64;
+/// [`Attention::wake`] was called.
+pub(crate) const WAKE: u32 = 256;
 
 /// The processor halted, waits for a start-up IPI, or has a pending exit.
 pub(crate) const IDLE: u32 = 128;
@@ -30,6 +32,8 @@ pub(crate) struct Attention {
     flags: AtomicU32,
     /// Whether the processor is executing guest code (and so may hold TLB entries that it uses).
     in_guest: AtomicBool,
+    /// The HLT that is under way, or the next one, ends at once.
+    woken: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -58,6 +62,18 @@ impl Attention {
     /// Clears flags and returns the old ones.
     pub fn clear(&self, flags: u32) -> u32 {
         self.flags.fetch_and(!flags, Ordering::SeqCst)
+    }
+
+    /// Ends the processor's HLT, or its next one.
+    pub fn wake(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+        self.set(WAKE);
+    }
+
+    /// Whether [`Attention::wake`] was called since this was asked last.
+    pub fn take_woken(&self) -> bool {
+        self.clear(WAKE);
+        self.woken.swap(false, Ordering::SeqCst)
     }
 
     /// Sleeps until some flag in `mask` is set.

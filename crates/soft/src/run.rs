@@ -280,6 +280,10 @@ impl Cpu {
             self.attention.clear(attention::WINDOW);
             return Attended::Leave(Exit::InterruptWindow);
         }
+        // It only rouses a sleeper; a processor that does not halt will find out at its next HLT.
+        if flags & attention::WAKE != 0 {
+            self.attention.clear(attention::WAKE);
+        }
         if flags & attention::IDLE != 0 {
             if self.halted || self.wait_for_sipi {
                 return self.idle();
@@ -348,6 +352,10 @@ impl Cpu {
             self.attention.clear(attention::IDLE);
             return Attended::Leave(Exit::Halt);
         }
+        if self.halted && self.attention.take_woken() {
+            self.halted = false;
+            return Attended::Again;
+        }
         if self.vm.deterministic
             && let Some(deadline) = self.vm.timers.next_deadline()
         {
@@ -371,7 +379,8 @@ impl Cpu {
             return Attended::Again;
         }
         self.attention.set_in_guest(false);
-        self.attention.wait(attention::KICK | attention::FLUSH | attention::APIC | attention::WINDOW | attention::CODE_PAGES);
+        self.attention
+            .wait(attention::KICK | attention::FLUSH | attention::APIC | attention::WINDOW | attention::CODE_PAGES | attention::WAKE);
         self.attention.set_in_guest(true);
         Attended::Again
     }

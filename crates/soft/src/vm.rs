@@ -9,7 +9,7 @@ use devices::lapic::{ApicBus, ApicClient, ApicClock, Message};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm::memory::{CodeMap, GuestMemory, PAGE_SIZE, Protection};
 use vmm::time::Timers;
-use vmm::{Backend, BackendError, BackendVm, CpuidTable, Vcpu, VcpuId, VmConfig};
+use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Vcpu, VcpuId, VmConfig};
 
 use crate::attention::{self, Attention};
 use crate::cpu::Cpu;
@@ -95,6 +95,18 @@ impl BackendVm for SoftVm {
     fn kick(&self, id: VcpuId) {
         if let Some(attention) = self.shared.attentions.get(id as usize) {
             attention.set(attention::KICK);
+        }
+    }
+
+    fn wake(&self, id: VcpuId) {
+        if let Some(attention) = self.shared.attentions.get(id as usize) {
+            attention.wake();
+        }
+    }
+
+    fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {
+        if let Some(apic) = self.shared.apics.as_ref().and_then(|bus| bus.apic(id)) {
+            apic.set_eoi_flag(flag);
         }
     }
 

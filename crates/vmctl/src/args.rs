@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use vmd::config::{BackendChoice, DialectList, DiskSpec, MachineConfig, NicSpec, SerialTarget, Size};
+use vmd::config::{BackendChoice, DialectList, DiskSpec, MachineConfig, NicSpec, SerialTarget, Size, Uuid};
 
 /// What `vmctl` without arguments says.
 pub const NEWCOMER: &str = "\
@@ -83,9 +83,13 @@ pub struct RunArguments {
     /// What executes the processors: auto, kvm or soft.
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendChoice,
-    /// Paravirtual dialects the guest finds, separated by commas: kvm, or none.
+    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd;
+    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, all.
     #[arg(long, value_name = "LIST", default_value = "kvm")]
     pub dialect: DialectList,
+    /// What the machine tells as its UUID; a new one for each run by default.
+    #[arg(long, value_name = "UUID")]
+    pub uuid: Option<Uuid>,
     /// The first serial port: stdio, null or file:PATH.
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     pub serial: SerialTarget,
@@ -123,6 +127,7 @@ impl RunArguments {
             nics: self.nic,
             backend: self.backend,
             dialects: self.dialect,
+            uuid: self.uuid,
             serial: self.serial,
             console: self.console,
             reboot: !self.no_reboot,

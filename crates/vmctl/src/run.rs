@@ -24,7 +24,7 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     let config = arguments.into_config();
     config.check(machine::host_memory())?;
 
-    let control = Arc::new(Control::default());
+    let control = Arc::new(Control::new(vmd::store::open()));
     let ended_by = Arc::new(AtomicI32::new(0));
     signals::watch({
         let (control, ended_by) = (Arc::clone(&control), Arc::clone(&ended_by));

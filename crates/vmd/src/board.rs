@@ -4,7 +4,7 @@
 //!   ISA   serial (IRQ 4), PIT (0), keyboard controller (1), reset ports, real-time clock (8),
 //!         ACPI power management (9), firmware configuration
 //!   PCI   00 host bridge, 01 ISA bridge, then disks and network cards in the order of the command line,
-//!         and a source of random numbers
+//!         a source of random numbers, and OpenBSD's control device where that dialect is
 //! ```
 
 use std::fs::File;
@@ -30,6 +30,7 @@ use devices::virtio::block::Block;
 use devices::virtio::console::{Console, ConsoleInput};
 use devices::virtio::net::Net;
 use devices::virtio::rng::{HostEntropy, Rng};
+use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::{DeviceMap, MachineEvents};
 use dialects::Dialect;
@@ -39,7 +40,7 @@ use vmm::{BackendVm, GuestMemory};
 
 use crate::boot::{self, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{MachineConfig, SerialTarget};
+use crate::config::{DialectName, MachineConfig, SerialTarget};
 use crate::machine::{Event, EventSender, Outcome};
 
 /// Why a board cannot be built.
@@ -70,6 +71,8 @@ pub struct Board {
     /// The virtio console, when what is typed goes there.
     console: Option<ConsoleInput>,
     power: Arc<AcpiPm>,
+    /// OpenBSD's control device, when that dialect is there.
+    vmmci: Option<Arc<Vmmci>>,
     pci: Arc<PciBus>,
 }
 
@@ -124,6 +127,10 @@ impl Board {
         if !config.deterministic {
             add(Box::new(Rng::new(Box::new(HostEntropy))))?;
         }
+        let vmmci = config.dialects.contains(DialectName::Openbsd).then(|| Vmmci::new(Arc::clone(timers), Arc::clone(&events)));
+        if let Some(vmmci) = &vmmci {
+            pci.add_next(vmmci.clone(), &interrupts)?;
+        }
         pci.assign()?;
         // The bus first: fixed ports among its own win.
         let pci = Arc::new(pci);
@@ -150,7 +157,7 @@ impl Board {
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, console, power, pci }, MachineBus::new(map, dialects, interrupts, ended)))
+        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, dialects, interrupts, ended)))
     }
 
     /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.
@@ -161,9 +168,14 @@ impl Board {
         }
     }
 
-    /// Presses the power button.
-    pub fn press_power_button(&self) {
-        self.power.press_power_button();
+    /// The power button.
+    pub fn power(&self) -> &AcpiPm {
+        &self.power
+    }
+
+    /// OpenBSD's control device, when that dialect is there.
+    pub fn vmmci(&self) -> Option<&Vmmci> {
+        self.vmmci.as_deref()
     }
 
     /// Ends what devices have under way, and their threads.

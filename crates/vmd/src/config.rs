@@ -11,6 +11,8 @@ use std::str::FromStr;
 pub use devices::block::DiskSpec;
 pub use devices::net::NicSpec;
 
+pub use crate::layout::{DialectList, DialectName};
+
 /// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
 pub const MAX_CPUS: u32 = 64;
 /// Most memory a machine can have: 128 GiB, as vmm(4)'s `VMM_MAX_VM_MEM_SIZE`.
@@ -41,6 +43,8 @@ pub struct MachineConfig {
     pub backend: BackendChoice,
     /// Paravirtual dialects.
     pub dialects: DialectList,
+    /// What the machine tells as its UUID; a new one for each run when nothing is given.
+    pub uuid: Option<Uuid>,
     /// Where the first serial port goes.
     pub serial: SerialTarget,
     /// Where a virtio console goes, when there is one.
@@ -68,6 +72,7 @@ impl Default for MachineConfig {
             nics: Vec::new(),
             backend: BackendChoice::Auto,
             dialects: DialectList::default(),
+            uuid: None,
             serial: SerialTarget::Stdio,
             console: None,
             reboot: true,
@@ -194,42 +199,27 @@ impl FromStr for BackendChoice {
     }
 }
 
-/// A paravirtual dialect that can be offered.
+/// A machine's UUID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DialectName {
-    /// Linux KVM's.
-    Kvm,
-}
+pub struct Uuid(pub [u8; 16]);
 
-/// Dialects in the order of their CPUID bases.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DialectList(pub Vec<DialectName>);
+impl FromStr for Uuid {
+    type Err = ConfigError;
 
-impl Default for DialectList {
-    fn default() -> DialectList {
-        DialectList(vec![DialectName::Kvm])
+    fn from_str(text: &str) -> Result<Uuid, ConfigError> {
+        let groups: Vec<usize> = text.split('-').map(str::len).collect();
+        let digits = text.replace('-', "");
+        match u128::from_str_radix(&digits, 16) {
+            Ok(number) if groups == [8, 4, 4, 4, 12] && !digits.starts_with('+') => Ok(Uuid(number.to_be_bytes())),
+            _ => syntax(format!("'{text}' is not a UUID; write for example 564d5868-0000-4000-8000-00000000002a")),
+        }
     }
 }
 
-impl FromStr for DialectList {
-    type Err = ConfigError;
-
-    fn from_str(text: &str) -> Result<DialectList, ConfigError> {
-        if text == "none" {
-            return Ok(DialectList(Vec::new()));
-        }
-        let mut list = Vec::new();
-        for name in text.split(',') {
-            let dialect = match name {
-                "kvm" => DialectName::Kvm,
-                _ => return syntax(format!("unknown dialect '{name}'; one of: kvm, none")),
-            };
-            if list.contains(&dialect) {
-                return syntax(format!("dialect '{name}' is given twice"));
-            }
-            list.push(dialect);
-        }
-        Ok(DialectList(list))
+impl fmt::Display for Uuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = format!("{:032x}", u128::from_be_bytes(self.0));
+        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
     }
 }
 
@@ -300,10 +290,25 @@ mod tests {
     }
 
     #[test]
+    fn uuids_are_read_as_they_are_written() {
+        let text = "564d5868-0001-4002-8003-00000000002a";
+        let uuid: Uuid = text.parse().unwrap();
+        assert_eq!((uuid.0[0], uuid.0[15]), (0x56, 0x2a));
+        assert_eq!(uuid.to_string(), text);
+        for bad in [
+            "",
+            "564d5868",
+            "564d58680001400280030000000000002a",
+            "564d5868-0001-4002-8003-00000000002g",
+            "+64d5868-0001-4002-8003-00000000002a",
+        ] {
+            assert!(bad.parse::<Uuid>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn unknown_values_name_the_known_ones() {
         assert!("xen".parse::<BackendChoice>().unwrap_err().to_string().contains("auto, kvm, soft"));
-        assert!("hyperv".parse::<DialectList>().unwrap_err().to_string().contains("kvm, none"));
-        assert!("kvm,kvm".parse::<DialectList>().is_err());
         assert!("pty".parse::<SerialTarget>().unwrap_err().to_string().contains("stdio, null, file:PATH"));
     }
 }

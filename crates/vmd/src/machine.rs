@@ -13,14 +13,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::block::Disk;
-use dialects::Dialect;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
 use vmm::time::{Clock, HostClock, StepClock, Timers};
@@ -30,9 +29,12 @@ use crate::backends::{self, Chosen};
 use crate::board::{self, Board, BoardError};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, MachineConfig, SerialTarget};
+use crate::config::{MachineConfig, SerialTarget, Uuid};
+use crate::control::{Control, Running};
+use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
+use crate::status::About;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
@@ -40,7 +42,9 @@ const MACHINE_NAME: &str = "machine";
 const SOFT_TSC_HZ: u64 = 1_000_000_000;
 /// Time of day at which a deterministic machine starts: 2024-01-01 00:00 UTC.
 const DETERMINISTIC_EPOCH: Duration = Duration::from_secs(1_704_067_200);
-/// What a deterministic machine's kernel gets for random bytes.
+/// The host's source of random bytes.
+const RANDOM: &str = "/dev/urandom";
+/// What a deterministic machine gets for random bytes.
 const DETERMINISTIC_RANDOM: u8 = 0x5a;
 
 /// Why a machine could not be made, or could not go on.
@@ -114,65 +118,6 @@ pub enum Event {
 /// Where events go; cheap to clone.
 pub type EventSender = Sender<Event>;
 
-/// The outside's hold on a running machine. Made before it, and good over its reboots.
-#[derive(Default)]
-pub struct Control {
-    state: Mutex<ControlState>,
-}
-
-#[derive(Default)]
-struct ControlState {
-    stopped: bool,
-    machine: Option<(EventSender, Arc<Board>)>,
-}
-
-impl Control {
-    /// Ends the machine as if its plug was pulled.
-    pub fn stop(&self) {
-        let mut state = self.lock();
-        state.stopped = true;
-        if let Some((events, _)) = &state.machine {
-            // A machine that has ended no longer listens.
-            let _ = events.send(Event::End(Outcome::Stopped));
-        }
-    }
-
-    /// Bytes typed at the terminal. Waits while the guest does not read them.
-    pub fn terminal_input(&self, mut bytes: &[u8]) {
-        const RETRY: Duration = Duration::from_millis(5);
-        while !bytes.is_empty() {
-            let board = {
-                let state = self.lock();
-                if state.stopped {
-                    return;
-                }
-                state.machine.as_ref().map(|(_, board)| Arc::clone(board))
-            };
-            let taken = board.map_or(0, |board| board.terminal_input(bytes));
-            bytes = &bytes[taken..];
-            if !bytes.is_empty() {
-                std::thread::sleep(RETRY);
-            }
-        }
-    }
-
-    fn attach(&self, events: &EventSender, board: &Arc<Board>) {
-        let mut state = self.lock();
-        if state.stopped {
-            let _ = events.send(Event::End(Outcome::Stopped));
-        }
-        state.machine = Some((events.clone(), Arc::clone(board)));
-    }
-
-    fn detach(&self) {
-        self.lock().machine = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ControlState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Memory of the host in bytes, in whole mebibytes.
 pub fn host_memory() -> u64 {
     let info = rustix::system::sysinfo();
@@ -187,7 +132,12 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
     let mut first_image = Some(recognise(config)?);
     let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
     eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
+    for warning in config.dialects.warnings() {
+        eprintln!("vmctl: --dialect {}: {warning}", config.dialects);
+    }
     let vmm = Arc::new(Vmm::new(backend));
+    let identity = identity(config)?;
+    control.introduce(About::new(config, identity, vmm.backend().technology()));
 
     for target in std::iter::once(&config.serial).chain(&config.console) {
         let SerialTarget::File(path) = target else { continue };
@@ -203,7 +153,7 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
             Some(image) => image,
             None => recognise(config)?,
         };
-        let mut machine = Machine::assemble(config, &disks, &image, &vmm, control)?;
+        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control)?;
         drop(image);
         let event = machine.run(control);
         machine.take_down(&mut stats);
@@ -225,6 +175,26 @@ fn recognise(config: &MachineConfig) -> Result<boot::Image, BootError> {
         Some(path) => boot::recognise(path),
         None => boot::find_bios(),
     }
+}
+
+/// The machine's UUID, the same over its reboots. One of our own making is of version 4 (RFC 9562 section 5.4).
+fn identity(config: &MachineConfig) -> Result<Uuid, MachineError> {
+    if let Some(uuid) = config.uuid {
+        return Ok(uuid);
+    }
+    let mut bytes = [0; 16];
+    random(config)?.read_exact(&mut bytes).map_err(|source| MachineError::Host { what: RANDOM, source })?;
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    Ok(Uuid(bytes))
+}
+
+/// Random bytes, or those that a deterministic machine gets for them.
+fn random(config: &MachineConfig) -> Result<Box<dyn Read>, MachineError> {
+    Ok(match config.deterministic {
+        true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
+        false => Box::new(File::open(RANDOM).map_err(|source| MachineError::Host { what: RANDOM, source })?),
+    })
 }
 
 /// A machine with power on.
@@ -249,6 +219,7 @@ type Returns = BTreeMap<&'static str, u64>;
 impl Machine {
     fn assemble(
         config: &MachineConfig,
+        identity: Uuid,
         disks: &[Arc<dyn Disk>],
         image: &boot::Image,
         vmm: &Arc<Vmm>,
@@ -259,21 +230,20 @@ impl Machine {
         let clock: Arc<dyn Clock> =
             if config.deterministic { Arc::new(StepClock::new(DETERMINISTIC_EPOCH)) } else { Arc::new(HostClock::new()) };
         let timers = Timers::new(Arc::clone(&clock));
-        let dialects: Vec<Arc<dyn Dialect>> = config
-            .dialects
-            .0
-            .iter()
-            .map(|name| match name {
-                DialectName::Kvm => {
-                    Arc::new(dialects::kvm::Kvm::new(memory.clone(), Arc::clone(&clock), SOFT_TSC_HZ, config.cpus)) as Arc<dyn Dialect>
-                }
-            })
-            .collect();
+        let surroundings = Surroundings {
+            memory: memory.clone(),
+            clock: Arc::clone(&clock),
+            tsc_hz: SOFT_TSC_HZ,
+            vcpus: config.cpus,
+            store: Arc::clone(control.store()),
+            uuid: identity.0,
+        };
+        let paravirtual = Arc::new(Paravirtual::new(config.dialects.dialects(), &surroundings));
         let vm_config = VmConfig {
             memory: memory.clone(),
             vcpus: config.cpus,
             local_apic: true,
-            cpuid: profile::cpuid(vmm.backend().supported_cpuid(), config.cpus, &dialects),
+            cpuid: profile::cpuid(vmm.backend().supported_cpuid(), config.cpus, &paravirtual.dialects),
             timers: Arc::clone(&timers),
             deterministic: config.deterministic,
         };
@@ -281,17 +251,13 @@ impl Machine {
         let vm = vmm.machine(id)?;
 
         let (sender, events) = mpsc::channel();
-        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, dialects, sender.clone())?;
+        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, paravirtual.dialects.clone(), sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
         let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
-        let mut random: Box<dyn Read> = match config.deterministic {
-            true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
-            false => Box::new(File::open("/dev/urandom").map_err(|source| MachineError::Host { what: "/dev/urandom", source })?),
-        };
-        let loaded = boot::load(image, &memory, &boot_config, &mut random)?;
+        let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         eprintln!("vmctl: {}", loaded.description);
 
         vmm.write_registers(id, 0, &loaded.registers, RegisterMask::all())?;
@@ -299,7 +265,7 @@ impl Machine {
             true => None,
             false => Some(timers.spawn().map_err(|source| MachineError::Host { what: "cannot start a thread", source })?),
         };
-        control.attach(&sender, &board);
+        control.attach(Running { events: sender.clone(), board: Arc::clone(&board), paravirtual });
         let stop = Arc::new(AtomicBool::new(false));
         let (vmm, bus) = (Arc::clone(vmm), Arc::new(bus));
         Ok(Machine { vmm, id, vm, cpus: config.cpus, bus, timers, timer_thread, running: Vec::new(), stop, events, sender, board })

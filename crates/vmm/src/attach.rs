@@ -73,7 +73,7 @@ pub(crate) fn guest_cpuid(backend: &dyn Backend, pvclock: bool) -> CpuidTable {
     for leaf in [0xb, 0x1f] {
         table.remove(leaf..=leaf);
     }
-    let features = if pvclock || backend.provides_kvm_dialect() { feature::CLOCKSOURCE2 | feature::CLOCKSOURCE_STABLE } else { 0 };
+    let features = if pvclock || backend.kvm_dialect().is_some() { feature::CLOCKSOURCE2 | feature::CLOCKSOURCE_STABLE } else { 0 };
     let [o0, o1, o2] = OPENBSD_SIGNATURE.as_chunks::<4>().0 else { unreachable!("twelve bytes are three words") };
     let openbsd = [o0, o1, o2].map(|bytes| u32::from_le_bytes(*bytes));
     let mut set = |leaf, eax, [ebx, ecx, edx]: [u32; 3]| table.set(CpuidEntry { leaf, subleaf: None, eax, ebx, ecx, edx });

@@ -24,9 +24,10 @@ pub trait Backend: Send + Sync {
     /// CPUID leaves this backend can give a guest, all features on, hypervisor leaves absent.
     fn supported_cpuid(&self) -> CpuidTable;
 
-    /// Whether the backend keeps the KVM dialect (its leaf's features, clock pages) by itself, as Linux KVM does in the kernel.
-    fn provides_kvm_dialect(&self) -> bool {
-        false
+    /// Features of the KVM dialect (EAX of its leaf, [`abi::kvm::feature`]) when the backend keeps the dialect by itself, as Linux KVM does in
+    /// the kernel. A board must not show others then.
+    fn kvm_dialect(&self) -> Option<u32> {
+        None
     }
 
     /// Makes a machine without processors.
@@ -78,12 +79,34 @@ pub trait BackendVm: Send + Sync {
     /// Makes processor `id` leave [`Vcpu::run`] with [`Exit::Interrupted`] soon, also when it is halted or not yet in it.
     fn kick(&self, id: VcpuId);
 
+    /// Ends the HLT of processor `id`, whether its interrupts are on or off; if it does not halt now, its next HLT. Not called where
+    /// [`Backend::kvm_dialect`] is there.
+    fn wake(&self, id: VcpuId) {
+        let _ = id;
+    }
+
+    /// Sets, changes or removes the flag by which processor `id` may end interrupts without its local APIC. Called on the thread of the
+    /// processor, or while it does not run. Not called where [`Backend::kvm_dialect`] is there.
+    fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {
+        let _ = (id, flag);
+    }
+
     /// Sets what guest accesses to `[gpa, gpa + size)` may do; both page aligned and inside RAM. An access that is not allowed
     /// leaves [`Vcpu::run`] with [`Exit::Protection`].
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] where the host cannot do it, [`BackendError::Invalid`] for a bad range.
     fn protect(&self, gpa: u64, size: u64, protection: Protection) -> Result<(), BackendError>;
+}
+
+/// A flag in guest memory that offers a guest to end the interrupt in service without a word to its local APIC. The guest accepts by clearing
+/// it, which need not be atomic: a flag is only touched on its processor's own thread, or while that does not run.
+pub trait EoiFlag: Send + Sync {
+    /// Sets the flag. `false` when it cannot be written.
+    fn offer(&self) -> bool;
+
+    /// Clears the flag. `true` when it was still set; otherwise the guest has ended its interrupt.
+    fn take_back(&self) -> bool;
 }
 
 /// One I/O APIC pin as a message.

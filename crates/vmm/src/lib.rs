@@ -22,9 +22,10 @@ pub mod memory;
 pub mod monitor;
 pub mod registers;
 mod resident;
+pub mod snapshot;
 pub mod time;
 
-pub use backend::{Backend, BackendError, BackendVm, Entry, Inject, Vcpu, VcpuStats, VmConfig};
+pub use backend::{Backend, BackendError, BackendVm, Entry, EoiFlag, Inject, Vcpu, VcpuStats, VmConfig};
 pub use bus::{Bus, Hypercall, MsrFault, PortCall, VcpuId};
 pub use cpuid::{CpuidEntry, CpuidTable};
 pub use exit::Exit;

@@ -105,6 +105,8 @@ pub(super) struct Registers {
     pub(super) nmi: bool,
     pub(super) init: bool,
     pub(super) sipi: Option<u8>,
+    /// The guest may end what is in service by its flag.
+    pub(super) eoi_offered: bool,
 }
 
 impl Registers {
@@ -135,6 +137,7 @@ impl Registers {
             nmi: false,
             init: false,
             sipi: None,
+            eoi_offered: false,
         };
         registers.clear();
         registers
@@ -164,6 +167,7 @@ impl Registers {
         self.tsc_deadline = 0;
         self.nmi = false;
         self.sipi = None;
+        self.eoi_offered = false;
     }
 
     pub(super) fn enabled(&self) -> bool {
@@ -293,6 +297,17 @@ impl Registers {
         let vector = highest(&self.isr)?;
         clear(&mut self.isr, vector);
         is_set(&self.tmr, vector).then_some(vector)
+    }
+
+    /// Whether the end of what was just taken into service matters to nobody: it was an edge, interrupts nothing else, and nothing waits.
+    pub(super) fn ends_silently(&self) -> bool {
+        let in_service: u32 = self.isr.iter().map(|word| word.count_ones()).sum();
+        in_service == 1 && self.irr == [0; 8] && highest(&self.isr).is_some_and(|vector| !is_set(&self.tmr, vector))
+    }
+
+    /// Whether something is requested that may be deliverable if the guest has accepted the offer.
+    pub(super) fn waits_for_offer(&self) -> bool {
+        self.eoi_offered && self.enabled() && self.irr != [0; 8]
     }
 
     /// Time-stamp counter at clock time `now`.

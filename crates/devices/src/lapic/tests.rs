@@ -367,6 +367,142 @@ fn state_survives_a_restore_and_arms_the_timer() {
     assert!(machine(2).apic(1).restore(&saved).is_err());
 }
 
+/// Bit 0 of the guest's word.
+#[derive(Default)]
+struct Word(std::sync::atomic::AtomicBool);
+
+impl EoiFlag for Word {
+    fn offer(&self) -> bool {
+        self.0.store(true, Ordering::Relaxed);
+        true
+    }
+    fn take_back(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Word {
+    /// What Linux' `kvm_guest_apic_eoi_write` does: ends the interrupt by the flag, or else by the register.
+    fn end(&self, apic: &LocalApic) -> bool {
+        let silent = self.0.swap(false, Ordering::Relaxed);
+        if !silent {
+            write(apic, offset::EOI, 0);
+        }
+        silent
+    }
+}
+
+fn with_flag() -> (Machine, Arc<Word>) {
+    let machine = machine(1);
+    let word = Arc::new(Word::default());
+    machine.apic(0).set_eoi_flag(Some(word.clone()));
+    (machine, word)
+}
+
+fn edge(machine: &Machine, vector: u8) {
+    machine.bus.signal_msi(0xfee0_0000, vector.into());
+}
+
+#[test]
+fn lone_edge_interrupt_is_ended_by_the_flag() {
+    let (machine, word) = with_flag();
+    let apic = machine.apic(0);
+    for vector in [0x80, 0x40, 0x40] {
+        edge(&machine, vector);
+        assert_eq!(apic.pending_interrupt(), Some(PendingInterrupt::Vector(vector)));
+        assert_eq!(apic.acknowledge(), vector);
+        assert!(!apic.has_work());
+        assert!(word.end(apic));
+    }
+    assert_eq!(read(apic, offset::ISR + 0x20), 0);
+}
+
+#[test]
+fn level_nested_and_accompanied_interrupts_are_ended_by_the_register() {
+    let (machine, word) = with_flag();
+    let apic = machine.apic(0);
+    machine.bus.signal_msi(0xfee0_0000, 0x50 | MSI_DATA_LEVEL);
+    apic.acknowledge();
+    assert!(!word.end(apic), "the I/O APIC waits for its end");
+    edge(&machine, 0x50);
+    edge(&machine, 0x40);
+    apic.acknowledge();
+    assert!(!word.end(apic), "another waits");
+    apic.acknowledge();
+    edge(&machine, 0x60);
+    assert_eq!(apic.pending_interrupt(), Some(PendingInterrupt::Vector(0x60)));
+    apic.acknowledge();
+    assert!(!word.end(apic), "it interrupts another");
+    assert!(!word.end(apic), "whose offer was taken back");
+    assert_eq!(apic.pending_interrupt(), None);
+}
+
+#[test]
+fn interrupt_that_comes_after_a_silent_end_is_delivered() {
+    let (machine, word) = with_flag();
+    let apic = machine.apic(0);
+    edge(&machine, 0x80);
+    apic.acknowledge();
+    assert!(word.end(apic));
+    let calls = machine.processors[0].0.load(Ordering::Relaxed);
+    edge(&machine, 0x30);
+    assert!(apic.work().has_interrupt() && machine.processors[0].0.load(Ordering::Relaxed) > calls);
+    assert_eq!(apic.pending_interrupt(), Some(PendingInterrupt::Vector(0x30)));
+}
+
+#[test]
+fn interrupt_that_comes_before_the_end_takes_the_offer_back() {
+    let (machine, word) = with_flag();
+    let apic = machine.apic(0);
+    edge(&machine, 0x80);
+    apic.acknowledge();
+    edge(&machine, 0x30);
+    assert_eq!(apic.pending_interrupt(), None);
+    assert!(!apic.has_work(), "nothing to do before the end");
+    assert!(!word.end(apic));
+    assert_eq!(apic.pending_interrupt(), Some(PendingInterrupt::Vector(0x30)));
+}
+
+#[test]
+fn guest_that_ends_an_offered_interrupt_by_the_register_ends_it_once() {
+    let (machine, _word) = with_flag();
+    let apic = machine.apic(0);
+    edge(&machine, 0x40);
+    apic.acknowledge();
+    edge(&machine, 0x80);
+    apic.pending_interrupt();
+    apic.acknowledge();
+    write(apic, offset::EOI, 0);
+    assert_eq!(read(apic, offset::ISR + 0x20), 1, "the outer one is still in service");
+}
+
+#[test]
+fn taking_the_flag_away_settles_what_is_open() {
+    let (machine, word) = with_flag();
+    let apic = machine.apic(0);
+    edge(&machine, 0x80);
+    apic.acknowledge();
+    assert!(word.end(apic));
+    apic.set_eoi_flag(None);
+    assert_eq!(read(apic, offset::ISR + 0x40), 0);
+    edge(&machine, 0x80);
+    apic.acknowledge();
+    assert!(!word.0.load(Ordering::Relaxed));
+}
+
+#[test]
+fn open_offer_survives_a_restore() {
+    let (machine, word) = with_flag();
+    edge(&machine, 0x80);
+    machine.apic(0).acknowledge();
+    let (other, _) = with_flag();
+    other.apic(0).set_eoi_flag(None);
+    other.apic(0).restore(&machine.apic(0).state()).unwrap();
+    other.apic(0).set_eoi_flag(Some(word.clone()));
+    assert!(word.end(other.apic(0)));
+    assert_eq!(read(other.apic(0), offset::ISR + 0x40), 0);
+}
+
 proptest! {
     #[test]
     fn no_guest_input_panics(accesses in prop::collection::vec((0u8..6, any::<u32>(), any::<u64>(), 0usize..9), 1..200)) {

@@ -1,4 +1,4 @@
-//! Virtio 1.2 devices on PCI: block, network, entropy, console.
+//! Virtio 1.2 devices on PCI: block, network, entropy, console; and, apart from them, OpenBSD's [`vmmci`], which is virtio 0.9.
 //!
 //! A device is a [`VirtioDevice`]: what it offers, its configuration bytes, and what it does with its rings between activation
 //! (the driver set DRIVER_OK) and deactivation (reset, or a snapshot). The transport in front of it owns all registers that a
@@ -25,6 +25,7 @@ pub mod registers;
 pub mod rng;
 pub mod status;
 pub mod transport;
+pub mod vmmci;
 pub mod worker;
 
 use std::sync::Arc;

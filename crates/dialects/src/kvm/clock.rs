@@ -1,14 +1,184 @@
-//! Arithmetic of the paravirtual clock.
+//! The paravirtual clock: pages from which a guest computes nanoseconds out of its TSC, and the time of day.
 //!
-//! The scale is found by the algorithm that Linux documents with `kvm_get_time_scale`: shift the TSC frequency into
-//! (10^9, 2 * 10^9], then express nanoseconds per tick as a 32-bit fraction.
+//! KVM's and OpenBSD's dialects have it by the same MSRs (Linux `Documentation/virt/kvm/x86/msr.rst`; OpenBSD
+//! `sys/arch/amd64/amd64/vmm_machdep.c`, `vmm_update_pvclock`), so that a machine with both has one [`PvClock`] under them.
+//!
+//! ```text
+//!   WRMSR system time (address | 1) --> clock page written once, valid until the machine is reset:
+//!                                       the TSC is stable and equal on all processors
+//!   WRMSR wall clock (address)      --> time of day at system time zero
+//! ```
 
-use abi::kvm::PvclockWallClock;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use abi::kvm::{self as words, PvclockVcpuTimeInfo, PvclockWallClock};
+use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
+use vmm::snapshot::{RestoreError, Saved, Snapshot};
 use vmm::time::Clock;
+use vmm::{GuestMemory, MsrFault, VcpuId};
+use zerocopy::IntoBytes;
 
+use super::page::{holds, publish};
+
+/// Name and version in a [`Saved`] state.
+const STATE: (&str, u32) = ("pvclock", 1);
 const NANOSECONDS: u64 = 1_000_000_000;
+/// Most readings of the host's two clocks for one pair.
+const MAX_READINGS: u32 = 8;
+/// Two clocks read within this many nanoseconds are taken for one moment. A reading takes some tens.
+const ONE_MOMENT: u64 = 200;
+
+/// The clock of one machine.
+pub struct PvClock {
+    memory: GuestMemory,
+    clock: Arc<dyn Clock>,
+    tsc_hz: u64,
+    scale: Scale,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    /// Last value written to the wall-clock MSR.
+    wall_clock: u64,
+    processors: Vec<Processor>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Processor {
+    /// Last value written to the system-time MSR.
+    system_time: u64,
+    /// Version in the clock page.
+    version: u32,
+}
+
+impl PvClock {
+    /// The clock for `vcpus` processors whose TSC is `clock` counted in ticks of `tsc_hz`.
+    pub fn new(memory: GuestMemory, clock: Arc<dyn Clock>, tsc_hz: u64, vcpus: u32) -> PvClock {
+        let processors = vec![Processor::default(); vcpus as usize];
+        PvClock { memory, clock, tsc_hz, scale: Scale::from_hz(tsc_hz), state: Mutex::new(State { wall_clock: 0, processors }) }
+    }
+
+    /// RDMSR. `None` when the index is not the clock's.
+    pub fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {
+        match index {
+            words::MSR_WALL_CLOCK | words::MSR_WALL_CLOCK_NEW => Some(Ok(self.lock().wall_clock)),
+            words::MSR_SYSTEM_TIME | words::MSR_SYSTEM_TIME_NEW => {
+                Some(self.lock().processors.get(vcpu as usize).map(|p| p.system_time).ok_or(MsrFault))
+            }
+            _ => None,
+        }
+    }
+
+    /// WRMSR. `None` when the index is not the clock's.
+    pub fn write_msr(&self, vcpu: VcpuId, index: u32, value: u64) -> Option<Result<(), MsrFault>> {
+        match index {
+            words::MSR_WALL_CLOCK | words::MSR_WALL_CLOCK_NEW => Some(self.write_wall_clock(value)),
+            words::MSR_SYSTEM_TIME | words::MSR_SYSTEM_TIME_NEW => Some(self.write_system_time(vcpu, value)),
+            _ => None,
+        }
+    }
+
+    /// Forgets what the guest registered.
+    pub fn reset(&self) {
+        let mut state = self.lock();
+        state.wall_clock = 0;
+        state.processors.fill(Processor::default());
+    }
+
+    /// Version and guest physical address of a processor's clock page, once the guest has enabled it.
+    pub fn page(&self, vcpu: VcpuId) -> Option<(u32, u64)> {
+        let state = self.lock();
+        let processor = state.processors.get(vcpu as usize)?;
+        (processor.system_time & words::SYSTEM_TIME_ENABLE != 0)
+            .then_some((processor.version, processor.system_time & !words::SYSTEM_TIME_ENABLE))
+    }
+
+    /// Time of day and TSC at one moment: of several readings, the one in which the least time passed between the two clocks.
+    pub fn pair(&self) -> (Duration, u64) {
+        let read = || {
+            let before = self.clock.now();
+            let wall = self.clock.wall();
+            (self.clock.now() - before, before, wall)
+        };
+        let mut best = read();
+        for _ in 1..MAX_READINGS {
+            if best.0 <= ONE_MOMENT {
+                break;
+            }
+            best = best.min(read());
+        }
+        let (passed, before, wall) = best;
+        (wall, ticks(before + passed / 2, self.tsc_hz))
+    }
+
+    fn write_system_time(&self, vcpu: VcpuId, value: u64) -> Result<(), MsrFault> {
+        let mut state = self.lock();
+        let processor = state.processors.get_mut(vcpu as usize).ok_or(MsrFault)?;
+        if value & words::SYSTEM_TIME_ENABLE == 0 {
+            processor.system_time = value;
+            return Ok(());
+        }
+        let gpa = value & !words::SYSTEM_TIME_ENABLE;
+        if !holds(&self.memory, gpa, size_of::<PvclockVcpuTimeInfo>()) {
+            return Err(MsrFault);
+        }
+        let now = self.clock.now();
+        let page = PvclockVcpuTimeInfo {
+            // Counts on from what the page holds, as Linux KVM does: a machine that moved here keeps its clock's version.
+            version: self.memory.read_obj::<u32>(GuestAddress(gpa)).map(u32::from_le).map_err(|_| MsrFault)?.into(),
+            pad0: 0.into(),
+            tsc_timestamp: ticks(now, self.tsc_hz).into(),
+            system_time: now.into(),
+            tsc_to_system_mul: self.scale.mul.into(),
+            tsc_shift: self.scale.shift,
+            flags: words::PVCLOCK_TSC_STABLE,
+            pad: [0; 2],
+        };
+        let version = publish(&self.memory, gpa, page.as_bytes(), 0, page.version.get())?;
+        *processor = Processor { system_time: value, version };
+        Ok(())
+    }
+
+    fn write_wall_clock(&self, gpa: u64) -> Result<(), MsrFault> {
+        let mut state = self.lock();
+        let page = wall_clock(self.clock.as_ref());
+        if !holds(&self.memory, gpa, size_of::<PvclockWallClock>()) {
+            return Err(MsrFault);
+        }
+        publish(&self.memory, gpa, page.as_bytes(), 0, 0)?;
+        state.wall_clock = gpa;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Snapshot for PvClock {
+    fn state(&self) -> Saved {
+        Saved::new(STATE.0, STATE.1, &*self.lock())
+    }
+
+    /// Pages stay as the guest's memory has them: they hold as long as TSC and clock go on together.
+    fn restore(&self, state: &Saved) -> Result<(), RestoreError> {
+        let new: State = state.open(STATE.0, STATE.1)?;
+        let mut state = self.lock();
+        if new.processors.len() != state.processors.len() {
+            return Err(RestoreError::Impossible { device: STATE.0, what: "the machine has another number of processors" });
+        }
+        *state = new;
+        Ok(())
+    }
+}
 
 /// How a TSC difference becomes nanoseconds: shift, multiply, take the upper half.
+///
+/// Found by the algorithm of Linux' `kvm_get_time_scale`: shift the TSC frequency into (10^9, 2 * 10^9], then express nanoseconds per tick as
+/// a 32-bit fraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scale {
     /// 32-bit fraction.
@@ -42,12 +212,12 @@ impl Scale {
 }
 
 /// TSC of a machine that has run for `nanoseconds`.
-pub fn ticks(nanoseconds: u64, hz: u64) -> u64 {
+fn ticks(nanoseconds: u64, hz: u64) -> u64 {
     (u128::from(nanoseconds) * u128::from(hz) / u128::from(NANOSECONDS)) as u64
 }
 
-/// Time of day when the clock stood at zero; the version is left to the caller.
-pub fn wall_clock(clock: &dyn Clock) -> PvclockWallClock {
+/// Time of day when the clock stood at zero.
+fn wall_clock(clock: &dyn Clock) -> PvclockWallClock {
     let start = u64::try_from(clock.wall().as_nanos()).unwrap_or(u64::MAX).saturating_sub(clock.now());
     // Seconds wrap in 2106, as the structure's do.
     PvclockWallClock { version: 0.into(), sec: ((start / NANOSECONDS) as u32).into(), nsec: ((start % NANOSECONDS) as u32).into() }
@@ -56,8 +226,104 @@ pub fn wall_clock(clock: &dyn Clock) -> PvclockWallClock {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use vmm::time::StepClock;
+    use zerocopy::FromBytes;
 
     use super::*;
+
+    const RAM: u64 = 0x10000;
+
+    fn machine(now: u64) -> (GuestMemory, PvClock) {
+        let memory = vmm::memory::map(&[(0, RAM)]).unwrap();
+        let clock = Arc::new(StepClock::new(Duration::from_secs(1_000_000)));
+        clock.advance_to(now);
+        (memory.clone(), PvClock::new(memory, clock, 1_000_000_000, 2))
+    }
+
+    fn page(memory: &GuestMemory, gpa: u64) -> PvclockVcpuTimeInfo {
+        let mut bytes = [0; 32];
+        memory.read_slice(&mut bytes, GuestAddress(gpa)).unwrap();
+        PvclockVcpuTimeInfo::read_from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn enabled_clock_page_gives_the_time() {
+        let (memory, clock) = machine(5_000);
+        clock.write_msr(1, words::MSR_SYSTEM_TIME_NEW, 0x2001).unwrap().unwrap();
+        let page = page(&memory, 0x2000);
+        assert_eq!((page.version.get(), page.system_time.get(), page.tsc_timestamp.get()), (2, 5_000, 5_000));
+        assert_eq!(page.flags, words::PVCLOCK_TSC_STABLE);
+        assert_eq!(clock.read_msr(1, words::MSR_SYSTEM_TIME).unwrap(), Ok(0x2001));
+        assert_eq!(clock.read_msr(0, words::MSR_SYSTEM_TIME).unwrap(), Ok(0));
+        assert_eq!(clock.page(1), Some((2, 0x2000)));
+        assert_eq!(clock.page(0), None);
+    }
+
+    #[test]
+    fn each_registration_changes_the_version() {
+        let (memory, clock) = machine(0);
+        for version in [2, 4, 6] {
+            clock.write_msr(0, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
+            assert_eq!(page(&memory, 0x2000).version.get(), version);
+        }
+    }
+
+    #[test]
+    fn version_counts_on_from_what_the_page_holds() {
+        let (memory, clock) = machine(0);
+        memory.write_obj(40u32.to_le(), GuestAddress(0x2000)).unwrap();
+        clock.write_msr(0, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
+        assert_eq!(page(&memory, 0x2000).version.get(), 42);
+        assert_eq!(clock.page(0), Some((42, 0x2000)));
+    }
+
+    #[test]
+    fn disabled_clock_page_is_not_written() {
+        let (memory, clock) = machine(5_000);
+        clock.write_msr(0, words::MSR_SYSTEM_TIME_NEW, 0x2000).unwrap().unwrap();
+        assert_eq!(page(&memory, 0x2000).version.get(), 0);
+        assert_eq!(clock.page(0), None);
+    }
+
+    #[test]
+    fn wall_clock_is_the_time_of_day_at_system_time_zero() {
+        let (memory, clock) = machine(7_000_000_000);
+        clock.write_msr(0, words::MSR_WALL_CLOCK_NEW, 0x1000).unwrap().unwrap();
+        let mut bytes = [0; 12];
+        memory.read_slice(&mut bytes, GuestAddress(0x1000)).unwrap();
+        let wall = PvclockWallClock::read_from_bytes(&bytes).unwrap();
+        assert_eq!((wall.version.get(), wall.sec.get(), wall.nsec.get()), (2, 1_000_000, 0));
+    }
+
+    #[test]
+    fn bad_addresses_fault_and_leave_memory_alone() {
+        let (memory, clock) = machine(5_000);
+        for gpa in [RAM, RAM - 8, 0x1ff0, 0x1002, u64::MAX & !1] {
+            assert_eq!(clock.write_msr(0, words::MSR_SYSTEM_TIME_NEW, gpa | 1).unwrap(), Err(MsrFault), "{gpa:#x}");
+            assert_eq!(clock.write_msr(0, words::MSR_WALL_CLOCK_NEW, gpa | 1).unwrap(), Err(MsrFault), "{gpa:#x}");
+        }
+        let mut all = vec![0; RAM as usize];
+        memory.read_slice(&mut all, GuestAddress(0)).unwrap();
+        assert!(all.iter().all(|&b| b == 0));
+        assert_eq!(clock.read_msr(0, words::MSR_SYSTEM_TIME_NEW).unwrap(), Ok(0));
+    }
+
+    #[test]
+    fn pair_is_of_one_moment() {
+        let (_, clock) = machine(3_000_000_007);
+        assert_eq!(clock.pair(), (Duration::new(1_000_003, 7), 3_000_000_007));
+    }
+
+    #[test]
+    fn state_survives_a_restore() {
+        let (_, clock) = machine(0);
+        clock.write_msr(1, words::MSR_SYSTEM_TIME, 0x2001).unwrap().unwrap();
+        let (_, other) = machine(9);
+        other.restore(&clock.state()).unwrap();
+        assert_eq!(other.page(1), Some((2, 0x2000)));
+        clock.reset();
+        assert_eq!(clock.page(1), None);
+    }
 
     #[test]
     fn one_gigahertz_is_the_identity() {

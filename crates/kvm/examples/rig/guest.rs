@@ -8,8 +8,9 @@ use crate::layout::*;
 use iced_x86::code_asm::CodeAssembler;
 use kvm::KvmBackend;
 use vm_memory::{Bytes, GuestAddress};
+use vmm::registers::{RAX, RBX, RCX};
 use vmm::time::{HostClock, Timers};
-use vmm::{Backend, BackendVm, Bus, Entry, Exit, GuestMemory, MsrFault, RegisterMask, Vcpu, VcpuId, VmConfig};
+use vmm::{Backend, BackendVm, Bus, Entry, Exit, GuestMemory, MsrFault, PortCall, RegisterMask, Vcpu, VcpuId, VmConfig};
 
 pub struct Guest {
     pub vm: Arc<dyn BackendVm>,
@@ -96,11 +97,16 @@ impl Guest {
     }
 }
 
-/// A bus with what a test puts on it; everything else is declined.
+/// The port of [`TestBus`] that takes registers.
+pub const REGISTER_PORT: u16 = 0x5658;
+
+/// A bus with what a test puts on it; everything else is declined. Calls of [`REGISTER_PORT`] are noted, and answered in this way: RBX counts
+/// them, RAX is all ones, and what is read are the letters from A.
 #[derive(Default)]
 pub struct TestBus {
     pub ports: Mutex<HashMap<u16, u32>>,
     pub outs: Mutex<Vec<(u16, u32)>>,
+    pub calls: Mutex<Vec<PortCall>>,
     pub mmio: Mutex<HashMap<u64, u64>>,
     pub msrs: Mutex<HashMap<u32, u64>>,
     pub eois: Mutex<Vec<u8>>,
@@ -118,6 +124,22 @@ impl Bus for TestBus {
             outs.push((port, value));
         }
         known
+    }
+
+    fn takes_registers(&self, port: u16) -> bool {
+        port == REGISTER_PORT
+    }
+
+    fn port_call(&self, _: VcpuId, call: &mut PortCall) {
+        if let Ok(mut calls) = self.calls.lock() {
+            call.data = if call.write { call.data } else { u32::from(b'A') + calls.len() as u32 };
+            calls.push(*call);
+        }
+        call.gpr[RBX] += 1;
+        call.gpr[RCX] = 0x99;
+        if !call.string {
+            call.gpr[RAX] = u64::MAX;
+        }
     }
 
     fn mmio_read(&self, _: VcpuId, gpa: u64, data: &mut [u8]) -> bool {

@@ -24,6 +24,8 @@ const TESTS: &[(&str, Test)] = &[
     ("cpuid_shows_the_apic_id_and_the_table", processor::cpuid),
     ("declined_port_accesses_exit_and_are_answered", processor::declined_ports),
     ("string_port_accesses_come_element_by_element", processor::string_ports),
+    ("port_that_takes_registers_exchanges_them", processor::register_port),
+    ("string_to_a_port_that_takes_registers_brings_them_back", processor::register_port_strings),
     ("mmio_reaches_the_bus", processor::mmio),
     ("declined_mmio_read_leaves_rip_at_the_instruction", processor::declined_mmio),
     ("write_to_protected_page_exits_with_its_address", processor::write_protection),

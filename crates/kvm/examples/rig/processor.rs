@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use iced_x86::code_asm::*;
+use vm_memory::{Bytes, GuestAddress};
 use vmm::exit::Access;
-use vmm::registers::{RAX, RBX, RCX, RDX};
+use vmm::registers::{RAX, RBX, RCX, RDI, RDX};
 use vmm::{BackendError, Entry, Exit, Protection, RegisterMask};
 
 use crate::guest::*;
 use crate::layout::*;
 
+/// Encodings of registers that only these tests look at.
+const R8: usize = 8;
+const R9: usize = 9;
 /// A port that is on no bus: the guest says with it where it got to.
 const REPORT: u16 = 0x99;
 
@@ -124,6 +128,59 @@ pub fn string_ports() -> Result<(), String> {
     same("exit", exit, Exit::Halt)?;
     same("what came back", written, vec![0x1111, 0x2222, 0x3333])?;
     same("RCX", guest.gpr(RCX)?, 0)
+}
+
+pub fn register_port() -> Result<(), String> {
+    let mut guest = Guest::new(|a| {
+        a.mov(edx, u32::from(REGISTER_PORT))?;
+        a.mov(rax, 0x1111_2222_564d_5868u64)?;
+        a.mov(ebx, 5)?;
+        a.in_(eax, dx)?;
+        a.mov(r8, rax)?;
+        a.mov(r9, rcx)?;
+        a.mov(eax, 0x77)?;
+        a.out(dx, eax)?;
+        a.hlt()
+    })?;
+    guest.expect(Exit::Halt)?;
+    let calls = std::mem::take(&mut *guest.bus.calls.lock().map_err(text)?);
+    same("calls", calls.len(), 2)?;
+    same("IN", (calls[0].write, calls[0].string, calls[0].size, calls[0].gpr[RBX]), (false, false, 4, 5))?;
+    same("OUT", (calls[1].write, calls[1].string, calls[1].data, calls[1].gpr[RBX]), (true, false, 0x77, 6))?;
+    same("RAX after IN", guest.gpr(R8)?, u64::from(u32::MAX))?;
+    same("RCX after IN", guest.gpr(R9)?, 0x99)?;
+    same("RAX and RBX after OUT", (guest.gpr(RAX)?, guest.gpr(RBX)?), (u64::MAX, 7))
+}
+
+pub fn register_port_strings() -> Result<(), String> {
+    /// More than KVM brings in one exit.
+    const COUNT: u64 = 1500;
+    let mut guest = Guest::new(|a| {
+        a.mov(edx, u32::from(REGISTER_PORT))?;
+        a.mov(rsi, DATA)?;
+        a.mov(ecx, 3)?;
+        a.xor(ebx, ebx)?;
+        a.rep().outsb()?;
+        a.mov(rdi, DATA)?;
+        a.mov(ecx, COUNT as u32)?;
+        a.rep().insb()?;
+        a.mov(r8, rcx)?;
+        a.insb()?;
+        a.hlt()
+    })?;
+    write(&guest.memory, DATA, b"xyz")?;
+    guest.expect(Exit::Halt)?;
+    let calls = std::mem::take(&mut *guest.bus.calls.lock().map_err(text)?);
+    let sent: Vec<u32> = calls.iter().filter(|call| call.write && call.string).map(|call| call.data).collect();
+    same("what was sent", sent, b"xyz".map(u32::from).to_vec())?;
+    same("elements", calls.len() as u64, 3 + COUNT + 1)?;
+    same("RBX", guest.gpr(RBX)?, 3 + COUNT + 1)?;
+    same("RCX", (guest.gpr(R8)?, guest.gpr(RCX)?), (0, 0))?;
+    same("RDI", guest.gpr(RDI)?, DATA + COUNT + 1)?;
+    let mut stored = vec![0; COUNT as usize + 1];
+    guest.memory.read_slice(&mut stored, GuestAddress(DATA)).map_err(text)?;
+    let letters: Vec<u8> = (3..=COUNT + 3).map(|index| b'A'.wrapping_add(index as u8)).collect();
+    same("what was stored", stored, letters)
 }
 
 pub fn mmio() -> Result<(), String> {

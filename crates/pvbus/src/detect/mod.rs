@@ -8,6 +8,8 @@
 
 mod features;
 mod kind;
+#[cfg(test)]
+mod tests;
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -110,6 +112,8 @@ pub enum Note {
     HyperVLeaves,
     /// Hyper-V's interface without what VMBus needs: enlightenments of KVM, Xen, bhyve or VirtualBox.
     NoVmbus,
+    /// Xen's interface without hypercalls.
+    NoHypercalls,
     /// Version 0.0, as of hypervisors that imitate this one.
     NoVersion,
 }
@@ -123,6 +127,7 @@ impl fmt::Display for Note {
             Note::ShownBy(kind) => write!(f, "shown by {kind}, which is present too"),
             Note::HyperVLeaves => f.write_str("has the leaves of Hyper-V under a name of its own"),
             Note::NoVmbus => f.write_str("enlightenments only, no VMBus: KVM, Xen, bhyve and VirtualBox imitate Hyper-V so"),
+            Note::NoHypercalls => f.write_str("no hypercall page: an imitation"),
             Note::NoVersion => f.write_str("version 0.0: an imitation"),
         }
     }
@@ -207,6 +212,9 @@ fn examine(hal: &dyn Hal, kind: Kind, base: u32, max_leaf: u32) -> Interface {
     let table = if hyperv_leaves { features::HYPERV } else { features::of(kind) };
     if trusted && hyperv_leaves && !crate::hyperv::has_vmbus(&features) {
         notes.push(Note::NoVmbus);
+    }
+    if trusted && kind == Kind::Xen && !crate::xen::has_hypercalls(&leaf(xen::LEAF_HYPERCALL)) {
+        notes.push(Note::NoHypercalls);
     }
     if trusted && version.is_some_and(|version| version.major == 0 && version.minor == 0) {
         notes.push(Note::NoVersion);

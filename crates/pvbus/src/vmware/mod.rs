@@ -1,8 +1,8 @@
 //! VMware: the backdoor, GuestRPC over it, and vmt, the tools in the kernel.
 //!
 //! ```text
-//!   vmt.rs         device vmt0: power requests, clock, what the host wants to know of the guest
-//!   guestinfo.rs   the information store                       tclo.rs  requests by the host
+//!   vmt.rs         device vmt0: power requests, clock, what the host wants to know of the guest (nic.rs), backups (quiesce.rs)
+//!   guestinfo.rs   the information store                       tclo.rs     requests by the host
 //!   rpci.rs        requests by the guest: text in, text out
 //!   channel.rs     messages of any length over the backdoor, low and high bandwidth
 //!   backdoor.rs    one instruction with all registers: IN, OUT, VMCALL or VMMCALL
@@ -13,9 +13,18 @@
 mod backdoor;
 mod channel;
 mod guestinfo;
+mod nic;
+mod quiesce;
 mod rpci;
+mod tclo;
+#[cfg(test)]
+mod tests;
+mod vmt;
+#[cfg(test)]
+mod vmt_tests;
 
 pub use backdoor::{Answer, Backdoor, BackdoorError, HostTime};
 pub use channel::{Channel, ChannelError, MAX_REPLY};
 pub use guestinfo::Guestinfo;
 pub use rpci::{Call, RpcError, Rpci};
+pub use vmt::{AttachError, Vmt};

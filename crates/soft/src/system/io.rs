@@ -1,10 +1,11 @@
 //! Port I/O: IN, OUT, INS and OUTS, with the permission check of IOPL and the TSS's bitmap.
 //!
 //! Intel SDM vol. 1 chapter 19 (19.5 protection). A port that the bus declines ends `Vcpu::run`: an IN is entered again with the
-//! answer, an OUT is complete by then.
+//! answer, an OUT is complete by then. A port that takes registers (`vmm::Bus::takes_registers`) is open to every privilege level and is
+//! never declined.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use vmm::Exit;
+use vmm::{Exit, PortCall};
 
 use super::descriptor::kind;
 use super::{RAX, RCX, RDI, RDX, RSI};
@@ -116,6 +117,28 @@ impl Cpu {
         taken
     }
 
+    /// One access to a port that takes registers. What the bus made of the registers is written back, except those that the instruction itself
+    /// moves. The answer is the element's, or IN's.
+    fn call_port(&mut self, port: u16, size: u8, write: bool, element: Option<u32>) -> u32 {
+        self.watch_port(port, size.into());
+        self.stats.port += 1;
+        let data = element.unwrap_or(truncated(self.regs[RAX], size));
+        let mut call = PortCall { port, size, write, string: element.is_some(), data, ..PortCall::default() };
+        call.gpr.copy_from_slice(&self.regs[RAX..16]);
+        self.bus().port_call(self.id, &mut call);
+        let answer = if call.string { call.data } else { call.gpr[RAX] as u32 };
+        let moved: &[usize] = match (call.string, write) {
+            (true, _) => &[RCX, RSI, RDI],
+            (false, false) => &[RAX],
+            (false, true) => &[],
+        };
+        for &register in moved {
+            call.gpr[register] = self.regs[register];
+        }
+        self.regs[RAX..16].copy_from_slice(&call.gpr);
+        answer
+    }
+
     /// An index register as the address size has it.
     fn index_register(&self, register: usize, addr_size: u8) -> u64 {
         match addr_size {
@@ -165,8 +188,12 @@ struct In;
 impl Slow for In {
     fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let port = cpu.op_port(op);
-        cpu.check_port(port, op.size)?;
-        let value = cpu.read_port(port, op.size, false)?;
+        let value = if cpu.bus().takes_registers(port) {
+            cpu.call_port(port, op.size, false, None)
+        } else {
+            cpu.check_port(port, op.size)?;
+            cpu.read_port(port, op.size, false)?
+        };
         if op.size == 1 {
             cpu.regs[RAX] = cpu.regs[RAX] & !0xff | u64::from(value & 0xff);
         } else {
@@ -180,6 +207,10 @@ struct Out;
 impl Slow for Out {
     fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let port = cpu.op_port(op);
+        if cpu.bus().takes_registers(port) {
+            cpu.call_port(port, op.size, true, None);
+            return Ok(Flow::Leave);
+        }
         cpu.check_port(port, op.size)?;
         let value = truncated(cpu.regs[RAX], op.size);
         cpu.write_port(port, op.size, value, false);
@@ -192,7 +223,10 @@ impl Slow for Ins {
     fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let port = cpu.regs[RDX] as u16;
         let size = u64::from(op.size);
-        cpu.check_port(port, op.size)?;
+        let takes_registers = cpu.bus().takes_registers(port);
+        if !takes_registers {
+            cpu.check_port(port, op.size)?;
+        }
         cpu.repeat(op, |cpu| {
             let offset = cpu.index_register(RDI, op.addr_size);
             let at = cpu.linear(ES, offset, size, true)?;
@@ -200,7 +234,10 @@ impl Slow for Ins {
             cpu.host_slice(at, 1, true)?;
             cpu.host_slice(at.wrapping_add(size - 1), 1, true)?;
             let answered = cpu.port_in.is_some();
-            let value = cpu.read_port(port, op.size, true)?;
+            let value = match takes_registers {
+                true => cpu.call_port(port, op.size, false, Some(u32::MAX)),
+                false => cpu.read_port(port, op.size, true)?,
+            };
             cpu.store_sized(at, size, value.into())?;
             cpu.advance_index(RDI, op);
             Ok(!answered)
@@ -213,12 +250,20 @@ impl Slow for Outs {
     fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let port = cpu.regs[RDX] as u16;
         let size = u64::from(op.size);
-        cpu.check_port(port, op.size)?;
+        let takes_registers = cpu.bus().takes_registers(port);
+        if !takes_registers {
+            cpu.check_port(port, op.size)?;
+        }
         cpu.repeat(op, |cpu| {
             let offset = cpu.index_register(RSI, op.addr_size);
             let at = cpu.linear(usize::from(op.seg), offset, size, false)?;
             let value = cpu.load_sized(at, size)?;
-            let taken = cpu.write_port(port, op.size, value as u32, true);
+            let taken = if takes_registers {
+                cpu.call_port(port, op.size, true, Some(value as u32));
+                true
+            } else {
+                cpu.write_port(port, op.size, value as u32, true)
+            };
             cpu.advance_index(RSI, op);
             Ok(taken)
         })

@@ -3,8 +3,8 @@
 //! Code is written with iced's assembler at [`CODE`], runs at privilege level 0 in 64-bit mode unless a test says otherwise, and
 //! ends with HLT, which without a local APIC leaves `Vcpu::run`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use iced_x86::code_asm::CodeAssembler;
@@ -13,7 +13,8 @@ use vm_memory::{ByteValued, Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
 use vmm::time::{HostClock, StepClock, Timers};
 use vmm::{
-    Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, Hypercall, MsrFault, RegisterMask, Registers, Segment, Vcpu, VcpuId, VmConfig,
+    Backend, BackendVm, Bus, DescriptorTable, Entry, Exit, Hypercall, MsrFault, PortCall, RegisterMask, Registers, Segment, Vcpu, VcpuId,
+    VmConfig,
 };
 
 pub const GDT: u64 = 0x1000;
@@ -68,10 +69,16 @@ pub struct Machine {
     pub bus: TestBus,
 }
 
-/// Takes OUT to port 0x80 (and counts), answers IN from port 0x81 with 0x5a; declines the rest.
+/// The port that takes registers.
+pub const REGISTER_PORT: u16 = 0x5658;
+
+/// Takes OUT to port 0x80 (and counts), answers IN from port 0x81 with 0x5a, notes calls of [`REGISTER_PORT`] and answers by `answer`;
+/// declines the rest.
 #[derive(Default)]
 pub struct TestBus {
     pub outs: AtomicU32,
+    pub calls: Mutex<Vec<PortCall>>,
+    pub answer: Option<fn(&mut PortCall)>,
 }
 
 impl Bus for TestBus {
@@ -81,6 +88,15 @@ impl Bus for TestBus {
     fn port_out(&self, _: VcpuId, port: u16, _: u8, _: u32) -> bool {
         self.outs.fetch_add(u32::from(port == 0x80), Ordering::Relaxed);
         port == 0x80
+    }
+    fn takes_registers(&self, port: u16) -> bool {
+        port == REGISTER_PORT
+    }
+    fn port_call(&self, _: VcpuId, call: &mut PortCall) {
+        self.calls.lock().unwrap().push(*call);
+        if let Some(answer) = self.answer {
+            answer(call);
+        }
     }
     fn mmio_read(&self, _: VcpuId, gpa: u64, data: &mut [u8]) -> bool {
         data.fill(gpa as u8);

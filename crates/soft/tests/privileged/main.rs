@@ -11,5 +11,6 @@ mod legacy;
 mod machine;
 mod modes;
 mod paging;
+mod register_ports;
 mod registers;
 mod system;

@@ -1,13 +1,13 @@
-//! A device's state as plain data.
+//! State of a device or a dialect as plain data.
 //!
-//! Every device says its state as a [`Saved`] value and can be put back to it. The value carries the device's name and
+//! Each says its state as a [`Saved`] value and can be put back to it. The value carries the device's name and
 //! the version of its shape, so that a snapshot of another device or of a later version is refused and not misread.
 //! Deadlines in it are nanoseconds of the machine's clock; who restores a machine restores the clock first.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// State of one device.
+/// State of one device or dialect.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Saved {
     /// Kind of device.
