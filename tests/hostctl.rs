@@ -17,13 +17,25 @@ mod program;
 #[path = "hostctl/xen.rs"]
 mod xen;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::{Run, run};
 
 /// `hostctl`, to be put into a guest.
 fn hostctl() -> PathBuf {
     program::build_static(&["-p", "hostctl", "--release"]).join("release/hostctl")
+}
+
+/// The C program that knows pvbus(4), compiled against our header.
+fn c_program(directory: &Path) -> PathBuf {
+    let program = directory.join("pvbus");
+    let root = program::workspace();
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-static", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program);
+    gcc.arg("-I").arg(root.join("include")).arg(root.join("tests/hostctl/pvbus.c"));
+    assert!(gcc.status().unwrap().success(), "{gcc:?}");
+    program
 }
 
 /// What each command printed: the lines between `[N` and `N STATUS]` of [`script`].

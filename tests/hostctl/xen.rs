@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::guest;
 use crate::initrd::Initrd;
-use crate::{expect, hostctl, run, script};
+use crate::{c_program, expect, hostctl, run, script};
 
 /// Xen and dom0 are up after some 15 seconds when nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -55,15 +55,16 @@ const COMMANDS: &[(&str, &str, i32)] = &[
 
 #[test]
 fn dom0_of_a_real_xen_reads_writes_lists_removes_and_watches() {
+    let directory = tempfile::tempdir().unwrap();
     let commands: Vec<&str> = COMMANDS.iter().map(|(command, _, _)| *command).collect();
     let mut archive = Initrd::default();
     archive.directory("bin");
     archive.directory("etc");
     archive.file("etc/passwd", 0o644, b"root::0:0::/:/bin/sh\nnobody::65534:65534::/:/bin/sh\n");
     archive.file("bin/hostctl", 0o755, &std::fs::read(hostctl()).unwrap());
+    archive.file("bin/pvbus", 0o755, &std::fs::read(c_program(directory.path())).unwrap());
     archive.file("test", 0o755, format!("export PATH=/bin\nbusybox --install -s /bin\nhostctl detect\n{}", script(&commands)).as_bytes());
 
-    let directory = tempfile::tempdir().unwrap();
     let initrd = directory.path().join("initrd");
     std::fs::write(&initrd, [archive.archive(), std::fs::read(guest("initrd-xen.gz")).unwrap()].concat()).unwrap();
     let mut qemu = Command::new("qemu-system-x86_64");
