@@ -3,10 +3,14 @@
 // Documentation comments here are help texts, whose brackets are no links.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use vmd::config::{BackendChoice, DialectList, DiskSpec, MachineConfig, NicSpec, SerialTarget, Size, Uuid};
+use vmd::config::{BackendChoice, DialectList, DiskSpec, FwCfgSpec, MachineConfig, NicSpec, SerialTarget, Size, Uuid};
+use vmd::kv::{self, Assignment};
+use vmd::power::Via;
 
 /// What `vmctl` without arguments says.
 pub const NEWCOMER: &str = "\
@@ -39,6 +43,151 @@ pub enum Command {
     Run(Box<RunArguments>),
     /// Tell what this machine can do: hardware virtualization, backends, network.
     Host(HostArguments),
+    /// Read, set, list, remove and watch the keys of a running machine.
+    #[command(subcommand)]
+    Kv(KvCommand),
+    /// Ask the guest of a running machine to shut down or reboot, or pull its plug.
+    Stop(StopArguments),
+    /// Tell how a running machine is.
+    Status(StatusArguments),
+    /// Ask the guest of a running machine to take the host's time of day.
+    Sync(SyncArguments),
+}
+
+/// Which machine.
+#[derive(Args)]
+pub struct MachineArguments {
+    /// The machine's control socket, as given to vmctl run --control.
+    #[arg(long, value_name = "SOCKET")]
+    pub control: PathBuf,
+}
+
+/// What `vmctl kv` does.
+#[derive(Subcommand)]
+#[command(after_help = KEYS_HELP)]
+pub enum KvCommand {
+    /// Print a key's value as it is; on a terminal with a newline at its end.
+    Get {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// Never add a newline.
+        #[arg(short)]
+        no_newline: bool,
+        /// As a JSON string, or {"base64": "..."} where it is not text.
+        #[arg(long, conflicts_with = "no_newline")]
+        json: bool,
+        /// The key.
+        #[arg(value_parser = kv::parse_key)]
+        key: String,
+    },
+    /// Set a key.
+    Set {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// Take the value from a file.
+        #[arg(short, value_name = "FILE", conflicts_with = "value", required_unless_present = "value")]
+        input: Option<PathBuf>,
+        /// The key.
+        #[arg(value_parser = kv::parse_key)]
+        key: String,
+        /// Its value; - reads standard input.
+        #[arg(allow_hyphen_values = true)]
+        value: Option<OsString>,
+    },
+    /// List the keys at a path, by default of the whole machine.
+    Ls {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// Everything below it too, by full paths.
+        #[arg(short = 'R', long)]
+        recursive: bool,
+        /// As a JSON array of names; with -R as an object of paths and values.
+        #[arg(long)]
+        json: bool,
+        /// The key or path.
+        #[arg(value_parser = kv::parse_key, default_value = "", hide_default_value = true)]
+        path: String,
+    },
+    /// Remove a key and all keys below it.
+    Rm {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// The key.
+        #[arg(value_parser = kv::parse_key)]
+        key: String,
+    },
+    /// Print each change of keys at or below some paths, one line each.
+    Watch {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// End after so many changes.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        count: Option<u64>,
+        /// End after so many seconds; with status 4 when --count was not reached.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        timeout: Option<Duration>,
+        /// As JSON objects: {"path": ..., "value": ...}, null for a key that is gone.
+        #[arg(long)]
+        json: bool,
+        /// The keys or paths.
+        #[arg(value_parser = kv::parse_key, required = true)]
+        paths: Vec<String>,
+    },
+}
+
+const KEYS_HELP: &str = "\
+Keys: a name such as hostname, or VMware's guestinfo.hostname, is the key for guests vm-data/hostname, where each dot is a slash;
+a path with a slash belongs to the machine, at its end too (data/); one that begins with a slash is a path of the whole store.
+Exit status: 0, 1 for errors, 2 when there is no such key, 4 when the time ran out.";
+
+/// Options of `vmctl stop`.
+#[derive(Args)]
+#[command(after_help = "\
+Exit status: 0 when the guest was asked and, with --wait, has obeyed; 1 for errors; 4 when the time ran out.")]
+pub struct StopArguments {
+    #[command(flatten)]
+    pub machine: MachineArguments,
+    /// Who asks the guest: auto, acpi, vmware or openbsd.
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub via: Via,
+    /// Reboot instead of shutting down.
+    #[arg(long)]
+    pub reboot: bool,
+    /// Do not ask: pull the plug, or press the reset button. With --wait, only when the guest did not obey in time.
+    #[arg(long)]
+    pub force: bool,
+    /// Wait so many seconds for the guest to obey.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub wait: Option<Duration>,
+}
+
+/// Options of `vmctl status`.
+#[derive(Args)]
+pub struct StatusArguments {
+    #[command(flatten)]
+    pub machine: MachineArguments,
+    /// Answer in JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `vmctl sync`.
+#[derive(Args)]
+pub struct SyncArguments {
+    #[command(flatten)]
+    pub machine: MachineArguments,
+    /// Who asks the guest: auto, vmware or openbsd.
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub via: Via,
+}
+
+/// A time from 0 to a year, with fractions.
+fn seconds(text: &str) -> Result<Duration, String> {
+    const YEAR: f64 = 366.0 * 86400.0;
+    match text.parse() {
+        Ok(seconds) if (0.0..=YEAR).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("not a number of seconds".into()),
+    }
 }
 
 /// Options of `vmctl host`.
@@ -90,6 +239,18 @@ pub struct RunArguments {
     /// What the machine tells as its UUID; a new one for each run by default.
     #[arg(long, value_name = "UUID")]
     pub uuid: Option<Uuid>,
+    /// A key for the guest, before it starts: KEY=VALUE or KEY=@FILE (KEY=@@VALUE for a value that begins with @). Repeatable.
+    #[arg(long, value_name = "KEY=VALUE", action = ArgAction::Append)]
+    pub kv: Vec<Assignment>,
+    /// When the machine has ended, write all its keys into FILE as one JSON object.
+    #[arg(long, value_name = "FILE")]
+    pub kv_out: Option<PathBuf>,
+    /// A socket for vmctl kv, stop, status and sync.
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+    /// A file in the firmware configuration device: name=opt/NAME,file=FILE or name=opt/NAME,string=TEXT. Repeatable.
+    #[arg(long, value_name = "FILE", action = ArgAction::Append)]
+    pub fw_cfg: Vec<FwCfgSpec>,
     /// The first serial port: stdio, null or file:PATH.
     #[arg(long, value_name = "TARGET", default_value = "stdio")]
     pub serial: SerialTarget,
@@ -128,6 +289,7 @@ impl RunArguments {
             backend: self.backend,
             dialects: self.dialect,
             uuid: self.uuid,
+            fw_cfg: self.fw_cfg,
             serial: self.serial,
             console: self.console,
             reboot: !self.no_reboot,

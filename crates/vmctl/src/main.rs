@@ -3,6 +3,7 @@
 //! ```text
 //!   vmctl run  --kernel FILE ...   one machine in the foreground, serial on this terminal
 //!   vmctl host                     what this machine can do
+//!   vmctl kv, stop, status, sync   a running machine, through its control socket
 //! ```
 //!
 //! Everything said to people goes to standard error; standard output belongs to the guest's serial port.
@@ -10,6 +11,8 @@
 mod allocator;
 mod args;
 mod host;
+mod kv;
+mod power;
 mod run;
 mod signals;
 mod terminal;
@@ -20,6 +23,10 @@ use clap::Parser;
 
 /// Status of a run that ended by our own error.
 const STATUS_ERROR: u8 = 1;
+/// Status when the store has no such key.
+const STATUS_NO_KEY: u8 = 2;
+/// Status when time ran out before what was waited for.
+const STATUS_TIME_OUT: u8 = 4;
 
 fn main() -> ExitCode {
     allocator::give_back_large_blocks();
@@ -42,6 +49,10 @@ fn main() -> ExitCode {
         }
         Some(args::Command::Run(arguments)) => run::run(arguments),
         Some(args::Command::Host(arguments)) => host::host(&arguments),
+        Some(args::Command::Kv(command)) => kv::kv(command),
+        Some(args::Command::Stop(arguments)) => power::stop(&arguments),
+        Some(args::Command::Status(arguments)) => power::show(&arguments),
+        Some(args::Command::Sync(arguments)) => power::sync(&arguments),
     };
     terminal::restore();
     match done {

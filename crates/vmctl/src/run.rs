@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use anyhow::Context;
 use vmd::config::SerialTarget;
-use vmd::machine::{self, Control, Outcome};
+use vmd::control::Control;
+use vmd::kv::{self, Dump};
+use vmd::machine::{self, Outcome};
+use vmd::socket::Server;
 
 use crate::args::RunArguments;
 use crate::{STATUS_ERROR, signals, terminal};
@@ -20,11 +23,16 @@ const STATUS_SIGNAL: i32 = 128;
 /// # Errors
 /// What the machine could not be made from, in words for people.
 pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
+    let store = vmd::store::open();
+    kv::preset(store.as_ref(), &arguments.kv)?;
+    let dump =
+        arguments.kv_out.as_deref().map(|file| Dump::new(file).with_context(|| format!("--kv-out {}", file.display()))).transpose()?;
+    let socket = arguments.control.clone();
     let want_stats = arguments.stats;
     let config = arguments.into_config();
     config.check(machine::host_memory())?;
 
-    let control = Arc::new(Control::new(vmd::store::open()));
+    let control = Arc::new(Control::new(Arc::clone(&store)));
     let ended_by = Arc::new(AtomicI32::new(0));
     signals::watch({
         let (control, ended_by) = (Arc::clone(&control), Arc::clone(&ended_by));
@@ -36,6 +44,7 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     })
     .context("cannot watch for signals")?;
 
+    let server = socket.map(|path| Server::start(&path, Arc::clone(&control))).transpose()?;
     if config.serial == SerialTarget::Stdio || config.console == Some(SerialTarget::Stdio) {
         let raw = terminal::make_raw().context("cannot set up the terminal")?;
         let control = Arc::clone(&control);
@@ -45,8 +54,12 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
             .context("cannot start a thread for the terminal")?;
     }
 
-    let report = machine::run(&config, &control);
+    let report = machine::run(&config, &control, &terminal::say);
     terminal::restore();
+    if let Some(dump) = dump {
+        dump.write(store.as_ref()).context("--kv-out")?;
+    }
+    drop(server);
     // The message holds its causes already.
     let report = report.map_err(|error| anyhow::anyhow!("{error}"))?;
     if want_stats {

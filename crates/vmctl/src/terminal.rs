@@ -46,6 +46,13 @@ pub fn restore() {
     }
 }
 
+/// Says a line to people, also while the terminal is raw.
+pub fn say(text: &str) {
+    let end = if SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_some() { "\r\n" } else { "\n" };
+    // Nobody can be told that nobody can be told.
+    let _ = write!(std::io::stderr(), "vmctl: {text}{end}");
+}
+
 /// Reads standard input until its end: bytes go to `guest`; `quit` is called for Ctrl-A x.
 pub fn pump(raw: bool, mut guest: impl FnMut(&[u8]), quit: impl FnOnce()) {
     let mut keys = Keys::default();

@@ -65,6 +65,16 @@ pub enum BoardError {
     Pci(#[from] PciError),
 }
 
+/// What a board is given, already made.
+pub struct Parts<'a> {
+    /// Disks in order of their PCI slots.
+    pub disks: &'a [Arc<dyn Disk>],
+    /// Dialects in order of their bases.
+    pub dialects: Vec<Arc<dyn Dialect>>,
+    /// Names and contents of files in the firmware configuration device.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
 /// The devices that somebody outside the processors talks to.
 pub struct Board {
     serial: Arc<Serial>,
@@ -91,11 +101,10 @@ impl Board {
     /// [`BoardError`] when a file, socket or interface that a device needs is not to be had.
     pub fn build(
         config: &MachineConfig,
-        disks: &[Arc<dyn Disk>],
+        parts: Parts,
         vm: &Arc<dyn BackendVm>,
         memory: &GuestMemory,
         timers: &Arc<Timers>,
-        dialects: Vec<Arc<dyn Dialect>>,
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
         let ended = Arc::new(AtomicBool::new(false));
@@ -110,7 +119,7 @@ impl Board {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        for (number, disk) in disks.iter().enumerate() {
+        for (number, disk) in parts.disks.iter().enumerate() {
             add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
         }
         for (index, nic) in (0..).zip(&config.nics) {
@@ -150,14 +159,14 @@ impl Board {
             processors: config.cpus as u8,
         };
         Rtc::new(Arc::clone(timers), interrupts.isa_line(RTC_IRQ), &cmos).map(&mut map);
-        FwCfg::new(Arc::clone(memory), firmware_items(config)).map(&mut map);
+        FwCfg::new(Arc::clone(memory), firmware_items(config, parts.files)).map(&mut map);
         if config.testdev {
             TestDevice::new(&interrupts).map(&mut map);
         }
         if config.debug_exit {
             DebugExit::new(events).map(&mut map);
         }
-        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, dialects, interrupts, ended)))
+        Ok((Board { serial, console, power, vmmci, pci }, MachineBus::new(map, parts.dialects, interrupts, ended)))
     }
 
     /// Bytes typed at the terminal, for the serial port or the console, whichever has it; how many were taken.
@@ -196,13 +205,16 @@ fn acpi_tables(config: &MachineConfig) -> AcpiTables {
     AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
 }
 
-fn firmware_items(config: &MachineConfig) -> FwCfgItems {
+fn firmware_items(config: &MachineConfig, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {
     let mut items = FwCfgItems::new(config.memory.0, config.cpus as u16);
     let ranges = boot::e820(config.memory.0);
     let ranges: Vec<E820Entry> = ranges.iter().map(|range| E820Entry { base: range.start, size: range.size, kind: range.kind }).collect();
     items.add_e820(&ranges);
     for (name, bytes) in acpi_tables(config).files() {
         items.add_file(name, bytes);
+    }
+    for (name, bytes) in files {
+        items.add_file(&name, bytes);
     }
     items
 }

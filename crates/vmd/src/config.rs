@@ -11,6 +11,7 @@ use std::str::FromStr;
 pub use devices::block::DiskSpec;
 pub use devices::net::NicSpec;
 
+pub use crate::fw_cfg::FwCfgSpec;
 pub use crate::layout::{DialectList, DialectName};
 
 /// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
@@ -45,6 +46,8 @@ pub struct MachineConfig {
     pub dialects: DialectList,
     /// What the machine tells as its UUID; a new one for each run when nothing is given.
     pub uuid: Option<Uuid>,
+    /// Files for the guest in the firmware configuration device.
+    pub fw_cfg: Vec<FwCfgSpec>,
     /// Where the first serial port goes.
     pub serial: SerialTarget,
     /// Where a virtio console goes, when there is one.
@@ -73,6 +76,7 @@ impl Default for MachineConfig {
             backend: BackendChoice::Auto,
             dialects: DialectList::default(),
             uuid: None,
+            fw_cfg: Vec::new(),
             serial: SerialTarget::Stdio,
             console: None,
             reboot: true,

@@ -134,7 +134,7 @@ impl DialectList {
             Linux::FirstBase => *place == 0,
             Linux::EveryBase => true,
         };
-        self.dialects.iter().copied().enumerate().filter(finds).last().map(|(_, dialect)| dialect)
+        self.dialects.iter().copied().enumerate().rfind(finds).map(|(_, dialect)| dialect)
     }
 }
 

@@ -20,21 +20,25 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::block::Disk;
+use dialects::kvm::StealSource;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
 use vmm::time::{Clock, HostClock, StepClock, Timers};
 use vmm::{BackendError, BackendVm, Entry, Exit, RegisterMask, VcpuId, VmConfig};
 
 use crate::backends::{self, Chosen};
-use crate::board::{self, Board, BoardError};
+use crate::board::{self, Board, BoardError, Parts};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
 use crate::config::{MachineConfig, SerialTarget, Uuid};
 use crate::control::{Control, Running};
+use crate::fw_cfg;
+use crate::kv::ValueError;
 use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
 use crate::stats::RunStats;
 use crate::status::About;
+use crate::steal::RunDelay;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
@@ -59,6 +63,9 @@ pub enum MachineError {
     /// The monitor or its backend.
     #[error(transparent)]
     Monitor(#[from] VmmError),
+    /// A file for the guest.
+    #[error(transparent)]
+    Value(#[from] ValueError),
     /// A file of the command line.
     #[error("{}: {source}", path.display())]
     File {
@@ -124,16 +131,16 @@ pub fn host_memory() -> u64 {
     info.totalram.saturating_mul(u64::from(info.mem_unit)) & !((1 << 20) - 1)
 }
 
-/// Runs the machine to its end. Says on standard error what was chosen and recognised.
+/// Runs the machine to its end. Tells by `say`, line by line, what was chosen and recognised.
 ///
 /// # Errors
 /// [`MachineError`] when it cannot be made, or the backend fails.
-pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineError> {
+pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Result<Report, MachineError> {
     let mut first_image = Some(recognise(config)?);
     let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
-    eprintln!("vmctl: {}", Attachment::new(backend.as_ref(), Some(reason)));
+    say(&Attachment::new(backend.as_ref(), Some(reason)).to_string());
     for warning in config.dialects.warnings() {
-        eprintln!("vmctl: --dialect {}: {warning}", config.dialects);
+        say(&format!("--dialect {}: {warning}", config.dialects));
     }
     let vmm = Arc::new(Vmm::new(backend));
     let identity = identity(config)?;
@@ -153,7 +160,7 @@ pub fn run(config: &MachineConfig, control: &Control) -> Result<Report, MachineE
             Some(image) => image,
             None => recognise(config)?,
         };
-        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control)?;
+        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control, say)?;
         drop(image);
         let event = machine.run(control);
         machine.take_down(&mut stats);
@@ -206,6 +213,7 @@ struct Machine {
     bus: Arc<MachineBus>,
     timers: Arc<Timers>,
     timer_thread: Option<JoinHandle<()>>,
+    run_delay: Option<Arc<RunDelay>>,
     running: Vec<JoinHandle<Returns>>,
     stop: Arc<AtomicBool>,
     events: Receiver<Event>,
@@ -224,17 +232,23 @@ impl Machine {
         image: &boot::Image,
         vmm: &Arc<Vmm>,
         control: &Control,
+        say: &dyn Fn(&str),
     ) -> Result<Machine, MachineError> {
         let ranges = boot::layout(config.memory.0, image.rom_size());
         let memory = vmm::memory::map(&ranges).map_err(|source| MachineError::Host { what: "cannot get memory for the guest", source })?;
         let clock: Arc<dyn Clock> =
             if config.deterministic { Arc::new(StepClock::new(DETERMINISTIC_EPOCH)) } else { Arc::new(HostClock::new()) };
         let timers = Timers::new(Arc::clone(&clock));
+        let backend_kvm = vmm.backend().kvm_dialect();
+        // Equal runs have equal times, none of them stolen.
+        let run_delay = if config.deterministic || backend_kvm.is_some() { None } else { RunDelay::new(config.cpus).map(Arc::new) };
         let surroundings = Surroundings {
             memory: memory.clone(),
-            clock: Arc::clone(&clock),
+            timers: Arc::clone(&timers),
             tsc_hz: SOFT_TSC_HZ,
             vcpus: config.cpus,
+            backend_kvm,
+            steal: run_delay.clone().map(|delay| delay as Arc<dyn StealSource>),
             store: Arc::clone(control.store()),
             uuid: identity.0,
         };
@@ -249,16 +263,22 @@ impl Machine {
         };
         let id = vmm.create_with(vm_config, MACHINE_NAME)?;
         let vm = vmm.machine(id)?;
+        paravirtual.connect(&vm);
 
         let (sender, events) = mpsc::channel();
-        let (board, bus) = Board::build(config, disks, &vm, &memory, &timers, paravirtual.dialects.clone(), sender.clone())?;
+        let mut files = fw_cfg::keys(control.store().as_ref());
+        for spec in &config.fw_cfg {
+            files.push((spec.name.clone(), spec.source.read()?));
+        }
+        let parts = Parts { disks, dialects: paravirtual.dialects.clone(), files };
+        let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
         let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
-        eprintln!("vmctl: {}", loaded.description);
+        say(&loaded.description);
 
         vmm.write_registers(id, 0, &loaded.registers, RegisterMask::all())?;
         let timer_thread = match config.deterministic {
@@ -268,7 +288,21 @@ impl Machine {
         control.attach(Running { events: sender.clone(), board: Arc::clone(&board), paravirtual });
         let stop = Arc::new(AtomicBool::new(false));
         let (vmm, bus) = (Arc::clone(vmm), Arc::new(bus));
-        Ok(Machine { vmm, id, vm, cpus: config.cpus, bus, timers, timer_thread, running: Vec::new(), stop, events, sender, board })
+        Ok(Machine {
+            vmm,
+            id,
+            vm,
+            cpus: config.cpus,
+            bus,
+            timers,
+            timer_thread,
+            run_delay,
+            running: Vec::new(),
+            stop,
+            events,
+            sender,
+            board,
+        })
     }
 
     /// Starts the processors and waits for the event that ends the machine.
@@ -279,6 +313,7 @@ impl Machine {
                 machine: self.id,
                 id: cpu,
                 bus: Arc::clone(&self.bus),
+                run_delay: self.run_delay.clone(),
                 stop: Arc::clone(&self.stop),
                 events: self.sender.clone(),
             };
@@ -326,6 +361,7 @@ struct Processor {
     machine: VmId,
     id: VcpuId,
     bus: Arc<MachineBus>,
+    run_delay: Option<Arc<RunDelay>>,
     stop: Arc<AtomicBool>,
     events: EventSender,
 }
@@ -342,6 +378,9 @@ impl Drop for Processor {
 
 impl Processor {
     fn run(&self) -> Returns {
+        if let Some(delay) = &self.run_delay {
+            delay.enter(self.id);
+        }
         let mut returns = Returns::new();
         while !self.stop.load(Ordering::SeqCst) {
             let event = match self.vmm.run(self.machine, self.id, Entry::default(), self.bus.as_ref()) {

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use dialects::Dialect;
-use dialects::kvm::Kvm;
+use dialects::kvm::clock::PvClock;
+use dialects::kvm::{self, Kvm, StealSource};
+use dialects::openbsd::Openbsd;
 use dialects::store::Store;
-use vmm::GuestMemory;
-use vmm::time::Clock;
+use vmm::time::Timers;
+use vmm::{BackendVm, GuestMemory};
 
 use crate::layout::DialectName;
 
@@ -18,11 +20,15 @@ pub struct Surroundings {
     /// The guest's memory.
     pub memory: GuestMemory,
     /// Guest time.
-    pub clock: Arc<dyn Clock>,
+    pub timers: Arc<Timers>,
     /// Ticks a second of the guest's TSC.
     pub tsc_hz: u64,
     /// Number of processors.
     pub vcpus: u32,
+    /// What the backend says in [`vmm::Backend::kvm_dialect`].
+    pub backend_kvm: Option<u32>,
+    /// How long the host keeps the processors waiting, where that is known.
+    pub steal: Option<Arc<dyn StealSource>>,
     /// The machine's information store.
     pub store: Arc<dyn Store>,
     /// The machine's UUID, as the text form's bytes stand.
@@ -33,20 +39,40 @@ pub struct Surroundings {
 pub struct Paravirtual {
     /// All of them, in the order of their bases.
     pub dialects: Vec<Arc<dyn Dialect>>,
+    /// KVM's, when it is there and not the backend's.
+    kvm: Option<Arc<Kvm>>,
 }
 
 impl Paravirtual {
     /// Makes the dialects named by `names`, in this order.
     pub fn new(names: &[DialectName], with: &Surroundings) -> Paravirtual {
-        let mut made = Paravirtual { dialects: Vec::new() };
+        let Surroundings { memory, timers, vcpus, .. } = with;
+        // Of all dialects that have it, so that its MSRs have one owner.
+        let clock = match with.backend_kvm {
+            None => Some(Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.tsc_hz, *vcpus))),
+            Some(_) => None,
+        };
+        let mut made = Paravirtual { dialects: Vec::new(), kvm: None };
         for name in names {
-            match name {
-                DialectName::Kvm => {
-                    made.dialects.push(Arc::new(Kvm::new(with.memory.clone(), Arc::clone(&with.clock), with.tsc_hz, with.vcpus)));
+            let dialect: Arc<dyn Dialect> = match (name, &clock) {
+                (DialectName::Kvm, Some(clock)) => {
+                    let kvm = Kvm::new(memory.clone(), Arc::clone(clock), Arc::clone(timers), with.steal.clone(), *vcpus);
+                    made.kvm = Some(Arc::clone(&kvm));
+                    kvm
                 }
-                DialectName::Vmware | DialectName::Openbsd => {}
-            }
+                (DialectName::Kvm, None) => Arc::new(kvm::Leaf { features: with.backend_kvm.unwrap_or_default() }),
+                (DialectName::Openbsd, clock) => Arc::new(Openbsd::new(clock.clone())),
+                (DialectName::Vmware, _) => continue,
+            };
+            made.dialects.push(dialect);
         }
         made
+    }
+
+    /// Connects the dialects with the machine, which is made after them because its CPUID is theirs, too.
+    pub fn connect(&self, vm: &Arc<dyn BackendVm>) {
+        if let Some(kvm) = &self.kvm {
+            kvm.connect(Arc::new(Arc::clone(vm)));
+        }
     }
 }

@@ -163,7 +163,7 @@ impl FromStr for DiskSpec {
 }
 
 /// Splits at single commas; two in a row are one comma of a word.
-pub(crate) fn split_options(text: &str) -> Vec<String> {
+pub fn split_options(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut letters = text.chars().peekable();
     while let Some(letter) = letters.next() {

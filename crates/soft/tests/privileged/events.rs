@@ -224,3 +224,23 @@ fn interrupt_whose_frame_goes_to_a_protected_page_is_delivered_when_that_is_open
     let exception = m.run_to_exception();
     assert_eq!((exception.vector, exception.rip), (0x50, CODE));
 }
+
+#[test]
+fn wake_ends_a_halt_with_interrupts_off_and_one_that_has_not_begun() {
+    let mut m = Machine::with(1, true, false);
+    m.code(CODE, |a| {
+        a.hlt().unwrap();
+        a.out(0x80, al).unwrap();
+        a.hlt().unwrap();
+        a.out(0x82, al).unwrap();
+    });
+    m.vm.wake(0);
+    let vm = m.vm.clone();
+    let waker = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        vm.wake(0);
+    });
+    assert!(matches!(m.run(), Exit::PortOut { port: 0x82, .. }));
+    assert_eq!(m.bus.outs.load(std::sync::atomic::Ordering::Relaxed), 1);
+    waker.join().unwrap();
+}

@@ -55,7 +55,7 @@ pub(super) fn load(file: &Contents, memory: &GuestMemory, config: &BootConfig) -
         return refused("--cmdline (it boots from a disk)");
     }
     let shadow = &file.data[file.data.len() - file.data.len().min(SHADOW)..];
-    for (end, bytes) in [(ROM_END, file.data.as_slice()), (EXTENDED_START, shadow)] {
+    for (end, bytes) in [(ROM_END, file.data.as_ref()), (EXTENDED_START, shadow)] {
         let start = end - bytes.len() as u64;
         memory.write_slice(bytes, GuestAddress(start)).map_err(|_| BootError::NoRoom {
             what: "the BIOS".into(),

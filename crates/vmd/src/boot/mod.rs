@@ -29,6 +29,7 @@ mod pvh;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ const FILE_MAX: u64 = 1 << 30;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
     path: PathBuf,
+    /// The contents of an image that is part of this program.
+    built_in: Option<&'static [u8]>,
     format: &'static str,
     rom_size: u64,
 }
@@ -56,7 +59,7 @@ pub struct Image {
 #[derive(Debug)]
 struct Contents {
     path: PathBuf,
-    data: Vec<u8>,
+    data: Cow<'static, [u8]>,
     format: Format,
 }
 
@@ -204,7 +207,7 @@ impl Image {
         self.format
     }
 
-    /// The file it came from.
+    /// The file it came from, or the name of one that is part of this program.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -220,15 +223,15 @@ impl Image {
 /// # Errors
 /// [`BootError`] when it cannot be read or is nothing that boots; the text names what is understood.
 pub fn recognise(path: &Path) -> Result<Image, BootError> {
-    let contents = Contents::read(path)?;
-    let (format, rom_size) = match contents.format {
-        Format::Linux(_) => ("Linux bzImage", 0),
-        Format::Multiboot(_) => ("multiboot 1 kernel", 0),
-        Format::Pvh { .. } => ("ELF kernel with PVH entry", 0),
-        Format::OpenBsd(_) => ("OpenBSD kernel", 0),
-        Format::Bios => ("BIOS", contents.data.len() as u64),
-    };
-    Ok(Image { path: contents.path, format, rom_size })
+    Ok(Contents::read(path)?.image())
+}
+
+/// Tells how an image boots that is part of this program; `name` is for messages.
+///
+/// # Errors
+/// [`BootError`] when it is nothing that boots.
+pub fn recognise_bytes(name: &str, data: &'static [u8]) -> Result<Image, BootError> {
+    Ok(Contents::built_in(Path::new(name), data)?.image())
 }
 
 /// Puts `image` into `memory`. `entropy` fills what the kernel wants at random (OpenBSD).
@@ -236,7 +239,11 @@ pub fn recognise(path: &Path) -> Result<Image, BootError> {
 /// # Errors
 /// [`BootError`] when something does not fit, contradicts itself, or the image does not take what `config` gives it.
 pub fn load(image: &Image, memory: &GuestMemory, config: &BootConfig, entropy: &mut dyn Read) -> Result<Loaded, BootError> {
-    Contents::read(&image.path)?.load(memory, config, entropy)
+    let contents = match image.built_in {
+        Some(data) => Contents::built_in(&image.path, data)?,
+        None => Contents::read(&image.path)?,
+    };
+    contents.load(memory, config, entropy)
 }
 
 impl Contents {
@@ -250,7 +257,26 @@ impl Contents {
         let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
         file.take(size).read_to_end(&mut data).map_err(|source| BootError::Read { path: path.to_owned(), source })?;
         let format = classify(path, &data)?;
-        Ok(Contents { path: path.to_owned(), data, format })
+        Ok(Contents { path: path.to_owned(), data: data.into(), format })
+    }
+
+    fn built_in(path: &Path, data: &'static [u8]) -> Result<Contents, BootError> {
+        Ok(Contents { path: path.to_owned(), data: data.into(), format: classify(path, data)? })
+    }
+
+    fn image(self) -> Image {
+        let (format, rom_size) = match self.format {
+            Format::Linux(_) => ("Linux bzImage", 0),
+            Format::Multiboot(_) => ("multiboot 1 kernel", 0),
+            Format::Pvh { .. } => ("ELF kernel with PVH entry", 0),
+            Format::OpenBsd(_) => ("OpenBSD kernel", 0),
+            Format::Bios => ("BIOS", self.data.len() as u64),
+        };
+        let built_in = match self.data {
+            Cow::Borrowed(data) => Some(data),
+            Cow::Owned(_) => None,
+        };
+        Image { path: self.path, built_in, format, rom_size }
     }
 
     fn load(&self, memory: &GuestMemory, config: &BootConfig, entropy: &mut dyn Read) -> Result<Loaded, BootError> {

@@ -39,7 +39,7 @@ fn write(directory: &TempDir, name: &str, data: &[u8]) -> PathBuf {
 fn contents(data: Vec<u8>) -> Result<Contents, BootError> {
     let path = PathBuf::from("kernel");
     let format = classify(&path, &data)?;
-    Ok(Contents { path, data, format })
+    Ok(Contents { path, data: data.into(), format })
 }
 
 fn load(data: Vec<u8>, memory: &GuestMemory, config: &BootConfig) -> Result<Loaded, BootError> {
@@ -342,6 +342,15 @@ fn pvh_kernel_finds_start_info() {
     let map = pvh_words::MemmapEntry::read_from_bytes(&bytes(&memory, info.memmap_paddr.get(), 24)).unwrap();
     assert_eq!((map.addr.get(), map.size.get(), map.kind.get()), (0, 0x9_fc00, 1));
     assert_eq!(info.memmap_entries.get(), 3);
+}
+
+#[test]
+fn image_that_is_part_of_the_program_boots_like_a_file() {
+    let (memory, config) = machine(16 * MIB, 0);
+    let image = recognise_bytes("built in", pvh_elf().leak()).unwrap();
+    assert_eq!((image.format(), image.rom_size()), ("ELF kernel with PVH entry", 0));
+    assert_eq!(super::load(&image, &memory, &config, &mut Constant(0)).unwrap().registers.rip, 0x20_0020);
+    assert!(recognise_bytes("built in", b"text").unwrap_err().to_string().starts_with("built in: a text file"));
 }
 
 #[test]

@@ -1,0 +1,196 @@
+//! A machine without a processor: what the guest's half asks of its [`Hal`] goes to the host's halves at once. Time passes only by waiting.
+#![allow(unsafe_code, reason = "guest memory is seen from both sides")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use abi::hypervisor::PRESENT;
+use devices::DeviceMap;
+use dialects::Dialect;
+use pvbus::hal::{Cpuid, Gate, Registers, Transfer, Width};
+use pvbus::{Dma, Hal, HalError, Nanos};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI};
+use vmm::time::{Clock, StepClock, Timers};
+use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, PortCall};
+
+const PAGE: u64 = 4096;
+const MEMORY: u64 = 64 * PAGE;
+/// Time of day when the machine started.
+pub const EPOCH: Duration = Duration::from_micros(1_785_369_600_123_456);
+
+pub struct Machine {
+    pub memory: GuestMemory,
+    pub clock: Arc<StepClock>,
+    pub timers: Arc<Timers>,
+    pub ports: DeviceMap,
+    dialects: Vec<Arc<dyn Dialect>>,
+    cpuid: CpuidTable,
+    next_page: AtomicU64,
+    /// What the processor calls its hypercall instruction.
+    pub vmmcall: bool,
+}
+
+impl Machine {
+    pub fn new() -> Machine {
+        let memory = vmm::memory::map(&[(0, MEMORY)]).unwrap();
+        // The pages that a driver has outlive the machine of their test.
+        std::mem::forget(Arc::clone(&memory));
+        let clock = Arc::new(StepClock::new(EPOCH));
+        let mut cpuid = CpuidTable::default();
+        cpuid.set(CpuidEntry { leaf: 1, subleaf: None, eax: 0, ebx: 0, ecx: PRESENT, edx: 0 });
+        Machine {
+            memory,
+            timers: Timers::new(clock.clone()),
+            clock,
+            ports: DeviceMap::default(),
+            dialects: Vec::new(),
+            cpuid,
+            next_page: AtomicU64::new(PAGE),
+            vmmcall: false,
+        }
+    }
+
+    /// Adds a dialect, with its leaves at `base`.
+    pub fn with(mut self, base: u32, dialect: Arc<dyn Dialect>) -> Machine {
+        dialect.add_cpuid(base, &mut self.cpuid);
+        self.dialects.push(dialect);
+        self
+    }
+
+    fn port_call(&self, call: &mut PortCall) {
+        if let Some(dialect) = self.dialects.iter().find(|dialect| dialect.takes_registers(call.port)) {
+            dialect.port_call(0, call);
+        } else if !call.write {
+            call.gpr[RAX] |= 0xffff_ffff;
+        }
+    }
+
+    /// REP INSB or REP OUTSB: one call for each byte, as a processor makes them.
+    fn string(&self, registers: &mut Registers, transfer: Transfer<'_>) {
+        let (write, mut bytes) = match &transfer {
+            Transfer::Out(bytes) => (true, bytes.to_vec()),
+            Transfer::In(bytes) => (false, vec![0; bytes.len()]),
+            Transfer::None => return,
+        };
+        for byte in &mut bytes {
+            let mut call = PortCall { port: port(registers), size: 1, write, string: true, data: u32::from(*byte), gpr: gpr(registers) };
+            self.port_call(&mut call);
+            *registers = Registers { rcx: registers.rcx - 1, rsi: registers.rsi, rdi: registers.rdi, ..from_gpr(&call.gpr) };
+            *byte = call.data as u8;
+        }
+        if let Transfer::In(to) = transfer {
+            to.copy_from_slice(&bytes);
+        }
+    }
+}
+
+impl Hal for Machine {
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Cpuid {
+        self.cpuid.get(leaf, subleaf).map_or(Cpuid::default(), |e| Cpuid { eax: e.eax, ebx: e.ebx, ecx: e.ecx, edx: e.edx })
+    }
+
+    fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+
+    fn wait_until(&self, deadline: Nanos) {
+        self.clock.advance_to(deadline);
+        self.timers.run_due();
+    }
+
+    fn call(&self, gate: Gate, registers: &mut Registers, transfer: Transfer<'_>) -> Result<(), HalError> {
+        match (gate, &transfer) {
+            (Gate::In | Gate::Out, Transfer::None) => {
+                let mut call = PortCall {
+                    port: port(registers),
+                    size: 4,
+                    write: gate == Gate::Out,
+                    string: false,
+                    data: registers.rax as u32,
+                    gpr: gpr(registers),
+                };
+                self.port_call(&mut call);
+                *registers = from_gpr(&call.gpr);
+            }
+            (Gate::In | Gate::Out, _) => self.string(registers, transfer),
+            (_, Transfer::None) => {
+                let vmmcall = gate == Gate::Vmmcall;
+                let mut call = Hypercall { gpr: gpr(registers), cpl: 0, long_mode: true, vmmcall };
+                if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
+                    return Err(HalError::Fault);
+                }
+                *registers = from_gpr(&call.gpr);
+            }
+            // The buffer's address is one of this process and not of the machine.
+            _ => return Err(HalError::Unavailable),
+        }
+        Ok(())
+    }
+
+    fn read_msr(&self, index: u32) -> Result<u64, HalError> {
+        let answer = self.dialects.iter().find_map(|dialect| dialect.read_msr(0, index));
+        answer.and_then(Result::ok).ok_or(HalError::Fault)
+    }
+
+    fn write_msr(&self, index: u32, value: u64) -> Result<(), HalError> {
+        let answer = self.dialects.iter().find_map(|dialect| dialect.write_msr(0, index, value));
+        answer.and_then(Result::ok).ok_or(HalError::Fault)
+    }
+
+    fn port_in(&self, port: u16, width: Width) -> Result<u32, HalError> {
+        Ok(self.ports.port(port).map_or(u32::MAX, |device| device.port_in(port, bytes(width))))
+    }
+
+    fn port_out(&self, port: u16, width: Width, value: u32) -> Result<(), HalError> {
+        if let Some(device) = self.ports.port(port) {
+            device.port_out(port, bytes(width), value);
+        }
+        Ok(())
+    }
+
+    fn dma_alloc(&self, pages: usize) -> Result<Dma, HalError> {
+        let length = pages as u64 * PAGE;
+        let gpa = self.next_page.fetch_add(length, Ordering::Relaxed);
+        if gpa + length > MEMORY {
+            return Err(HalError::Unavailable);
+        }
+        let host = self.memory.get_host_address(GuestAddress(gpa)).map_err(|_| HalError::Unavailable)?;
+        // SAFETY: the range is inside the mapping, which is aligned to pages and never unmapped (`Machine::new`); no other piece of it is handed
+        // out twice; host and guest access it by atomics or vm-memory's volatile copies only.
+        let words = unsafe { std::slice::from_raw_parts(host.cast::<AtomicU32>(), pages * 1024) };
+        Ok(Dma::new(gpa, words))
+    }
+
+    fn tsc(&self) -> Result<u64, HalError> {
+        // One tick a nanosecond.
+        Ok(self.clock.now())
+    }
+}
+
+const fn bytes(width: Width) -> u8 {
+    match width {
+        Width::U8 => 1,
+        Width::U16 => 2,
+        Width::U32 => 4,
+    }
+}
+
+const fn port(registers: &Registers) -> u16 {
+    registers.rdx as u16
+}
+
+fn gpr(registers: &Registers) -> [u64; 16] {
+    let mut gpr = [0; 16];
+    let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp } = *registers;
+    for (index, value) in [(RAX, rax), (RBX, rbx), (RCX, rcx), (RDX, rdx), (RSI, rsi), (RDI, rdi), (RBP, rbp)] {
+        gpr[index] = value;
+    }
+    gpr
+}
+
+fn from_gpr(gpr: &[u64; 16]) -> Registers {
+    let [rax, rbx, rcx, rdx, rsi, rdi, rbp] = [RAX, RBX, RCX, RDX, RSI, RDI, RBP].map(|index| gpr[index]);
+    Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp }
+}

@@ -1,0 +1,118 @@
+//! `vmctl stop`, `vmctl sync` and `vmctl status`: a running machine's power, clock and state.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use vmd::power::{Via, Wish};
+use vmd::socket::Connection;
+use vmd::socket::connection::ConnectionError;
+use vmd::socket::protocol::{Reply, Request};
+use vmd::status::Status;
+
+use crate::STATUS_TIME_OUT;
+use crate::args::{StatusArguments, StopArguments, SyncArguments};
+
+/// How often the machine is asked whether it has rebooted.
+const GLANCE: Duration = Duration::from_millis(100);
+
+/// Asks or forces; the exit status.
+///
+/// # Errors
+/// What the socket or the machine refused, in words for people.
+pub fn stop(arguments: &StopArguments) -> anyhow::Result<u8> {
+    let mut connection = Connection::open(&arguments.machine.control)?;
+    let before = status(&mut connection)?;
+    if arguments.force && arguments.wait.is_none() {
+        return force(&mut connection, arguments.reboot);
+    }
+    let wish = if arguments.reboot { Wish::Reboot } else { Wish::Shutdown };
+    match (ask(&mut connection, wish, arguments.via), arguments.wait) {
+        (Ok(()), None) => Ok(0),
+        (Ok(()), Some(patience)) if obeys(&mut connection, before.boots, arguments.reboot, patience)? => {
+            eprintln!("vmctl: the machine has {}", if arguments.reboot { "rebooted" } else { "ended" });
+            Ok(0)
+        }
+        (Ok(()), Some(patience)) => {
+            let deed = if arguments.reboot { "rebooted" } else { "shut down" };
+            eprintln!("vmctl: the guest has not {deed} within {} seconds", patience.as_secs_f64());
+            if arguments.force { force(&mut connection, arguments.reboot) } else { Ok(STATUS_TIME_OUT) }
+        }
+        (Err(error), _) if arguments.force => {
+            eprintln!("vmctl: {error:#}");
+            force(&mut connection, arguments.reboot)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Asks the guest to set its clock; the exit status.
+///
+/// # Errors
+/// What the socket or the machine refused, in words for people.
+pub fn sync(arguments: &SyncArguments) -> anyhow::Result<u8> {
+    ask(&mut Connection::open(&arguments.machine.control)?, Wish::SetClock, arguments.via)?;
+    Ok(0)
+}
+
+/// Prints how the machine is; the exit status.
+///
+/// # Errors
+/// What the socket or the machine refused, in words for people.
+pub fn show(arguments: &StatusArguments) -> anyhow::Result<u8> {
+    let status = status(&mut Connection::open(&arguments.machine.control)?)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{status}");
+    }
+    Ok(0)
+}
+
+fn status(connection: &mut Connection) -> anyhow::Result<Status> {
+    match connection.call(&Request::Status)? {
+        Reply::Status(status) => Ok(*status),
+        reply => refused(reply),
+    }
+}
+
+fn ask(connection: &mut Connection, wish: Wish, via: Via) -> anyhow::Result<()> {
+    match connection.call(&Request::Ask { wish, via })? {
+        Reply::Asked(via) => {
+            eprintln!("vmctl: asked the guest {wish}, by {via}");
+            Ok(())
+        }
+        reply => refused(reply),
+    }
+}
+
+fn force(connection: &mut Connection, reboot: bool) -> anyhow::Result<u8> {
+    match connection.call(&Request::Force { reboot })? {
+        Reply::Done => {
+            eprintln!("vmctl: {}", if reboot { "pressed the reset button" } else { "pulled the plug" });
+            Ok(0)
+        }
+        reply => refused(reply),
+    }
+}
+
+/// Whether the machine ends, or has come up once more than `boots` times, before patience does.
+fn obeys(connection: &mut Connection, boots: u64, reboot: bool, patience: Duration) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match connection.call(&Request::Status) {
+            Ok(Reply::Status(status)) if reboot && status.boots > boots => return Ok(true),
+            Ok(_) if Instant::now() >= deadline => return Ok(false),
+            Ok(_) => std::thread::sleep(GLANCE),
+            Err(ConnectionError::Ended(_)) if reboot => bail!("the machine has ended instead of rebooting"),
+            Err(ConnectionError::Ended(_)) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn refused<T>(reply: Reply) -> anyhow::Result<T> {
+    match reply {
+        Reply::Refused { text, .. } => bail!("{text}"),
+        other => bail!("the machine answered something else: {other:?}"),
+    }
+}
