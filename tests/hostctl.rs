@@ -14,6 +14,8 @@ mod initrd;
 #[path = "common/program.rs"]
 mod program;
 
+#[path = "hostctl/linux.rs"]
+mod linux;
 #[path = "hostctl/xen.rs"]
 mod xen;
 
