@@ -39,11 +39,13 @@ fn debian_kernel_boots_on_the_kvm_backend() {
     initrd.file("vmlinuz", 0o644, &read(&rig.kernel));
     initrd.file("guest.gz", 0o644, &read(&rig.guest.join("initrd-busybox.gz")));
     initrd.script(
-        "/vmctl run --backend kvm --memory 256M --kernel /vmlinuz --initrd /guest.gz --cmdline 'console=ttyS0 panic=-1' --stats </dev/null\n\
+        "/vmctl run --backend kvm --memory 256M --kernel /vmlinuz --initrd /guest.gz --cmdline 'console=ttyS0 panic=-1 test=clocks steal=1' --stats </dev/null\n\
          echo vmctl status $?",
     );
     let output = rig.boot(&initrd, 1024, Duration::from_secs(900));
-    for wanted in ["vmm0 at mainbus0: SVM/RVI", "Hypervisor detected: KVM", "clocksource kvm-clock", "INIT REACHED", "vmctl status 0"] {
+    for wanted in
+        ["vmm0 at mainbus0: SVM/RVI", "Hypervisor detected: KVM", "INIT REACHED", "CLOCKSOURCE kvm-clock", "STEAL ", "vmctl status 0"]
+    {
         assert!(output.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
     }
 }

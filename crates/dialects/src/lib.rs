@@ -7,6 +7,7 @@
 pub mod kvm;
 pub mod openbsd;
 pub mod store;
+pub mod vmware;
 
 use std::sync::Arc;
 
@@ -46,6 +47,12 @@ pub trait Dialect: Send + Sync {
 
     /// Adds the dialect's leaves at `base` (0x40000000 + n * 0x100) to what CPUID answers.
     fn add_cpuid(&self, base: u32, table: &mut CpuidTable);
+
+    /// Whether guests shall take their time from a clock of this dialect. Then the TSC is not called invariant: Linux prefers such a TSC to the
+    /// clock, and the clock is what holds on whatever host the machine comes to.
+    fn has_clock(&self) -> bool {
+        false
+    }
 
     /// RDMSR. `None` when the index is not the dialect's.
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {

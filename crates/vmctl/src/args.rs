@@ -8,28 +8,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use vmd::config::{BackendChoice, DialectList, DiskSpec, FwCfgSpec, MachineConfig, NicSpec, SerialTarget, Size, Uuid};
+use vmd::config::{BackendChoice, DialectList, DiskSpec, FwCfgSpec, Kernel, MachineConfig, NicSpec, SerialTarget, Size, Uuid};
 use vmd::kv::{self, Assignment};
 use vmd::power::Via;
 
-/// What `vmctl` without arguments says.
-pub const NEWCOMER: &str = "\
-vmctl runs virtual machines, with or without hardware virtualization.
-
-Try a Linux kernel (Debian: apt-get download linux-image-cloud-amd64's image, dpkg -x; or the one in /boot):
+const AFTER_HELP: &str = "\
+vmctl without arguments boots a small guest that shows what it finds here. Others:
     vmctl run --kernel vmlinuz --initrd initrd.gz --cmdline \"console=ttyS0\"
-
-A disk image that boots by BIOS (Debian package seabios):
     vmctl run --disk disk.qcow2
-
-What this host can do:
     vmctl host
-
-All options: vmctl run --help. In a running machine, Ctrl-A x quits and Ctrl-A h helps.";
+In a running machine, Ctrl-A x quits and Ctrl-A h helps.";
 
 /// Runs and controls virtual machines.
 #[derive(Parser)]
-#[command(name = "vmctl", version, about, after_help = "vmctl without arguments shows how to start.")]
+#[command(name = "vmctl", version, about, after_help = AFTER_HELP)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -105,8 +97,8 @@ pub enum KvCommand {
         #[arg(long)]
         json: bool,
         /// The key or path.
-        #[arg(value_parser = kv::parse_key, default_value = "", hide_default_value = true)]
-        path: String,
+        #[arg(value_parser = kv::parse_key)]
+        path: Option<String>,
     },
     /// Remove a key and all keys below it.
     Rm {
@@ -205,7 +197,7 @@ Exit status: 0 when the guest powers off, or resets under --no-reboot; 1 for err
 3 for a guest that died (triple fault); (value << 1) | 1 under --debug-exit.
 On a terminal the serial port is raw: Ctrl-A x quits, Ctrl-A h helps, Ctrl-A Ctrl-A sends Ctrl-A.")]
 pub struct RunArguments {
-    /// Kernel: Linux bzImage, ELF with PVH note, multiboot, or OpenBSD's.
+    /// Kernel: Linux bzImage, ELF with PVH note, multiboot, or OpenBSD's. Without kernel, disk and firmware an embedded guest boots.
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
     /// Initial RAM disk; for multiboot a module, with arguments after the file name. Repeatable.
@@ -234,8 +226,9 @@ pub struct RunArguments {
     pub backend: BackendChoice,
     /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd;
     /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, all.
-    #[arg(long, value_name = "LIST", default_value = "kvm")]
-    pub dialect: DialectList,
+    /// The default is kvm, and all for the embedded guest.
+    #[arg(long, value_name = "LIST")]
+    pub dialect: Option<DialectList>,
     /// What the machine tells as its UUID; a new one for each run by default.
     #[arg(long, value_name = "UUID")]
     pub uuid: Option<Uuid>,
@@ -274,11 +267,23 @@ pub struct RunArguments {
     pub deterministic: bool,
 }
 
+/// `vmctl run` alone.
+#[derive(Parser)]
+struct Defaults {
+    #[command(flatten)]
+    run: RunArguments,
+}
+
 impl RunArguments {
+    /// Those of `vmctl run` without any option.
+    pub fn defaults() -> Box<RunArguments> {
+        Box::new(Defaults::parse_from(["vmctl"]).run)
+    }
+
     /// The machine these options ask for.
     pub fn into_config(self) -> MachineConfig {
         MachineConfig {
-            kernel: self.kernel,
+            kernel: self.kernel.map(Kernel::File),
             initrds: self.initrd,
             cmdline: self.cmdline,
             bios: self.bios,
@@ -287,7 +292,7 @@ impl RunArguments {
             disks: self.disk,
             nics: self.nic,
             backend: self.backend,
-            dialects: self.dialect,
+            dialects: self.dialect.unwrap_or_default(),
             uuid: self.uuid,
             fw_cfg: self.fw_cfg,
             serial: self.serial,

@@ -35,7 +35,7 @@ pub fn kv(command: KvCommand) -> anyhow::Result<u8> {
                 .map_err(anyhow::Error::from)
                 .and_then(done)
         }
-        KvCommand::Ls { machine, recursive, json, path } => list(&machine.control, path, recursive, json),
+        KvCommand::Ls { machine, recursive, json, path } => list(&machine.control, path.unwrap_or_default(), recursive, json),
         KvCommand::Rm { machine, key } => {
             Connection::open(&machine.control)?.call(&Request::KvRemove { path: key }).map_err(anyhow::Error::from).and_then(done)
         }

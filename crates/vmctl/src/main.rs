@@ -1,6 +1,7 @@
 //! `vmctl`: runs and controls virtual machines from the command line.
 //!
 //! ```text
+//!   vmctl                          a small guest that shows what it finds
 //!   vmctl run  --kernel FILE ...   one machine in the foreground, serial on this terminal
 //!   vmctl host                     what this machine can do
 //!   vmctl kv, stop, status, sync   a running machine, through its control socket
@@ -10,6 +11,7 @@
 
 mod allocator;
 mod args;
+mod demo;
 mod host;
 mod kv;
 mod power;
@@ -43,10 +45,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match command {
-        None => {
-            eprintln!("{}", args::NEWCOMER);
-            return ExitCode::from(STATUS_ERROR);
-        }
+        None => run::run(args::RunArguments::defaults()),
         Some(args::Command::Run(arguments)) => run::run(arguments),
         Some(args::Command::Host(arguments)) => host::host(&arguments),
         Some(args::Command::Kv(command)) => kv::kv(command),

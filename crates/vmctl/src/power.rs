@@ -41,7 +41,7 @@ pub fn stop(arguments: &StopArguments) -> anyhow::Result<u8> {
             eprintln!("vmctl: {error:#}");
             force(&mut connection, arguments.reboot)
         }
-        (Err(error), _) => Err(error),
+        (Err(error), _) => bail!("{error:#}; --force does it without the guest"),
     }
 }
 

@@ -11,7 +11,8 @@ use vmd::machine::{self, Outcome};
 use vmd::socket::Server;
 
 use crate::args::RunArguments;
-use crate::{STATUS_ERROR, signals, terminal};
+use crate::demo::Answers;
+use crate::{STATUS_ERROR, demo, signals, terminal};
 
 /// Status of a guest that died.
 const STATUS_GUEST_DIED: u8 = 3;
@@ -22,15 +23,22 @@ const STATUS_SIGNAL: i32 = 128;
 ///
 /// # Errors
 /// What the machine could not be made from, in words for people.
-pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
+pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     let store = vmd::store::open();
-    kv::preset(store.as_ref(), &arguments.kv)?;
+    let assignments = std::mem::take(&mut arguments.kv);
     let dump =
         arguments.kv_out.as_deref().map(|file| Dump::new(file).with_context(|| format!("--kv-out {}", file.display()))).transpose()?;
     let socket = arguments.control.clone();
     let want_stats = arguments.stats;
-    let config = arguments.into_config();
+    let dialects_given = arguments.dialect.is_some();
+    let mut config = arguments.into_config();
+    let is_demo = demo::is_wanted(&config);
+    if is_demo {
+        demo::complete(&mut config, dialects_given);
+        demo::set_keys(store.as_ref())?;
+    }
     config.check(machine::host_memory())?;
+    kv::preset(store.as_ref(), &assignments)?;
 
     let control = Arc::new(Control::new(Arc::clone(&store)));
     let ended_by = Arc::new(AtomicI32::new(0));
@@ -54,7 +62,9 @@ pub fn run(arguments: Box<RunArguments>) -> anyhow::Result<u8> {
             .context("cannot start a thread for the terminal")?;
     }
 
+    let answers = is_demo.then(|| Answers::show(Arc::clone(&store))).transpose()?;
     let report = machine::run(&config, &control, &terminal::say);
+    drop(answers);
     terminal::restore();
     if let Some(dump) = dump {
         dump.write(store.as_ref()).context("--kv-out")?;

@@ -25,7 +25,7 @@ pub const MIN_MEMORY: u64 = 2 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineConfig {
     /// Kernel in one of the formats that [`crate::boot`] recognises.
-    pub kernel: Option<PathBuf>,
+    pub kernel: Option<Kernel>,
     /// Initial RAM disk, or multiboot modules: file, then arguments.
     pub initrds: Vec<String>,
     /// Kernel command line.
@@ -85,6 +85,20 @@ impl Default for MachineConfig {
             deterministic: false,
         }
     }
+}
+
+/// Where a kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kernel {
+    /// A file.
+    File(PathBuf),
+    /// An image that is part of the program.
+    BuiltIn {
+        /// Its name in messages.
+        name: &'static str,
+        /// The image.
+        data: &'static [u8],
+    },
 }
 
 /// A request that cannot be met.
@@ -257,7 +271,7 @@ mod tests {
     use super::*;
 
     fn bootable() -> MachineConfig {
-        MachineConfig { kernel: Some("vmlinuz".into()), ..MachineConfig::default() }
+        MachineConfig { kernel: Some(Kernel::File("vmlinuz".into())), ..MachineConfig::default() }
     }
 
     #[test]

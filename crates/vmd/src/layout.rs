@@ -95,6 +95,12 @@ impl Default for DialectList {
 }
 
 impl DialectList {
+    /// Every dialect, as the layout `all` has them.
+    pub fn all() -> DialectList {
+        let (name, dialects) = PRESETS[PRESETS.len() - 1];
+        DialectList { dialects: dialects.to_vec(), preset: Some(name) }
+    }
+
     /// The dialects, first base first.
     pub fn dialects(&self) -> &[DialectName] {
         &self.dialects
@@ -193,6 +199,7 @@ mod tests {
             assert_eq!(dialect.known().dialect, dialect);
         }
         assert_eq!(list("all").dialects().len(), KNOWN.len());
+        assert_eq!(list("all"), DialectList::all());
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::backends::{self, Chosen};
 use crate::board::{self, Board, BoardError, Parts};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
-use crate::config::{MachineConfig, SerialTarget, Uuid};
+use crate::config::{Kernel, MachineConfig, SerialTarget, Uuid};
 use crate::control::{Control, Running};
 use crate::fw_cfg;
 use crate::kv::ValueError;
@@ -178,9 +178,10 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
 }
 
 fn recognise(config: &MachineConfig) -> Result<boot::Image, BootError> {
-    match config.kernel.as_deref().or(config.bios.as_deref()) {
-        Some(path) => boot::recognise(path),
-        None => boot::find_bios(),
+    match (&config.kernel, &config.bios) {
+        (Some(Kernel::BuiltIn { name, data }), _) => boot::recognise_bytes(name, data),
+        (Some(Kernel::File(path)), _) | (None, Some(path)) => boot::recognise(path),
+        (None, None) => boot::find_bios(),
     }
 }
 

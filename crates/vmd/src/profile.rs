@@ -13,6 +13,9 @@ use vmm::{CpuidEntry, CpuidTable};
 
 /// Leaf 1 EDX: the package may hold more than one logical processor.
 const HTT: u32 = 1 << 28;
+/// Advanced power management leaf, and in its EDX: the TSC is invariant.
+const POWER: u32 = 0x8000_0007;
+const INVARIANT_TSC: u32 = 1 << 8;
 /// Leaf 0xB, level types in ECX 15:8.
 const LEVEL_SMT: u32 = 1 << 8;
 const LEVEL_CORE: u32 = 2 << 8;
@@ -23,6 +26,9 @@ pub fn cpuid(mut table: CpuidTable, cpus: u32, dialects: &[Arc<dyn Dialect>]) ->
         features.ebx = features.ebx & 0x0000_ffff | cpus << 16;
         features.edx = if cpus > 1 { features.edx | HTT } else { features.edx & !HTT };
         features.ecx = if dialects.is_empty() { features.ecx & !PRESENT } else { features.ecx | PRESENT };
+    }
+    if let Some(power) = table.get_mut(POWER, 0).filter(|_| dialects.iter().any(|dialect| dialect.has_clock())) {
+        power.edx &= !INVARIANT_TSC;
     }
     let core_bits = cpus.next_power_of_two().trailing_zeros();
     for subleaf in 0..=3 {
@@ -91,6 +97,15 @@ mod tests {
         assert_eq!(table.get(1, 0).unwrap().ebx >> 16 & 0xff, 6);
         let cores = table.get(0xb, 1).unwrap();
         assert_eq!((cores.eax, cores.ebx), (3, 6));
+    }
+
+    #[test]
+    fn dialect_with_a_clock_takes_the_invariant_tsc_away() {
+        let mut table = backend();
+        table.set(CpuidEntry { leaf: POWER, subleaf: None, eax: 0, ebx: 0, ecx: 0, edx: INVARIANT_TSC | 1 });
+        let edx = |dialects: &[Arc<dyn Dialect>]| cpuid(table.clone(), 1, dialects).get(POWER, 0).unwrap().edx;
+        assert_eq!(edx(&[Arc::new(Careless)]), INVARIANT_TSC | 1);
+        assert_eq!(edx(&[Arc::new(Careless), Arc::new(dialects::kvm::Leaf { features: 0 })]), 1);
     }
 
     /// A dialect with the base leaf of OpenBSD's vmm(4), which says nothing of its highest leaf, and a leaf that is not its own.

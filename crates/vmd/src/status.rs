@@ -120,7 +120,7 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<13}{value}");
+        let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<14}{value}");
         line("pid", &self.pid)?;
         let seconds = self.uptime as u64;
         let reboots = self.boots.saturating_sub(1);

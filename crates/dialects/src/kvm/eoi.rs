@@ -44,9 +44,12 @@ impl EoiFlag for Flag {
     }
 
     fn take_back(&self) -> bool {
-        let was = self.memory.read_obj::<u8>(self.at).unwrap_or(words::PV_EOI_PENDING);
-        let _ = self.memory.write_obj(0u8, self.at);
-        was & words::PV_EOI_PENDING != 0
+        let is_set = self.memory.read_obj::<u8>(self.at).is_ok_and(|flags| flags & words::PV_EOI_PENDING != 0);
+        if is_set {
+            // Memory that could be read can be written.
+            let _ = self.memory.write_obj(0u8, self.at);
+        }
+        is_set
     }
 }
 

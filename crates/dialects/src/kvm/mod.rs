@@ -67,6 +67,10 @@ impl Dialect for Leaf {
         table.set(CpuidEntry { leaf: base + 1, subleaf: None, eax: self.features, ebx: 0, ecx: 0, edx: 0 });
     }
 
+    fn has_clock(&self) -> bool {
+        true
+    }
+
     fn reset(&self) {}
 }
 
@@ -155,6 +159,10 @@ impl Dialect for Kvm {
 
     fn add_cpuid(&self, base: u32, table: &mut CpuidTable) {
         self.leaf.add_cpuid(base, table);
+    }
+
+    fn has_clock(&self) -> bool {
+        self.leaf.has_clock()
     }
 
     fn read_msr(&self, vcpu: VcpuId, index: u32) -> Option<Result<u64, MsrFault>> {

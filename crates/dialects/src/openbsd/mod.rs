@@ -2,7 +2,7 @@
 //!
 //! OpenBSD's `vmm_handle_cpuid` (`sys/arch/amd64/amd64/vmm_machdep.c`) shows this leaf at the first base and KVM's at the second, so that Linux
 //! finds the clock, too: the layout `openbsd` has both dialects, on one clock. The highest leaf in EAX is 0, as OpenBSD has it, although there
-//! is a second leaf; who honours EAX sees only the signature. The control device vmmci(4), the dialect's other half, is a PCI function
+//! is a second leaf; a board may raise it for guests that honour EAX. The control device vmmci(4), the dialect's other half, is a PCI function
 //! (`devices::virtio::vmmci`).
 
 use std::sync::Arc;

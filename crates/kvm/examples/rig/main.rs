@@ -36,6 +36,7 @@ const TESTS: &[(&str, Test)] = &[
     ("single_step_executes_one_instruction", processor::single_step),
     ("internal_error_shows_registers_bytes_and_advice", processor::internal_error),
     ("pvclock_ticks", processor::pvclock),
+    ("kernel_names_the_features_of_its_dialect", processor::dialect),
     ("kick_ends_a_spinning_guest", interrupts::kick_spinning),
     ("kick_ends_a_halted_guest", interrupts::kick_halted),
     ("kick_before_run_is_not_lost", interrupts::kick_before),

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use abi::kvm::feature;
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::exit::Access;
 use vmm::registers::{RAX, RBX, RCX, RDI, RDX};
-use vmm::{BackendError, Entry, Exit, Protection, RegisterMask};
+use vmm::{Backend, BackendError, Entry, Exit, Protection, RegisterMask};
 
 use crate::guest::*;
 use crate::layout::*;
@@ -336,6 +337,12 @@ pub fn internal_error() -> Result<(), String> {
         }
         Ok(exit) => Err(format!("no internal error but {exit:?}")),
     }
+}
+
+pub fn dialect() -> Result<(), String> {
+    let features = kvm::KvmBackend::new().map_err(text)?.kvm_dialect().ok_or("none at all")?;
+    let wanted = feature::CLOCKSOURCE2 | feature::CLOCKSOURCE_STABLE | feature::STEAL_TIME | feature::PV_EOI | feature::PV_UNHALT;
+    same("features that every KVM of these years has", features & wanted, wanted)
 }
 
 pub fn pvclock() -> Result<(), String> {
