@@ -40,20 +40,25 @@ fn c_program(directory: &Path) -> PathBuf {
     program
 }
 
-/// What each command printed: the lines between `[N` and `N STATUS]` of [`script`].
+/// What [`script`] prints before and after the output of a command, each on a line of its own; the status follows the second.
+const BEGIN: &str = "@begin";
+const END: &str = "@end ";
+
+/// What each command of a [`script`] printed, and how it ended.
 fn results(run: &Run) -> Vec<(String, i32)> {
     let mut results = Vec::new();
-    for part in run.output.replace('\r', "").split("\n[#").skip(1) {
-        let Some((text, rest)) = part.split_once("\n#") else { continue };
-        let Some((status, _)) = rest.split_once(']') else { continue };
-        results.push((text.split_once('\n').map_or("", |(_, text)| text).to_owned(), status.trim().parse().unwrap()));
+    for part in run.output.replace('\r', "").split(&format!("\n{BEGIN}\n")).skip(1) {
+        let Some((text, rest)) = part.split_once(&format!("\n{END}")) else { continue };
+        let status = rest.lines().next().unwrap_or_default().trim();
+        results.push((text.to_owned(), status.parse().unwrap_or_else(|_| panic!("status «{status}»"))));
     }
     results
 }
 
 /// A shell script that runs `commands`, and marks where the output of each begins and how it ended.
 fn script(commands: &[&str]) -> String {
-    let marked = commands.iter().map(|command| format!("echo; echo '[#'; {{ {command}\n}} 2>&1; status=$?; echo; echo \"#$status]\"\n"));
+    let marked =
+        commands.iter().map(|command| format!("echo; echo {BEGIN}; {{ {command}\n}} 2>&1; status=$?; echo; echo \"{END}$status\"\n"));
     marked.collect()
 }
 

@@ -31,7 +31,7 @@ const COMMANDS: &[(&str, &str, i32)] = &[
     ("dd if=/dev/zero bs=5000 count=1 2>/dev/null | tr '\\0' x | hostctl set -i - data/big >/dev/null 2>&1", "", 1),
     (
         "(sleep 1; xenstore-write data/w/x 1; sleep 1; xenstore-rm data/w/x) & hostctl watch --count 2 --timeout 20 data/w",
-        "data/w is gone\ndata/w/x: 1\ndata/w/x is gone",
+        "data/w is not there\ndata/w/x: 1\ndata/w/x is not there",
         0,
     ),
     ("hostctl watch --timeout 0.3 data/from-xen", "data/from-xen: a b\nhostctl: no change in time", 6),

@@ -40,7 +40,7 @@ pub fn text(detection: &Detection) -> String {
         }
     }
     if has_fw_cfg() {
-        let _ = writeln!(out, "{:<12} {:<14} {}", "fw_cfg", fw_cfg::KIND, fw_cfg::DIRECTORY);
+        let _ = writeln!(out, "{:<12} {:<14} {}", "fw_cfg", fw_cfg::KIND.name(), fw_cfg::DIRECTORY);
     }
     out
 }

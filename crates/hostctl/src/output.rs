@@ -59,7 +59,7 @@ impl Output {
         self.write(&lines)
     }
 
-    /// What a watched key has become; `None` when it is gone. One line each, written at once.
+    /// What a watched key has become; `None` when it is not there. One line each, written at once.
     ///
     /// # Errors
     /// As [`Output::value`].
@@ -69,7 +69,7 @@ impl Output {
         }
         let line = match value {
             Some(value) => [one_line(key), b": ".to_vec(), one_line(value)].concat(),
-            None => [one_line(key), b" is gone".to_vec()].concat(),
+            None => [one_line(key), b" is not there".to_vec()].concat(),
         };
         self.write(&[&line, b"\n".as_slice()].concat())
     }

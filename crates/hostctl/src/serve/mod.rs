@@ -48,14 +48,14 @@ pub fn serve(arguments: &Arguments) -> Result<(), Error> {
     let mut devices = Vec::new();
     for (minor, interface) in (0..).zip(interfaces) {
         let (store, what) = match select::store_of(interface.kind, Some(interface), arguments.patience()) {
-            Ok((store, way)) => (Some(store), way),
+            Ok((store, way)) => (Some(store), format!("{}, {way}", interface.kind)),
             // Its device tells its type.
             Err(error) => (None, error.to_string()),
         };
         stores.add(interface.kind, store.map(|store| Box::new(AsOpenBsd(store)) as Box<dyn Store>));
         let path = format!("{DEVICE_PREFIX}{minor}");
         devices.push(Served::make(Device::new(minor, 0), &path, &mut stores)?);
-        eprintln!("hostctl: {path}: {}, {what}", interface.kind);
+        eprintln!("hostctl: {path}: {what}");
     }
     if arguments.daemon {
         into_background()?;
