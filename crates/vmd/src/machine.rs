@@ -198,10 +198,18 @@ fn identity(config: &MachineConfig) -> Result<Uuid, MachineError> {
 }
 
 /// Random bytes, or those that a deterministic machine gets for them.
-fn random(config: &MachineConfig) -> Result<Box<dyn Read>, MachineError> {
+fn random(config: &MachineConfig) -> Result<Box<dyn Read + Send>, MachineError> {
     Ok(match config.deterministic {
         true => Box::new(std::io::repeat(DETERMINISTIC_RANDOM)),
         false => Box::new(File::open(RANDOM).map_err(|source| MachineError::Host { what: RANDOM, source })?),
+    })
+}
+
+/// Random words from random bytes. The host's source does not fail once it is open.
+fn words(mut source: Box<dyn Read + Send>) -> Box<dyn FnMut() -> u64 + Send> {
+    Box::new(move || {
+        let mut bytes = [0; 8];
+        source.read_exact(&mut bytes).map_or(0, |()| u64::from_le_bytes(bytes))
     })
 }
 
@@ -245,6 +253,7 @@ impl Machine {
         let run_delay = if config.deterministic || backend_kvm.is_some() { None } else { RunDelay::new(config.cpus).map(Arc::new) };
         let surroundings = Surroundings {
             memory: memory.clone(),
+            memory_size: config.memory.0,
             timers: Arc::clone(&timers),
             tsc_hz: SOFT_TSC_HZ,
             vcpus: config.cpus,
@@ -253,7 +262,7 @@ impl Machine {
             store: Arc::clone(control.store()),
             uuid: identity.0,
         };
-        let paravirtual = Arc::new(Paravirtual::new(config.dialects.dialects(), &surroundings));
+        let paravirtual = Arc::new(Paravirtual::new(config.dialects.dialects(), &surroundings, words(random(config)?)));
         let vm_config = VmConfig {
             memory: memory.clone(),
             vcpus: config.cpus,

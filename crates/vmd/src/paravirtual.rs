@@ -10,15 +10,21 @@ use dialects::kvm::clock::PvClock;
 use dialects::kvm::{self, Kvm, StealSource};
 use dialects::openbsd::Openbsd;
 use dialects::store::Store;
+use dialects::vmware::{Platform, Random, Vmware};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
 
 use crate::layout::DialectName;
 
+/// Ticks a second of the local APICs' timers: they count nanoseconds on both backends (Linux `APIC_BUS_CYCLE_NS`).
+const APIC_HZ: u32 = 1_000_000_000;
+
 /// What dialects are made from.
 pub struct Surroundings {
     /// The guest's memory.
     pub memory: GuestMemory,
+    /// Bytes of it that the guest is told of.
+    pub memory_size: u64,
     /// Guest time.
     pub timers: Arc<Timers>,
     /// Ticks a second of the guest's TSC.
@@ -44,8 +50,8 @@ pub struct Paravirtual {
 }
 
 impl Paravirtual {
-    /// Makes the dialects named by `names`, in this order.
-    pub fn new(names: &[DialectName], with: &Surroundings) -> Paravirtual {
+    /// Makes the dialects named by `names`, in this order. What the guest must not guess comes from `random`.
+    pub fn new(names: &[DialectName], with: &Surroundings, random: Random) -> Paravirtual {
         let Surroundings { memory, timers, vcpus, .. } = with;
         // Of all dialects that have it, so that its MSRs have one owner.
         let clock = match with.backend_kvm {
@@ -53,6 +59,7 @@ impl Paravirtual {
             Some(_) => None,
         };
         let mut made = Paravirtual { dialects: Vec::new(), kvm: None };
+        let mut random = Some(random);
         for name in names {
             let dialect: Arc<dyn Dialect> = match (name, &clock) {
                 (DialectName::Kvm, Some(clock)) => {
@@ -62,7 +69,12 @@ impl Paravirtual {
                 }
                 (DialectName::Kvm, None) => Arc::new(kvm::Leaf { features: with.backend_kvm.unwrap_or_default() }),
                 (DialectName::Openbsd, clock) => Arc::new(Openbsd::new(clock.clone())),
-                (DialectName::Vmware, _) => continue,
+                (DialectName::Vmware, _) => {
+                    let platform = Platform { tsc_hz: with.tsc_hz, bus_hz: APIC_HZ, memory: with.memory_size, uuid: with.uuid };
+                    // Each name is there once.
+                    let Some(random) = random.take() else { continue };
+                    Arc::new(Vmware::new(platform, Arc::clone(timers.clock()), Arc::clone(&with.store), random))
+                }
             };
             made.dialects.push(dialect);
         }
