@@ -61,7 +61,24 @@ const FW_CFG: &[(&str, &str, i32)] = &[
         1,
     ),
     ("hostctl --explain get opt/org.pvbus/x 2>&1 | grep way", "hostctl: way: files in /sys/firmware/qemu_fw_cfg", 0),
-    ("su nobody -s /bin/sh -c 'hostctl get opt/org.pvbus/x' 2>&1 | cut -c1-48", "hostctl: opt/org.pvbus/x: the host does not all", 0),
+    (
+        "su nobody -s /bin/sh -c 'hostctl get opt/org.pvbus/x'",
+        "hostctl: opt/org.pvbus/x: the host does not allow it (fw_cfg files are named as by_name in sysfs shows them; they can only be \
+         read, by root, and never change)",
+        5,
+    ),
+    // QEMU's machine has a backdoor that tells its version and nothing else. Nothing in CPUID says so, but it was asked for.
+    (
+        "su nobody -s /bin/sh -c 'hostctl -f vmware get x'",
+        "hostctl: VMware's backdoor port is closed to programs here, only root opens it",
+        5,
+    ),
+    (
+        "hostctl --explain -f vmware get x 2>&1 | head -n 2",
+        "hostctl: store: VMware\nhostctl: way: GuestRPC by the backdoor at port 0x5658, opened by ioperm(2)",
+        0,
+    ),
+    ("hostctl -f vmware get x", "hostctl: x: the way to the host failed: the host refused a step of the protocol", 6),
     (
         "hostctl -f /dev/pvbus1 x",
         "hostctl: open: /dev/pvbus1: No such device\nhostctl: /dev/pvbus1: no such interface, there is QEMU TCG (/dev/pvbus0)",
@@ -77,7 +94,7 @@ fn fw_cfg_files_of_qemu_are_read_and_listed() {
     let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
     std::fs::write(&big, bytes).unwrap();
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nographic", "-no-reboot"]);
+    qemu.args(["-M", "pc,vmport=on", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nographic", "-no-reboot"]);
     qemu.arg("-kernel").arg(guest("vmlinuz")).args(["-append", "console=ttyS0 quiet panic=-1"]);
     qemu.arg("-initrd").arg(initrd(directory.path(), &["drivers/firmware/qemu_fw_cfg.ko"], FW_CFG));
     qemu.args(["-fw_cfg", "name=opt/org.pvbus/x,string=a value", "-fw_cfg"]).arg(format!("name=opt/org.pvbus/big,file={}", big.display()));

@@ -44,7 +44,7 @@ Reads and writes the keys that this virtual machine shares with its host.
   --count n   changes after which watch ends
   --daemon    serve in the background
 
-Exit status: 0 done, 1 failed, 2 usage, 3 no such key, 4 no such interface or store, 5 not permitted, 6 no answer in time.
+Exit status: 0 done, 1 failed, 2 usage, 3 no such key, 4 no such interface or store, 5 not permitted, 6 no answer.
 Without a command word any failure is 1. More in hostctl(8).
 ";
 

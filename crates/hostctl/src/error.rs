@@ -11,7 +11,7 @@
 //! | 3 | no such key |
 //! | 4 | no such interface, or it has no store |
 //! | 5 | not permitted |
-//! | 6 | the host did not answer, or the time of `--timeout` is over |
+//! | 6 | the host cannot be reached or did not answer in time, or the time of `--timeout` is over |
 
 use std::io;
 
@@ -97,6 +97,7 @@ impl Error {
         match (self, self.errno()) {
             // The file of -i, say, is not a key.
             (Error::Store { .. }, Errno::NOENT) => 3,
+            (Error::Store { error: StoreError::Transport(_), .. }, _) => 6,
             (_, Errno::NODEV | Errno::NXIO) => 4,
             (_, Errno::ACCESS | Errno::PERM) => 5,
             (_, Errno::TIMEDOUT) => 6,
@@ -142,6 +143,7 @@ mod tests {
         assert_eq!(Error::NoStore("x".into()).status(), 4);
         assert_eq!(store(StoreError::Denied).status(), 5);
         assert_eq!(store(StoreError::Timeout).status(), 6);
+        assert_eq!(store(StoreError::Transport("gone")).status(), 6);
         assert_eq!(store(StoreError::Full).status(), 1);
         // A missing file is not a missing key.
         assert_eq!(Error::System { what: "input".into(), errno: Errno::NOENT }.status(), 1);

@@ -32,7 +32,7 @@ impl Vmware {
     pub fn open(interface: Option<&Interface>, patience: Duration) -> Result<Vmware, Error> {
         let backdoor = Backdoor::find(&MACHINE, interface).map_err(|error| match error {
             BackdoorError::Hal(HalError::Denied) => Error::Denied(denied(rustix::process::geteuid().is_root(), &lockdown())),
-            error => Error::NoStore(format!("VMware's backdoor does not answer: {error}")),
+            error => Error::NoStore(error.to_string()),
         })?;
         let timeout = Nanos::try_from(patience.as_nanos()).unwrap_or(Nanos::MAX);
         Ok(Vmware { guestinfo: Guestinfo::new(Rpci::new(backdoor).with_timeout(timeout)), gate: backdoor.gate() })
