@@ -4,6 +4,7 @@
 pub mod apic;
 pub mod boot;
 pub mod fw_cfg;
+pub mod hyperv;
 pub mod hypervisor;
 pub mod kvm;
 pub mod multiboot;
@@ -13,3 +14,4 @@ pub mod pvbus;
 pub mod virtio;
 pub mod vmm;
 pub mod vmware;
+pub mod xen;
