@@ -6,13 +6,12 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{debian, guest, run};
+use common::{copy_sparse, debian, guest, run};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -96,7 +95,7 @@ fn debian_system_boots_uses_its_disk_and_fetches_over_http() {
     let port = serve(body);
 
     let disk_option = disk.to_str().unwrap().to_owned();
-    let cmdline = format!("test=root selftest selftest_url=http://GATEWAY:{port}/body");
+    let cmdline = format!("test=root cloud-init=disabled selftest selftest_url=http://GATEWAY:{port}/body");
     let run = debian("initrd-root.gz", &cmdline, &["--backend", "soft", "--disk", &disk_option, "--nic", "user"], SYSTEM_PATIENCE);
     run.expect(&["INIT REACHED", "systemd[1]: systemd 252", "guest login:", "SELFTEST END", "reboot: Power down"]);
 
@@ -118,25 +117,6 @@ fn run_host(program: &str, arguments: &[&str]) -> common::Run {
     let mut command = Command::new(program);
     command.args(arguments).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
     run(command, PATIENCE)
-}
-
-/// Copies only what is not a hole.
-fn copy_sparse(from: &std::path::Path, to: &std::path::Path) {
-    let (mut from, mut to) = (File::open(from).unwrap(), File::create(to).unwrap());
-    to.set_len(from.metadata().unwrap().len()).unwrap();
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    loop {
-        let n = from.read(&mut buffer).unwrap();
-        if n == 0 {
-            return;
-        }
-        if buffer[..n].iter().any(|&byte| byte != 0) {
-            to.seek(SeekFrom::Start(at)).unwrap();
-            to.write_all(&buffer[..n]).unwrap();
-        }
-        at += n as u64;
-    }
 }
 
 /// An HTTP server on the host's loopback that answers everything with `body`. It lives as long as the process.

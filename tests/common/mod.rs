@@ -5,10 +5,11 @@
 // Each test program uses a part of this. Helpers of tests are outside of what clippy takes for one.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 /// A file of the Debian guests.
@@ -104,5 +105,123 @@ fn wait(child: &mut Child, until: Instant) -> Option<i32> {
             return None;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Copies only what is not a hole.
+pub fn copy_sparse(from: &Path, to: &Path) {
+    let (mut from, mut to) = (File::open(from).unwrap(), File::create(to).unwrap());
+    to.set_len(from.metadata().unwrap().len()).unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        let n = from.read(&mut buffer).unwrap();
+        if n == 0 {
+            return;
+        }
+        if buffer[..n].iter().any(|&byte| byte != 0) {
+            to.seek(SeekFrom::Start(at)).unwrap();
+            to.write_all(&buffer[..n]).unwrap();
+        }
+        at += n as u64;
+    }
+}
+
+/// A machine that runs beside the test, which reads and types on its serial port.
+pub struct Machine {
+    child: Child,
+    stdin: ChildStdin,
+    output: Arc<Stream>,
+    errors: Arc<Stream>,
+    start: Instant,
+    /// How much of the output was waited for already.
+    seen: usize,
+}
+
+/// What came out of a pipe so far.
+#[derive(Default)]
+struct Stream {
+    text: Mutex<(String, bool)>,
+    changed: Condvar,
+}
+
+impl Stream {
+    fn collect(mut from: impl Read + Send + 'static) -> Arc<Stream> {
+        let stream = Arc::new(Stream::default());
+        let filled = Arc::clone(&stream);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            loop {
+                let n = from.read(&mut bytes).unwrap_or(0);
+                let mut text = filled.text.lock().unwrap();
+                text.0.push_str(&String::from_utf8_lossy(&bytes[..n]));
+                text.1 = n == 0;
+                filled.changed.notify_all();
+                if n == 0 {
+                    return;
+                }
+            }
+        });
+        stream
+    }
+
+    fn so_far(&self) -> String {
+        self.text.lock().unwrap().0.clone()
+    }
+}
+
+impl Machine {
+    /// Starts `command`, usually `vmctl run`.
+    pub fn start(mut command: Command) -> Machine {
+        let start = Instant::now();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let stdin = child.stdin.take().expect("a pipe");
+        let output = Stream::collect(child.stdout.take().expect("a pipe"));
+        let errors = Stream::collect(child.stderr.take().expect("a pipe"));
+        Machine { child, stdin, output, errors, start, seen: 0 }
+    }
+
+    /// Types `line` and the Enter key.
+    pub fn type_line(&mut self, line: &str) {
+        self.stdin.write_all(format!("{line}\r").as_bytes()).unwrap();
+    }
+
+    /// Waits until the output, after what was waited for before, holds `text`; gives everything up to and with it.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str, patience: Duration) -> String {
+        let until = Instant::now() + patience;
+        let mut output = self.output.text.lock().unwrap();
+        loop {
+            if let Some(at) = output.0[self.seen..].find(text) {
+                let end = self.seen + at + text.len();
+                let found = output.0[self.seen..end].to_owned();
+                self.seen = end;
+                return found;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if output.1 || left.is_zero() {
+                panic!("no «{text}» after {:.1?} in:\n{}\n--- errors\n{}", self.start.elapsed(), output.0, self.errors.so_far());
+            }
+            output = self.output.changed.wait_timeout(output, left).unwrap().0;
+        }
+    }
+
+    /// Waits for the end, or kills it when patience ends.
+    pub fn end(mut self, patience: Duration) -> Run {
+        let status = wait(&mut self.child, Instant::now() + patience);
+        let until = Instant::now() + Duration::from_secs(5);
+        // The pipes close soon after the process; a child that kept one open must not keep the test.
+        while !(self.output.text.lock().unwrap().1 && self.errors.text.lock().unwrap().1) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Run { status, output: self.output.so_far(), errors: self.errors.so_far(), time: self.start.elapsed() }
+    }
+}
+
+impl Drop for Machine {
+    /// A test that failed leaves no machine behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
