@@ -92,8 +92,11 @@ fn watch(store: &mut dyn Opened, keys: &[Vec<u8>], arguments: &Arguments, output
     }
 }
 
-/// Waits, and gives what has changed: keys and what they are now.
-fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Instant>) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, Error> {
+/// A key, and what it is now.
+type Change = (Vec<u8>, Option<Vec<u8>>);
+
+/// Waits, and gives what has changed.
+fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Instant>) -> Result<Vec<Change>, Error> {
     let event = store.wait(deadline).map_err(refused(b"watch", store))?;
     let mut changes = Vec::new();
     match event {
@@ -104,7 +107,7 @@ fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Insta
         }
         Event::Perhaps => {
             for watch in watches {
-                if let Some(value) = store.changed(watch).map_err(refused(&watch.key().to_vec(), store))? {
+                if let Some(value) = store.changed(watch).map_err(refused(watch.key(), store))? {
                     changes.push((watch.key().to_vec(), value));
                 }
             }

@@ -90,6 +90,11 @@ impl Op {
             Op::Write(path, _) | Op::Mkdir(path) | Op::Remove(path) | Op::SetPerms(path, _) => path,
         }
     }
+
+    /// Bytes that it carries beside the path, as far as they matter.
+    pub fn size(&self) -> usize {
+        if let Op::Write(_, value) = self { value.len() } else { 0 }
+    }
 }
 
 /// What an [`Op`] did, as watchers need to know it.

@@ -13,7 +13,7 @@ use crate::domid::DomId;
 use crate::error::Error;
 
 /// Right to a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Neither.
     None,
@@ -77,7 +77,7 @@ impl Caller {
 }
 
 /// A permission entry: a right and whose it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// Whose.
     pub domain: DomId,
@@ -100,6 +100,7 @@ impl fmt::Display for Entry {
 
 /// A node's permissions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<String>", try_from = "Vec<String>")]
 pub struct Perms {
     /// Who owns the node, and the right of those who are not listed.
     pub owner: Entry,
@@ -161,6 +162,20 @@ impl Perms {
     pub(crate) fn without(&self, domain: DomId) -> Option<Perms> {
         let others: Vec<Entry> = self.others.iter().copied().filter(|entry| entry.domain != domain).collect();
         (others.len() < self.others.len()).then_some(Perms { owner: self.owner, others })
+    }
+}
+
+impl From<Perms> for Vec<String> {
+    fn from(perms: Perms) -> Vec<String> {
+        perms.entries().map(|entry| entry.to_string()).collect()
+    }
+}
+
+impl TryFrom<Vec<String>> for Perms {
+    type Error = Error;
+
+    fn try_from(entries: Vec<String>) -> Result<Perms, Error> {
+        Perms::parse(entries.iter().map(String::as_bytes))
     }
 }
 

@@ -149,8 +149,7 @@ impl Store {
         let mut edit = Edit { tree: &mut self.tree, settled, charges: &mut self.charges, domains, caller, value_max };
         let change = edit.apply(&op).inspect_err(|error| self.note_quota(caller.domain, *error))?;
         self.usages.settle(&mut self.charges);
-        let value = if let Op::Write(_, value) = &op { value.len() } else { 0 };
-        self.count_replaced(CHANGE_BYTES + value);
+        self.count_replaced(CHANGE_BYTES + op.size());
         self.fire_change(op.path(), &change);
         Ok(())
     }
@@ -160,11 +159,11 @@ impl Store {
     /// # Errors
     /// [`Error::Quota`].
     pub fn begin(&mut self, client: ClientId) -> Result<TxId, Error> {
-        let (open, domain, privileged) = self.client(client).map(|client| (client.transactions.len(), client.domain, client.privileged))?;
-        self.allow(domain, privileged, Quota::Transactions, open + 1)?;
-        let transaction = Transaction::new(&self.tree, self.replaced);
+        let (caller, open) = (self.caller(client)?, self.client(client)?.transactions.len());
+        self.allow(caller.domain, caller.privileged, Quota::Transactions, open + 1)?;
+        let transaction = Transaction::new(&self.tree, caller, self.replaced);
         let id = self.client_mut(client)?.add_transaction(transaction);
-        if !privileged {
+        if !caller.privileged {
             self.snapshots.insert((self.replaced, client, id));
         }
         Ok(id)

@@ -33,6 +33,9 @@ pub struct Transaction {
     memory: usize,
     condition: Condition,
     started: u64,
+    /// Who began it, and whether it went on with other rights (SET_TARGET).
+    caller: Caller,
+    rights_changed: bool,
 }
 
 /// What a commit leaves.
@@ -113,7 +116,7 @@ impl Changed {
 
 impl Transaction {
     /// Begins with `tree` as it is now, at `started` on the clock that the store measures snapshots by.
-    pub fn new(tree: &Tree, started: u64) -> Transaction {
+    pub fn new(tree: &Tree, caller: Caller, started: u64) -> Transaction {
         Transaction {
             base: tree.clone(),
             view: tree.clone(),
@@ -124,17 +127,19 @@ impl Transaction {
             memory: 0,
             condition: Condition::Open,
             started,
+            caller,
+            rights_changed: false,
         }
     }
 
     /// One that can only conflict: what an open transaction becomes when the store moves to another process.
     pub fn lost() -> Transaction {
-        Transaction { condition: Condition::Lost, ..Transaction::new(&Tree::new(), 0) }
+        Transaction { condition: Condition::Lost, ..Transaction::new(&Tree::new(), Caller::HOST, 0) }
     }
 
     /// READ.
     pub fn read(&mut self, caller: &Caller, path: &Path) -> Result<Value, Error> {
-        self.usable()?;
+        self.go_on(caller)?;
         let answer = edit::read(&self.view, caller, path);
         self.saw(path, Answer::Value(answer.clone()));
         answer
@@ -142,7 +147,7 @@ impl Transaction {
 
     /// DIRECTORY.
     pub fn list(&mut self, caller: &Caller, path: &Path) -> Result<Names, Error> {
-        self.usable()?;
+        self.go_on(caller)?;
         let answer = edit::list(&self.view, caller, path);
         self.saw(path, Answer::Names(answer.clone()));
         answer
@@ -150,7 +155,7 @@ impl Transaction {
 
     /// GET_PERMS.
     pub fn perms(&mut self, caller: &Caller, path: &Path) -> Result<Arc<Perms>, Error> {
-        self.usable()?;
+        self.go_on(caller)?;
         let answer = edit::perms(&self.view, caller, path);
         self.saw(path, Answer::Perms(answer.clone()));
         answer
@@ -158,7 +163,7 @@ impl Transaction {
 
     /// A change.
     pub fn apply(&mut self, op: Op, caller: Caller, settled: &Usages, domains: &Domains, value_max: usize) -> Result<(), Error> {
-        self.usable()?;
+        self.go_on(&caller)?;
         let mut edit = Edit { tree: &mut self.view, settled, charges: &mut self.charges, domains, caller, value_max };
         let outcome = edit.apply(&op);
         if let Ok(change) = &outcome {
@@ -168,7 +173,7 @@ impl Transaction {
             self.condition = Condition::Failed;
         }
         let outcome = outcome.map(drop);
-        self.memory += STEP_BYTES + op.path().as_str().len();
+        self.memory += STEP_BYTES + op.path().as_str().len() + op.size();
         self.seen.clear();
         self.log.push(Step::Did(op, outcome));
         outcome
@@ -187,7 +192,7 @@ impl Transaction {
         if self.changed.0.is_empty() {
             return Ok(Committed { tree: current.clone(), charges: Usages::default(), changed: Vec::new() });
         }
-        if self.base.is_same(current) {
+        if self.base.is_same(current) && !self.rights_changed && caller == self.caller {
             return Ok(Committed { tree: self.view, charges: self.charges, changed: self.changed.once() });
         }
         let (mut tree, mut charges, mut changed) = (current.clone(), Usages::default(), Changed::default());
@@ -243,7 +248,8 @@ impl Transaction {
             .any(|step| matches!(step, Step::Did(Op::SetPerms(_, perms), _) if perms.entries().any(|entry| entry.domain == domain)))
     }
 
-    fn usable(&self) -> Result<(), Error> {
+    fn go_on(&mut self, caller: &Caller) -> Result<(), Error> {
+        self.rights_changed |= *caller != self.caller;
         if matches!(self.condition, Condition::Lost) { Err(Error::Conflict) } else { Ok(()) }
     }
 

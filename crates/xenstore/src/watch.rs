@@ -1,9 +1,11 @@
 //! Watches and the events they fire.
 //!
-//! The index maps watched paths to watches: a change asks for each of the few prefixes of its own path, so watches elsewhere cost it nothing. A
-//! removal also asks for the watches below it, which an ordered set of the same paths finds.
+//! The index maps watched paths to watches: a change asks for each prefix of its own path, so watches elsewhere cost it nothing. Prefixes are
+//! looked up by a hash that goes on from one to the next, so that a path of a thousand names costs no more than its length. A removal also
+//! asks for the watches below it, which an ordered set of the same paths finds.
 
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -65,44 +67,69 @@ pub struct Happening<'a> {
 /// All watches.
 #[derive(Default)]
 pub struct Watches {
-    by_path: HashMap<Arc<str>, Vec<Arc<Watch>>>,
+    /// By the [`hash`](Watches::hash) of their path, in the order that they were added in.
+    by_hash: HashMap<u64, Vec<Arc<Watch>>>,
     paths: BTreeSet<Arc<str>>,
+    seed: RandomState,
 }
 
 impl Watches {
     /// Adds a watch.
     pub fn add(&mut self, watch: Arc<Watch>) {
         self.paths.insert(watch.path.clone());
-        self.by_path.entry(watch.path.clone()).or_default().push(watch);
+        self.by_hash.entry(self.hash(&watch.path)).or_default().push(watch);
     }
 
     /// Removes a watch.
     pub fn remove(&mut self, watch: &Watch) {
-        let Some(same) = self.by_path.get_mut(&watch.path) else { return };
+        let hash = self.hash(&watch.path);
+        let Some(same) = self.by_hash.get_mut(&hash) else { return };
         if let Ok(at) = same.binary_search_by_key(&watch.id, |other| other.id) {
             same.remove(at);
         }
         if same.is_empty() {
-            self.by_path.remove(&watch.path);
+            self.by_hash.remove(&hash);
+        }
+        if self.at(&watch.path).next().is_none() {
             self.paths.remove(&watch.path);
         }
     }
 
     /// Whether nobody watches anything.
     pub fn is_empty(&self) -> bool {
-        self.by_path.is_empty()
+        self.by_hash.is_empty()
     }
 
     /// The watches on exactly this path.
-    pub fn at(&self, path: &str) -> &[Arc<Watch>] {
-        self.by_path.get(path).map_or(&[], Vec::as_slice)
+    pub fn at(&self, path: &str) -> impl Iterator<Item = &Arc<Watch>> {
+        self.with_hash(self.hash(path), path)
+    }
+
+    fn with_hash(&self, hash: u64, path: &str) -> impl Iterator<Item = &Arc<Watch>> {
+        self.by_hash.get(&hash).into_iter().flatten().filter(move |watch| *watch.path == *path)
+    }
+
+    fn hash(&self, path: &str) -> u64 {
+        self.hashes(path).last().map_or(0, |(hash, _)| hash)
+    }
+
+    /// Hashes of the prefixes of a path: of `/`, `/a`, `/a/b` for `/a/b`.
+    fn hashes<'p>(&self, path: &'p str) -> impl Iterator<Item = (u64, &'p str)> {
+        let mut hasher = self.seed.build_hasher();
+        let mut hashed = 0;
+        prefixes(path).map(move |prefix| {
+            hasher.write(prefix.get(hashed..).unwrap_or_default().as_bytes());
+            // The slash of the root is the first of the others.
+            hashed = prefix.len();
+            (hasher.finish(), prefix)
+        })
     }
 
     /// Calls `fire` with each event that `happening` causes and `may_read` allows; it tells whether a client may read what has permissions.
     pub fn fire(&self, happening: &Happening, may_read: impl Fn(ClientId, &Perms) -> bool, mut fire: impl FnMut(Event)) {
         let changed = happening.path.as_str();
-        for prefix in prefixes(changed) {
-            for watch in self.at(prefix) {
+        for (hash, prefix) in self.hashes(changed) {
+            for watch in self.with_hash(hash, prefix) {
                 let near = || watch.depth.is_none_or(|depth| levels_below(changed, prefix) <= depth);
                 let visible = || happening.visible.iter().any(|perms| may_read(watch.client, perms));
                 if near() && visible() {
@@ -132,15 +159,17 @@ impl Watches {
             if after.is_some_and(|after| after.get(below).is_some()) {
                 continue;
             }
-            self.at(path).iter().filter(|watch| may_read(watch.client, gone.perms())).for_each(|watch| fire(watch.here()));
+            self.at(path).filter(|watch| may_read(watch.client, gone.perms())).for_each(|watch| fire(watch.here()));
         }
     }
 }
 
-/// `/`, `/a`, `/a/b` of `/a/b`.
+/// `/`, `/a`, `/a/b` of `/a/b`; the whole of a special path.
 fn prefixes(path: &str) -> impl Iterator<Item = &str> {
-    let inner = path.match_indices('/').skip(1).map(|(at, _)| at).chain((path.len() > 1).then_some(path.len()));
-    std::iter::once("/").chain(inner.filter_map(|end| path.get(..end)))
+    let root = path.starts_with('/').then_some(1);
+    let inner = path.match_indices('/').map(|(at, _)| at).filter(move |at| *at > 0 && root.is_some());
+    let whole = (path != "/").then_some(path.len());
+    root.into_iter().chain(inner).chain(whole).filter_map(|end| path.get(..end))
 }
 
 fn levels_below(path: &str, prefix: &str) -> u32 {
@@ -157,6 +186,7 @@ mod tests {
         assert_eq!(prefixes("/").collect::<Vec<_>>(), ["/"]);
         assert_eq!(prefixes("/a").collect::<Vec<_>>(), ["/", "/a"]);
         assert_eq!(prefixes("/a/bc/d").collect::<Vec<_>>(), ["/", "/a", "/a/bc", "/a/bc/d"]);
+        assert_eq!(prefixes("@releaseDomain/5").collect::<Vec<_>>(), ["@releaseDomain/5"]);
     }
 
     #[test]

@@ -35,20 +35,26 @@ impl Store {
         };
         let known = self.client(client)?;
         let (domain, privileged, count) = (known.domain, known.privileged, known.watches.len());
-        let key = watch_key(watched.text(), token);
-        if known.watches.contains_key(&key) {
+        if known.watches.contains_key(&watch_key(watched.text(), token)) {
             return Err(Error::WatchExists);
         }
-        let watch = Watch { id: self.last_watch + 1, client, path: watched.text().clone(), token: token.into(), hidden, depth };
-        let cost = Usage::of_memory(watch_memory(&watch));
+        let watch = Watch { id: self.next_watch(), client, path: watched.text().clone(), token: token.into(), hidden, depth };
+        let memory = self.usages.of(domain).memory + Usage::of_memory(watch_memory(&watch)).memory;
         self.allow(domain, privileged, Quota::Watches, count + 1)?;
-        self.allow(domain, privileged, Quota::Memory, usize::try_from(self.usages.of(domain).memory + cost.memory).unwrap_or(0))?;
-        self.usages.charge(domain, cost);
-        self.last_watch += 1;
+        self.allow(domain, privileged, Quota::Memory, usize::try_from(memory).unwrap_or(0))?;
+        self.add_watch(watch).map(|watch| watch.here())
+    }
+
+    /// Adds a watch, which has [`Store::next_watch`]'s number.
+    pub(crate) fn add_watch(&mut self, watch: Watch) -> Result<Arc<Watch>, Error> {
         let watch = Arc::new(watch);
-        self.client_mut(client)?.watches.insert(key, watch.clone());
+        let known = self.client_mut(watch.client)?;
+        let domain = known.domain;
+        known.watches.insert(watch_key(&watch.path, &watch.token), watch.clone());
+        self.usages.charge(domain, Usage::of_memory(watch_memory(&watch)));
+        self.last_watch = watch.id;
         self.watches.add(watch.clone());
-        Ok(watch.here())
+        Ok(watch)
     }
 
     /// UNWATCH.
@@ -56,9 +62,23 @@ impl Store {
     /// # Errors
     /// [`Error::NoWatch`].
     pub fn unwatch(&mut self, client: ClientId, watched: &Watched, token: &[u8]) -> Result<(), Error> {
+        self.unwatch_text(client, watched.text(), token)
+    }
+
+    /// Ends a watch of a client that may have gone.
+    pub(crate) fn unwatch_one(&mut self, watch: &Watch) {
+        let _gone = self.unwatch_text(watch.client, &watch.path, &watch.token);
+    }
+
+    /// Number of the next watch.
+    pub(crate) fn next_watch(&self) -> u64 {
+        self.last_watch + 1
+    }
+
+    fn unwatch_text(&mut self, client: ClientId, path: &str, token: &[u8]) -> Result<(), Error> {
         let known = self.client_mut(client)?;
         let domain = known.domain;
-        let watch = known.watches.remove(&watch_key(watched.text(), token)).ok_or(Error::NoWatch)?;
+        let watch = known.watches.remove(&watch_key(path, token)).ok_or(Error::NoWatch)?;
         self.usages.refund(domain, Usage::of_memory(watch_memory(&watch)));
         self.watches.remove(&watch);
         Ok(())

@@ -1,0 +1,136 @@
+//! What waits to be sent on a connection: replies and events in one stream of bytes, with a bound.
+//!
+//! A client that does not read gets no more of its requests done (see [`Output::has_room`]), so its replies are bounded. Events come from others and
+//! cannot wait: an event equal to one that has not begun to leave is dropped, and beyond [`EVENT_ROOM`] a watch is only remembered, once, and
+//! fires at its own path when there is room again. That is less precise and loses nothing: who looks again at what it watches sees
+//! all that happened.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use abi::xen::xenstore::{HEADER_SIZE, Header, NO_TRANSACTION, op};
+use zerocopy::IntoBytes;
+
+use crate::error::Error;
+use crate::watch::{Event, Watch};
+
+/// Bytes that may wait before the client's requests do.
+pub const REPLY_ROOM: usize = 64 << 10;
+/// Bytes that may wait before events are merged.
+pub const EVENT_ROOM: usize = 256 << 10;
+/// Bytes sent that are kept before the rest is moved to the front, and most that an idle connection keeps.
+const KEPT: usize = 64 << 10;
+
+/// A connection's bytes to send.
+#[derive(Default)]
+pub struct Output {
+    bytes: Vec<u8>,
+    /// How many of `bytes` have been sent.
+    head: usize,
+    /// Position of `bytes` in the stream.
+    start: u64,
+    /// Where unsent replies end in the stream.
+    replies: VecDeque<u64>,
+    /// Where events begin in the stream.
+    events: HashMap<(u64, Arc<str>), u64>,
+    /// Watches that fired when there was no room.
+    merged: BTreeMap<u64, Arc<Watch>>,
+}
+
+impl Output {
+    /// What is to be sent.
+    pub fn pending(&self) -> &[u8] {
+        self.bytes.get(self.head..).unwrap_or_default()
+    }
+
+    /// Whether a request may be answered, of which `most` may be outstanding; any number for 0.
+    pub fn has_room(&self, most: usize) -> bool {
+        self.pending().len() < REPLY_ROOM && (most == 0 || self.replies.len() < most)
+    }
+
+    /// The first `count` bytes of [`Output::pending`] have been sent.
+    pub fn sent(&mut self, count: usize) {
+        self.head = (self.head + count).min(self.bytes.len());
+        let position = self.start + self.head as u64;
+        while self.replies.front().is_some_and(|end| *end <= position) {
+            self.replies.pop_front();
+        }
+        if self.head == self.bytes.len() || self.head >= KEPT {
+            self.start = position;
+            self.bytes.drain(..self.head);
+            self.head = 0;
+            self.bytes.shrink_to(KEPT);
+            self.events.retain(|_, begin| *begin >= position);
+            self.events.shrink_to(256);
+        }
+        while self.pending().len() < EVENT_ROOM / 2
+            && let Some((_, watch)) = self.merged.pop_first()
+        {
+            self.event(&watch.here());
+        }
+    }
+
+    /// Queues a reply to `request`: what `payload` writes, or the error.
+    pub fn reply(&mut self, request: &Header, payload: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) {
+        let begin = self.bytes.len();
+        self.bytes.resize(begin + HEADER_SIZE, 0);
+        let operation = match payload(&mut self.bytes) {
+            Ok(()) => request.op.get(),
+            Err(error) => {
+                self.bytes.truncate(begin + HEADER_SIZE);
+                self.bytes.extend_from_slice(error.wire_name().as_bytes());
+                self.bytes.push(0);
+                op::ERROR
+            }
+        };
+        self.finish(begin, Header { op: operation.into(), ..*request });
+        self.replies.push_back(self.start + self.bytes.len() as u64);
+    }
+
+    /// Queues an event, unless an equal one waits or there is no room.
+    pub fn event(&mut self, event: &Event) {
+        if self.pending().len() >= EVENT_ROOM {
+            self.merged.insert(event.watch.id, event.watch.clone());
+            return;
+        }
+        let begin = self.bytes.len();
+        let (sent, here) = (self.start + self.head as u64, self.start + begin as u64);
+        // Each special event is about another domain, so equal ones count.
+        if !event.path.starts_with('@') {
+            let last = self.events.entry((event.watch.id, event.path.clone())).or_insert(here);
+            // What was queued earlier and has not begun to leave.
+            if *last >= sent && *last != here {
+                return;
+            }
+            *last = here;
+        }
+        self.bytes.resize(begin + HEADER_SIZE, 0);
+        for part in [event.reported_path().as_bytes(), b"\0", &event.watch.token, b"\0"] {
+            self.bytes.extend_from_slice(part);
+        }
+        self.finish(begin, Header { op: op::WATCH_EVENT.into(), req_id: 0.into(), tx_id: NO_TRANSACTION.into(), len: 0.into() });
+    }
+
+    /// Everything that is to be sent, merged events too, for another process to send.
+    pub fn all(&self) -> Vec<u8> {
+        let mut bytes = self.pending().to_vec();
+        for watch in self.merged.values() {
+            let mut alone = Output::default();
+            alone.event(&watch.here());
+            bytes.append(&mut alone.bytes);
+        }
+        bytes
+    }
+
+    /// Begins with bytes that another process did not send.
+    pub fn resumed(bytes: Vec<u8>) -> Output {
+        Output { bytes, ..Output::default() }
+    }
+
+    fn finish(&mut self, begin: usize, header: Header) {
+        let length = u32::try_from(self.bytes.len() - begin - HEADER_SIZE).unwrap_or(u32::MAX);
+        if let Some(place) = self.bytes.get_mut(begin..begin + HEADER_SIZE) {
+            place.copy_from_slice(Header { len: length.into(), ..header }.as_bytes());
+        }
+    }
+}
