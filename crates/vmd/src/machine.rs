@@ -279,12 +279,12 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { disks, dialects: paravirtual.dialects.clone(), files };
+        let parts = Parts { disks, dialects: paravirtual.dialects.clone(), identity, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
-        let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
+        let rsdp = if image.rom_size() == 0 { board::place_tables(config, identity, &memory) } else { None };
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: boot::e820(config.memory.0), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         say(&loaded.description);
