@@ -30,7 +30,7 @@ use crate::backends::{self, Chosen};
 use crate::board::{self, Board, BoardError, Parts};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
-use crate::config::{Kernel, MachineConfig, SerialTarget, Uuid};
+use crate::config::{DialectName, Kernel, MachineConfig, SerialTarget, Uuid};
 use crate::control::{Control, Running};
 use crate::fw_cfg;
 use crate::kv::ValueError;
@@ -140,6 +140,9 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
     say(&Attachment::new(backend.as_ref(), Some(reason)).to_string());
     for warning in config.dialects.warnings() {
         say(&format!("--dialect {}: {warning}", config.dialects));
+    }
+    if config.dialects.contains(DialectName::Vmware) && backend.name() == "kvm" && kvm::probe::vmware_backdoor() == Some(false) {
+        say("VMware's tools in the guest need ioperm(2) as root: kvm.enable_vmware_backdoor is off; or use --backend soft");
     }
     let vmm = Arc::new(Vmm::new(backend));
     let identity = identity(config)?;
