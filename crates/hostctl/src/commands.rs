@@ -95,8 +95,11 @@ fn watch(store: &mut dyn Opened, keys: &[Vec<u8>], arguments: &Arguments, output
     }
 }
 
-/// Waits, and gives what has changed: keys and what they are now.
-fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Nanos>) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>, Error> {
+/// A key, and what has become of it.
+type Change = (Vec<u8>, Option<Vec<u8>>);
+
+/// Waits, and gives what has changed.
+fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Nanos>) -> Result<Vec<Change>, Error> {
     let event = store.wait(deadline).map_err(refused(b"watch", store))?;
     let mut changes = Vec::new();
     match event {
@@ -107,7 +110,7 @@ fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Nanos
         }
         Event::Perhaps => {
             for watch in watches {
-                if let Some(value) = store.changed(watch).map_err(refused(&watch.key().to_vec(), store))? {
+                if let Some(value) = store.changed(watch).map_err(refused(watch.key(), store))? {
                     changes.push((watch.key().to_vec(), value));
                 }
             }

@@ -1,5 +1,8 @@
 //! The program as a process: what it prints where, and its exit status. Nothing here needs a store.
 
+// Helpers of tests are outside of what clippy takes for one.
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
