@@ -5,8 +5,8 @@
 //! cargo bench --bench hostctl [-- ROUNDS]
 //! ```
 //!
-//! In the guest a shell runs each program many times in a row, in alternating rounds; a round's time is the guest's own. The shell's part, a
-//! loop around /bin/true of the same static kind, is measured in the same way and taken off. Medians and ratios are printed.
+//! In the guest `benches/hostctl/launch.c` runs each program many times in a row, in alternating rounds, and tells how long one takes from
+//! before its start until it is gone, in the guest's own time. Medians and ratios are printed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ mod initrd;
 mod program;
 
 use initrd::Initrd;
-use program::{build_static, workspace};
+use program::{HOSTCTL, build_static, workspace};
 
 /// Runs of each program in a round.
 const RUNS: u32 = 200;
@@ -28,8 +28,13 @@ const ROUNDS: u32 = 5;
 
 fn main() {
     let rounds = std::env::args().skip(1).find_map(|argument| argument.parse().ok()).unwrap_or(ROUNDS);
-    let hostctl = std::fs::read(build_static(&["-p", "hostctl", "--release"]).join("release/hostctl")).expect("it has been built");
+    let hostctl = std::fs::read(build_static(HOSTCTL).join("small/hostctl")).expect("it has been built");
     let directory = tempfile::tempdir().expect("a temporary directory");
+    let launch = directory.path().join("launch");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O2", "-static", "-o"]).arg(&launch).arg(workspace().join("benches/hostctl/launch.c"));
+    assert!(gcc.status().expect("gcc").success(), "{gcc:?}");
+    let launch = std::fs::read(launch).expect("it has been compiled");
 
     let files = |init: &str, script: String| {
         let mut archive = Initrd::default();
@@ -38,12 +43,13 @@ fn main() {
         }
         archive.file("bin/busybox", 0o755, &std::fs::read("/bin/busybox").expect("busybox-static"));
         archive.file("bin/hostctl", 0o755, &hostctl);
+        archive.file("bin/launch", 0o755, &launch);
         archive.file(init, 0o755, format!("#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n{script}").as_bytes());
         archive.archive()
     };
 
     let mount = "mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n";
-    let measured = measure(rounds, "hostctl guestinfo.x", "vmware-rpctool 'info-get guestinfo.x'");
+    let measured = measure(rounds, "/bin/hostctl guestinfo.x", "/bin/vmware-rpctool 'info-get guestinfo.x'");
     let ours = files("init", format!("{mount}{measured}poweroff -f\n"));
     let mut vmctl = Command::new(env!("CARGO_BIN_EXE_vmctl"));
     vmctl.args(["run", "--backend", "soft", "--dialect", "vmware", "--no-reboot", "--kv", "guestinfo.x=value"]);
@@ -51,7 +57,7 @@ fn main() {
     vmctl.arg("--initrd").arg(archive(directory.path(), &ours, "initrd-vmtools.gz"));
     report("vmware-rpctool", vmctl);
 
-    let measured = measure(rounds, "hostctl -f xen data/x", "xenstore-read data/x");
+    let measured = measure(rounds, "/bin/hostctl data/x", "/bin/xenstore-read data/x");
     let xen = files("test", format!("xenstore-write data/x value\n{measured}"));
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "Nehalem", "-m", "1024", "-nographic", "-no-reboot"]);
@@ -61,17 +67,10 @@ fn main() {
     report("xenstore-read", qemu);
 }
 
-/// A script that times rounds of both commands and of the loop alone.
+/// A script that runs rounds of both commands.
 fn measure(rounds: u32, ours: &str, theirs: &str) -> String {
-    let mut script = format!(
-        "{ours}\n{theirs}\nuptime() {{ cut -d' ' -f1 /proc/uptime; }}\n\
-         loop() {{ name=$1; shift; from=$(uptime); i=0; while [ $i -lt {RUNS} ]; do \"$@\" >/dev/null 2>&1; i=$((i+1)); done; \
-         echo ROUND $name $from $(uptime); }}\n"
-    );
-    for _ in 0..rounds {
-        script.push_str(&format!("loop none /bin/true\nloop ours {ours}\nloop theirs {theirs}\n"));
-    }
-    script
+    let round = format!("echo ROUND ours $(launch {RUNS} {ours})\necho ROUND theirs $(launch {RUNS} {theirs})\n");
+    round.repeat(rounds as usize)
 }
 
 /// Boots the machine and prints what its rounds say.
@@ -81,18 +80,17 @@ fn report(name: &str, mut machine: Command) {
     let mut rounds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for line in output.lines().filter_map(|line| line.split_once("ROUND ")) {
         let words: Vec<&str> = line.1.split_whitespace().collect();
-        if let [name, from, to] = words[..] {
-            let time = |word: &str| word.parse::<f64>().expect("seconds");
-            rounds.entry(name).or_default().push((time(to) - time(from)) / f64::from(RUNS) * 1000.0);
+        if let [name, milliseconds] = words[..] {
+            rounds.entry(name).or_default().push(milliseconds.parse().expect("milliseconds"));
         }
     }
-    let (Some(none), Some(ours), Some(theirs)) = (rounds.remove("none"), rounds.remove("ours"), rounds.remove("theirs")) else {
+    let (Some(ours), Some(theirs)) = (rounds.remove("ours"), rounds.remove("theirs")) else {
         panic!("{machine:?} has not measured anything:\n{output}");
     };
-    let (none, ours, theirs) = (median(none), median(ours), median(theirs));
-    println!("milliseconds of guest time for a whole process, load {}", load());
-    println!("  {:<16}{ours:>8.2}   with {none:.2} for a process that does nothing", "hostctl");
-    println!("  {name:<16}{theirs:>8.2}   ratio {:.2}", ours / theirs);
+    let (ours, theirs) = (median(ours), median(theirs));
+    println!("milliseconds of guest time for one read as a process, load {}", load());
+    println!("  hostctl        {ours:>8.3}");
+    println!("  {name:<15}{theirs:>8.3}   ratio {:.2}", ours / theirs);
 }
 
 /// `first` and the guests' archive `second` in one file, as Linux takes them.

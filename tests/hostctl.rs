@@ -26,7 +26,7 @@ use common::{Run, run};
 
 /// `hostctl`, to be put into a guest.
 fn hostctl() -> PathBuf {
-    program::build_static(&["-p", "hostctl", "--release"]).join("release/hostctl")
+    program::build_static(program::HOSTCTL).join("small/hostctl")
 }
 
 /// The C program that knows pvbus(4), compiled against our header.

@@ -6,6 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// What selects `hostctl` as it is to be used; it is `small/hostctl` then.
+#[allow(dead_code, reason = "each test program uses a part of this")]
+pub const HOSTCTL: &[&str] = &["-p", "hostctl", "--profile", "small", "--features", "bare"];
+
 /// One build at a time in this process; Cargo itself locks out the others.
 static TURN: Mutex<()> = Mutex::new(());
 

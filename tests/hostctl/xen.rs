@@ -66,7 +66,7 @@ fn dom0_of_a_real_xen_reads_writes_lists_removes_and_watches() {
     archive.file("test", 0o755, format!("export PATH=/bin\nbusybox --install -s /bin\nhostctl detect\n{}", script(&commands)).as_bytes());
 
     let initrd = directory.path().join("initrd");
-    std::fs::write(&initrd, [archive.archive(), std::fs::read(guest("initrd-xen.gz")).unwrap()].concat()).unwrap();
+    std::fs::write(&initrd, [archive.archive(), std::fs::read(guest("initrd-dom0.gz")).unwrap()].concat()).unwrap();
     let mut qemu = Command::new("qemu-system-x86_64");
     // "max" makes dom0 crash on QEMU's translator.
     qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "Nehalem", "-m", "1024", "-nographic", "-no-reboot"]);

@@ -8,10 +8,11 @@
 //! A key that is named like a command follows `--`, or is read with `get`. As with OpenBSD's getopt(3), options of the first form end at the
 //! key, so that a value may begin with a hyphen; so do those of `set`.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
-use std::time::Duration;
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
 
 /// How long an answer of the host is waited for without `--timeout`.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -58,7 +59,7 @@ pub struct Arguments {
     /// `-f`.
     pub device: Option<String>,
     /// `-o`, but not `-o -`.
-    pub output: Option<PathBuf>,
+    pub output: Option<Vec<u8>>,
     /// `-q`.
     pub quiet: bool,
     /// `--json`.
@@ -114,7 +115,7 @@ pub enum Value {
     /// The command line.
     Bytes(Vec<u8>),
     /// `-i` and a file.
-    File(PathBuf),
+    File(Vec<u8>),
     /// `-i -`.
     Stdin,
 }
@@ -141,15 +142,15 @@ enum Word {
 }
 
 impl Word {
-    fn of(argument: &OsStr) -> Option<Word> {
-        Some(match argument.to_str()? {
-            "get" => Word::Get,
-            "set" => Word::Set,
-            "ls" => Word::List,
-            "rm" => Word::Remove,
-            "watch" => Word::Watch,
-            "detect" => Word::Detect,
-            "serve" => Word::Serve,
+    fn of(argument: &[u8]) -> Option<Word> {
+        Some(match argument {
+            b"get" => Word::Get,
+            b"set" => Word::Set,
+            b"ls" => Word::List,
+            b"rm" => Word::Remove,
+            b"watch" => Word::Watch,
+            b"detect" => Word::Detect,
+            b"serve" => Word::Serve,
             _ => return None,
         })
     }
@@ -159,8 +160,8 @@ impl Word {
 #[derive(Debug, Default)]
 struct Options {
     device: Option<String>,
-    input: Option<PathBuf>,
-    output: Option<PathBuf>,
+    input: Option<Vec<u8>>,
+    output: Option<Vec<u8>>,
     quiet: bool,
     show_type: bool,
     json: bool,
@@ -177,15 +178,15 @@ struct Options {
 ///
 /// # Errors
 /// [`Wrong`].
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, Wrong> {
+pub fn parse(arguments: impl IntoIterator<Item = Vec<u8>>) -> Result<Arguments, Wrong> {
     let mut rest = arguments.into_iter();
     let mut options = Options::default();
-    let mut positional: Vec<OsString> = Vec::new();
+    let mut positional: Vec<Vec<u8>> = Vec::new();
     let mut word = None;
     // Until `--`, or until the key where a value may follow that looks like an option.
     let mut options_may_come = true;
     while let Some(argument) = rest.next() {
-        let bytes = argument.as_bytes();
+        let bytes = argument.as_slice();
         let wrong = |text| Wrong { text, openbsd: word.is_none() };
         if options_may_come && bytes == b"--" {
             options_may_come = false;
@@ -203,12 +204,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments,
     let openbsd = word.is_none();
     let command = command(word, &options, positional).map_err(|text| Wrong { text, openbsd })?;
     let Options { device, output, quiet, json, raw, explain, timeout, count, daemon, .. } = options;
-    let output = output.filter(|path| path.as_os_str() != "-");
+    let output = output.filter(|path| path != b"-");
     Ok(Arguments { command, openbsd, device, output, quiet, json, raw, explain, timeout, count, daemon })
 }
 
 /// Puts word, options and the other arguments together.
-fn command(word: Option<Word>, options: &Options, positional: Vec<OsString>) -> Result<Command, String> {
+fn command(word: Option<Word>, options: &Options, positional: Vec<Vec<u8>>) -> Result<Command, String> {
     if options.help {
         return Ok(Command::Help);
     }
@@ -222,27 +223,25 @@ fn command(word: Option<Word>, options: &Options, positional: Vec<OsString>) -> 
     let first = positional.next();
     let second = positional.next();
     let extra = positional.next();
-    let key = |argument: Option<OsString>| argument.map(OsString::into_vec).ok_or_else(String::new);
+    let key = |argument: Option<Vec<u8>>| argument.ok_or_else(String::new);
     match (word, second, extra) {
         (Some(Word::Watch), second, extra) => {
-            let keys: Vec<_> = [first, second, extra].into_iter().flatten().chain(positional).map(OsString::into_vec).collect();
+            let keys: Vec<_> = [first, second, extra].into_iter().flatten().chain(positional).collect();
             if keys.is_empty() { Err(String::new()) } else { Ok(Command::Watch(keys)) }
         }
-        (_, _, Some(extra)) => Err(format!("too many arguments: {}", extra.display())),
-        (None | Some(Word::Set), Some(value), None) if options.input.is_none() => {
-            Ok(Command::Set(key(first)?, Value::Bytes(value.into_vec())))
-        }
-        (_, Some(extra), None) => Err(format!("too many arguments: {}", extra.display())),
+        (_, _, Some(extra)) => Err(format!("too many arguments: {}", String::from_utf8_lossy(&extra))),
+        (None | Some(Word::Set), Some(value), None) if options.input.is_none() => Ok(Command::Set(key(first)?, Value::Bytes(value))),
+        (_, Some(extra), None) => Err(format!("too many arguments: {}", String::from_utf8_lossy(&extra))),
         (None | Some(Word::Set), None, None) if options.input.is_some() => {
             let input = options.input.clone().unwrap_or_default();
-            Ok(Command::Set(key(first)?, if input.as_os_str() == "-" { Value::Stdin } else { Value::File(input) }))
+            Ok(Command::Set(key(first)?, if input == b"-" { Value::Stdin } else { Value::File(input) }))
         }
         (Some(Word::Set), None, None) => Err("set wants a value, or -i and a file".into()),
         (None | Some(Word::Get), None, None) => Ok(Command::Get(key(first)?)),
         (Some(Word::Remove), None, None) => Ok(Command::Remove(key(first)?)),
-        (Some(Word::List), None, None) => Ok(Command::List(first.map(OsString::into_vec).unwrap_or_default())),
+        (Some(Word::List), None, None) => Ok(Command::List(first.unwrap_or_default())),
         (Some(Word::Detect | Word::Serve), None, None) if first.is_some() => {
-            Err(format!("too many arguments: {}", first.unwrap_or_default().display()))
+            Err(format!("too many arguments: {}", String::from_utf8_lossy(&first.unwrap_or_default())))
         }
         (Some(Word::Detect), None, None) => Ok(Command::Detect),
         (Some(Word::Serve), None, None) => Ok(Command::Serve),
@@ -251,7 +250,7 @@ fn command(word: Option<Word>, options: &Options, positional: Vec<OsString>) -> 
 
 impl Options {
     /// Takes a cluster of short options, and from `rest` what the last of them wants.
-    fn short(&mut self, cluster: &[u8], rest: &mut impl Iterator<Item = OsString>) -> Result<(), String> {
+    fn short(&mut self, cluster: &[u8], rest: &mut impl Iterator<Item = Vec<u8>>) -> Result<(), String> {
         for (at, option) in cluster.iter().enumerate() {
             match option {
                 b'q' => self.quiet = true,
@@ -259,12 +258,12 @@ impl Options {
                 b'f' | b'i' | b'o' => {
                     // What follows in the same argument, or the next one.
                     let joined = &cluster[at + 1..];
-                    let value = if joined.is_empty() { rest.next() } else { Some(OsStr::from_bytes(joined).to_owned()) };
+                    let value = if joined.is_empty() { rest.next() } else { Some(joined.to_vec()) };
                     let value = value.ok_or_else(|| format!("-{} wants an argument", char::from(*option)))?;
                     match option {
                         b'f' => self.device = Some(text(value)?),
-                        b'i' => self.input = Some(value.into()),
-                        _ => self.output = Some(value.into()),
+                        b'i' => self.input = Some(value),
+                        _ => self.output = Some(value),
                     }
                     return Ok(());
                 }
@@ -275,14 +274,14 @@ impl Options {
     }
 
     /// Takes a long option, its value behind `=` or from `rest`.
-    fn long(&mut self, argument: &OsStr, rest: &mut impl Iterator<Item = OsString>) -> Result<(), String> {
-        let option = argument.to_string_lossy();
+    fn long(&mut self, argument: &[u8], rest: &mut impl Iterator<Item = Vec<u8>>) -> Result<(), String> {
+        let option = String::from_utf8_lossy(argument);
         let (name, joined) = match option.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (&*option, None),
         };
         let mut number = |name: &str| {
-            let value = joined.clone().or_else(|| rest.next().map(|value| value.to_string_lossy().into_owned()));
+            let value = joined.clone().or_else(|| rest.next().map(|value| String::from_utf8_lossy(&value).into_owned()));
             value.ok_or_else(|| format!("{name} wants a number"))
         };
         match name {
@@ -309,8 +308,8 @@ fn seconds(value: &str) -> Result<Duration, String> {
     seconds.ok_or_else(|| format!("--timeout {value}: not a number of seconds"))
 }
 
-fn text(argument: OsString) -> Result<String, String> {
-    argument.into_string().map_err(|argument| format!("{}: not UTF-8", argument.display()))
+fn text(argument: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(argument).map_err(|error| format!("{}: not UTF-8", String::from_utf8_lossy(error.as_bytes())))
 }
 
 #[cfg(test)]
@@ -318,11 +317,11 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Arguments {
-        parse(line.split_whitespace().map(OsString::from)).unwrap()
+        parse(line.split_whitespace().map(Vec::from)).unwrap()
     }
 
     fn wrong(line: &str) -> Wrong {
-        parse(line.split_whitespace().map(OsString::from)).unwrap_err()
+        parse(line.split_whitespace().map(Vec::from)).unwrap_err()
     }
 
     fn set(key: &str, value: &str) -> Command {
@@ -391,7 +390,7 @@ mod tests {
     #[test]
     fn bytes_of_key_and_value_are_kept() {
         let bytes = b"\xff\n".to_vec();
-        let line = parse([OsString::from_vec(bytes.clone()), OsString::from_vec(bytes.clone())]).unwrap();
+        let line = parse([bytes.clone(), bytes.clone()]).unwrap();
         assert_eq!(line.command, Command::Set(bytes.clone(), Value::Bytes(bytes)));
     }
 }

@@ -1,18 +1,21 @@
 //! What each command does with the store.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::time::Instant;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use abi::pvbus::KVOP_MAXSIZE;
-use pvbus::StoreError;
 use pvbus::store::Watch;
+use pvbus::{Nanos, StoreError};
 
 use crate::args::{Arguments, Command, HELP, USAGE, Value};
 use crate::error::Error;
 use crate::machine::MACHINE;
 use crate::output::Output;
 use crate::select::{self, Selection};
+use crate::sys::file::Access;
+use crate::sys::{self, File, time};
 use crate::transport::{Event, Opened};
 use crate::{detection, serve};
 
@@ -23,16 +26,16 @@ use crate::{detection, serve};
 pub fn run(arguments: &Arguments) -> Result<(), Error> {
     let mut output = Output::open(arguments)?;
     match &arguments.command {
-        Command::Help => output.line(&format!("{USAGE}{}", HELP.trim_end())),
+        Command::Help => output.line(format_args!("{USAGE}{}", HELP.trim_end())),
         Command::Version => output.line(concat!("hostctl ", env!("CARGO_PKG_VERSION"))),
         Command::Type => {
             let (device, type_name) = select::type_of(arguments.device.as_deref())?;
-            output.line(&format!("{device}: {type_name}"))
+            output.line(format_args!("{device}: {type_name}"))
         }
         Command::Detect => {
             let detection = pvbus::detect(&MACHINE);
             match arguments.json {
-                true => output.line(&detection::json(&detection).to_string()),
+                true => output.line(detection::json(&detection)),
                 false => output.line(detection::text(&detection).trim_end()),
             }
         }
@@ -65,14 +68,14 @@ pub fn run(arguments: &Arguments) -> Result<(), Error> {
 fn open(arguments: &Arguments) -> Result<Box<dyn Opened>, Error> {
     let Selection { store, name, way, why } = select::open(arguments.device.as_deref(), arguments.patience())?;
     if arguments.explain {
-        eprintln!("hostctl: store: {name}\nhostctl: way: {way}\nhostctl: why: {why}");
+        sys::say(&format!("hostctl: store: {name}\nhostctl: way: {way}\nhostctl: why: {why}\n"));
     }
     Ok(store)
 }
 
 /// Prints what the keys are, and then each change, until there were enough or the time is over.
 fn watch(store: &mut dyn Opened, keys: &[Vec<u8>], arguments: &Arguments, output: &mut Output) -> Result<(), Error> {
-    let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = arguments.timeout.map(time::after);
     let mut watches = Vec::new();
     for key in keys {
         let begun = store.subscribe(key).and_then(|()| store.watch(key)).and_then(|watch| Ok((watch, found(store.read(key))?)));
@@ -92,11 +95,11 @@ fn watch(store: &mut dyn Opened, keys: &[Vec<u8>], arguments: &Arguments, output
     }
 }
 
-/// A key, and what it is now.
+/// A key, and what has become of it.
 type Change = (Vec<u8>, Option<Vec<u8>>);
 
 /// Waits, and gives what has changed.
-fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Instant>) -> Result<Vec<Change>, Error> {
+fn changes(store: &mut dyn Opened, watches: &mut [Watch], deadline: Option<Nanos>) -> Result<Vec<Change>, Error> {
     let event = store.wait(deadline).map_err(refused(b"watch", store))?;
     let mut changes = Vec::new();
     match event {
@@ -134,16 +137,17 @@ fn refused(key: &[u8], store: &dyn Opened) -> impl FnOnce(StoreError) -> Error {
 
 /// The bytes of a new value. From a file, a newline at its end is not part of it, except as raw bytes.
 fn contents(value: &Value, raw: bool) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
+    // Enough to see that it is too much.
+    const MOST: usize = KVOP_MAXSIZE + 2;
     let read = match value {
         Value::Bytes(bytes) => return Ok(bytes.clone()),
-        Value::Stdin => read_limited(io::stdin(), &mut bytes),
+        Value::Stdin => File::STDIN.read_to_end(MOST),
         Value::File(path) => {
-            let file = File::open(path).map_err(|error| Error::system(format_args!("fopen: {}", path.display()), &error))?;
-            read_limited(file, &mut bytes)
+            let name = String::from_utf8_lossy(path);
+            File::open(path, Access::Read).map_err(Error::system(format_args!("fopen: {name}")))?.read_to_end(MOST)
         }
     };
-    read.map_err(|error| Error::system("input file", &error))?;
+    let mut bytes = read.map_err(Error::system("input file"))?;
     if bytes.is_empty() && !raw {
         return Err(Error::Input("input file"));
     }
@@ -151,9 +155,4 @@ fn contents(value: &Value, raw: bool) -> Result<Vec<u8>, Error> {
         bytes.pop();
     }
     if bytes.len() > KVOP_MAXSIZE { Err(Error::Input("value too long")) } else { Ok(bytes) }
-}
-
-/// Reads all of it, or enough to see that it is too much.
-fn read_limited(from: impl Read, bytes: &mut Vec<u8>) -> io::Result<usize> {
-    from.take(KVOP_MAXSIZE as u64 + 2).read_to_end(bytes)
 }

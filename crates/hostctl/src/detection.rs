@@ -1,12 +1,15 @@
 //! `hostctl detect`: every hypervisor interface of this machine, for people and as JSON.
 
-use std::fmt::Write;
-use std::path::Path;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
 
 use pvbus::{Detection, Interface, Kind};
-use serde_json::{Value, json};
 
+use crate::json::Json;
 use crate::select::DEVICE_PREFIX;
+use crate::sys::file;
 use crate::transport::{fw_cfg, xen};
 
 /// Names of features on a line of text.
@@ -47,19 +50,35 @@ pub fn text(detection: &Detection) -> String {
 
 /// The report for programs.
 #[must_use]
-pub fn json(detection: &Detection) -> Value {
+pub fn json(detection: &Detection) -> Json {
     let interfaces = detection.interfaces.iter().map(|interface| {
-        let mut object = json!(interface);
-        object["device"] = json!(minor(detection, interface).map(|minor| format!("{DEVICE_PREFIX}{minor}")));
-        object["store"] = json!(Some(store(interface.kind)).filter(|store| !store.is_empty()));
-        object
+        let device = minor(detection, interface).map(|minor| Json::String(format!("{DEVICE_PREFIX}{minor}")));
+        let version = interface.version.map(|version| Json::String(format!("{version}.{}", version.build)));
+        let store = Some(store(interface.kind)).filter(|store| !store.is_empty()).map(Json::text);
+        Json::Object(
+            [
+                ("kind", Json::text(interface.kind)),
+                ("device", device.into()),
+                ("store", store.into()),
+                ("base", Json::Number(interface.base.into())),
+                ("max_leaf", Json::Number(interface.max_leaf.into())),
+                ("trusted", Json::Bool(interface.trusted)),
+                ("version", version.into()),
+                ("features", Json::List(interface.feature_names.iter().map(Json::text).collect())),
+                ("notes", Json::List(interface.notes.iter().map(Json::text).collect())),
+            ]
+            .into(),
+        )
     });
-    json!({
-        "hypervisor": detection.hypervisor,
-        "interfaces": interfaces.collect::<Vec<_>>(),
-        "fw_cfg": has_fw_cfg(),
-        "xenbus": Path::new(xen::device()).exists(),
-    })
+    Json::Object(
+        [
+            ("hypervisor", Json::Bool(detection.hypervisor)),
+            ("interfaces", Json::List(interfaces.collect())),
+            ("fw_cfg", Json::Bool(has_fw_cfg())),
+            ("xenbus", Json::Bool(file::exists(xen::device().as_bytes()))),
+        ]
+        .into(),
+    )
 }
 
 fn minor(detection: &Detection, interface: &Interface) -> Option<usize> {
@@ -77,7 +96,7 @@ fn store(kind: Kind) -> &'static str {
 }
 
 fn has_fw_cfg() -> bool {
-    Path::new(fw_cfg::DIRECTORY).is_dir()
+    file::exists(fw_cfg::DIRECTORY.as_bytes())
 }
 
 fn features(names: &[&str]) -> String {
@@ -91,6 +110,7 @@ fn features(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use pvbus::hal::{Cpuid, Hal};
+    use serde_json::{Value, json as value};
 
     use super::*;
 
@@ -129,9 +149,9 @@ mod tests {
 
     #[test]
     fn json_has_all_there_is_to_know() {
-        let value = json(&pvbus::detect(&Enlightened));
+        let value: Value = serde_json::from_str(&json(&pvbus::detect(&Enlightened)).to_string()).unwrap();
         let kvm = &value["interfaces"][1];
-        assert_eq!((&kvm["kind"], &kvm["device"], &kvm["base"]), (&json!("KVM"), &json!("/dev/pvbus0"), &json!(0x4000_0100)));
+        assert_eq!((&kvm["kind"], &kvm["device"], &kvm["base"]), (&value!("KVM"), &value!("/dev/pvbus0"), &value!(0x4000_0100)));
         assert_eq!(kvm["store"], Value::Null);
         assert_eq!(value["interfaces"][0]["store"], "key/value pools");
         assert_eq!(value["hypervisor"], true);

@@ -13,25 +13,24 @@
 //! | 5 | not permitted |
 //! | 6 | the host cannot be reached or did not answer in time, or the time of `--timeout` is over |
 
-use std::io;
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::fmt::{self, Display};
 
 use pvbus::StoreError;
-use rustix::io::Errno;
+
+use crate::sys::Errno;
 
 /// A failure. The text says what was wanted and where to look next; it is complete without the name of the variant.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub enum Error {
     /// No such interface on this machine.
-    #[error("{0}")]
     NoInterface(String),
     /// The interface is there, its store is not.
-    #[error("{0}")]
     NoStore(String),
     /// The system does not let this user reach the store.
-    #[error("{0}")]
     Denied(String),
     /// The store refused.
-    #[error("{key}: {error}{}", rules_of(.error, .rules))]
     Store {
         /// What was asked for, as it can be printed.
         key: String,
@@ -41,7 +40,6 @@ pub enum Error {
         rules: &'static str,
     },
     /// A file or device of the system.
-    #[error("{what}: {}", strerror(*.errno))]
     System {
         /// The call or the file.
         what: String,
@@ -49,29 +47,27 @@ pub enum Error {
         errno: Errno,
     },
     /// The time of `--timeout` is over.
-    #[error("no change in time")]
     TimeOver,
     /// A value on the command line, or in a file, that cannot be used.
-    #[error("{0}")]
     Input(&'static str),
 }
 
 impl Error {
     /// A failed call of the system on `what`.
-    pub fn system(what: impl std::fmt::Display, error: &io::Error) -> Error {
-        Error::System { what: what.to_string(), errno: Errno::from_io_error(error).unwrap_or(Errno::IO) }
+    pub fn system(what: impl Display) -> impl FnOnce(Errno) -> Error {
+        move |errno| Error::System { what: what.to_string(), errno }
     }
 
     /// What OpenBSD's ioctl would have answered.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
-            Error::NoInterface(_) => Errno::NODEV,
-            Error::NoStore(_) => Errno::NXIO,
-            Error::Denied(_) => Errno::ACCESS,
-            Error::TimeOver => Errno::TIMEDOUT,
-            Error::Store { error, .. } => Errno::from_raw_os_error(error.errno().linux()),
-            Error::Input(_) => Errno::INVAL,
+            Error::NoInterface(_) => Errno::ENODEV,
+            Error::NoStore(_) => Errno::ENXIO,
+            Error::Denied(_) => Errno::EACCES,
+            Error::TimeOver => Errno::ETIMEDOUT,
+            Error::Store { error, .. } => error.errno().into(),
+            Error::Input(_) => Errno::EINVAL,
             Error::System { errno, .. } => *errno,
         }
     }
@@ -81,7 +77,7 @@ impl Error {
     #[must_use]
     pub fn as_openbsd(&self, device: Option<&str>) -> String {
         let device = device.unwrap_or("/dev/pvbus0");
-        let text = strerror(self.errno());
+        let text = self.errno();
         match self {
             Error::Store { error: StoreError::NotFound | StoreError::NoMemory, .. } => format!("ioctl: {text}"),
             Error::Store { error: StoreError::Refused(reason), .. } => format!("ioctl: {reason}"),
@@ -96,23 +92,29 @@ impl Error {
     pub fn status(&self) -> u8 {
         match (self, self.errno()) {
             // The file of -i, say, is not a key.
-            (Error::Store { .. }, Errno::NOENT) => 3,
+            (Error::Store { .. }, Errno::ENOENT) => 3,
             (Error::Store { error: StoreError::Transport(_), .. }, _) => 6,
-            (_, Errno::NODEV | Errno::NXIO) => 4,
-            (_, Errno::ACCESS | Errno::PERM) => 5,
-            (_, Errno::TIMEDOUT) => 6,
+            (_, Errno::ENODEV | Errno::ENXIO) => 4,
+            (_, Errno::EACCES | Errno::EPERM) => 5,
+            (_, Errno::ETIMEDOUT) => 6,
             _ => 1,
         }
     }
 }
 
-/// The C library's text of an error number.
-#[must_use]
-pub fn strerror(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
-    // The standard library adds " (os error N)".
-    text.rsplit_once(" (os error").map_or(text.clone(), |(text, _)| text.to_owned())
+impl Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NoInterface(text) | Error::NoStore(text) | Error::Denied(text) => f.write_str(text),
+            Error::Store { key, error, rules } => write!(f, "{key}: {error}{}", rules_of(error, rules)),
+            Error::System { what, errno } => write!(f, "{what}: {errno}"),
+            Error::TimeOver => f.write_str("no change in time"),
+            Error::Input(text) => f.write_str(text),
+        }
+    }
 }
+
+impl core::error::Error for Error {}
 
 /// A store's rules, where they explain the refusal.
 fn rules_of(error: &StoreError, rules: &str) -> String {
@@ -133,11 +135,6 @@ mod tests {
     }
 
     #[test]
-    fn text_of_an_errno_is_the_c_library_s() {
-        assert_eq!(strerror(Errno::NOENT), "No such file or directory");
-    }
-
-    #[test]
     fn kinds_have_statuses_of_their_own() {
         assert_eq!(store(StoreError::NotFound).status(), 3);
         assert_eq!(Error::NoStore("x".into()).status(), 4);
@@ -146,7 +143,7 @@ mod tests {
         assert_eq!(store(StoreError::Transport("gone")).status(), 6);
         assert_eq!(store(StoreError::Full).status(), 1);
         // A missing file is not a missing key.
-        assert_eq!(Error::System { what: "input".into(), errno: Errno::NOENT }.status(), 1);
+        assert_eq!(Error::System { what: "input".into(), errno: Errno::ENOENT }.status(), 1);
     }
 
     #[test]

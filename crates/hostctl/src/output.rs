@@ -1,18 +1,22 @@
 //! How results are printed: as OpenBSD does, byte by byte, or as JSON.
 
-use std::fs::File;
-use std::io::{self, Write};
-
-use base64::prelude::{BASE64_STANDARD, Engine};
-use serde_json::{Value, json};
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Display;
 
 use crate::args::Arguments;
 use crate::error::Error;
+use crate::json::{Json, base64};
+use crate::sys::File;
+use crate::sys::file::Access;
 use crate::vis;
 
 /// Where results go, and in which form.
 pub struct Output {
-    to: Box<dyn Write>,
+    /// Standard output when there is none.
+    file: Option<File>,
     name: String,
     json: bool,
     raw: bool,
@@ -24,14 +28,14 @@ impl Output {
     /// # Errors
     /// [`Error::System`] when there can be no such file.
     pub fn open(arguments: &Arguments) -> Result<Output, Error> {
-        let (to, name): (Box<dyn Write>, String) = match &arguments.output {
-            None => (Box::new(io::stdout()), "standard output".into()),
+        let (file, name) = match &arguments.output {
+            None => (None, "standard output".to_owned()),
             Some(path) => {
-                let what = format!("fopen: {}", path.display());
-                (Box::new(File::create(path).map_err(|error| Error::system(&what, &error))?), what)
+                let name = format!("fopen: {}", String::from_utf8_lossy(path));
+                (Some(File::open(path, Access::Replace).map_err(Error::system(&name))?), name)
             }
         };
-        Ok(Output { to, name, json: arguments.json, raw: arguments.raw })
+        Ok(Output { file, name, json: arguments.json, raw: arguments.raw })
     }
 
     /// A value that was read. An empty one is nothing in OpenBSD's form.
@@ -40,7 +44,7 @@ impl Output {
     /// [`Error::System`] when it cannot be written; so the others.
     pub fn value(&mut self, key: &[u8], value: &[u8]) -> Result<(), Error> {
         if self.json {
-            return self.line(&json_pair(key, Some(value)).to_string());
+            return self.line(json_pair(key, Some(value)));
         }
         if self.raw {
             return self.write(value);
@@ -54,7 +58,7 @@ impl Output {
     /// As [`Output::value`].
     pub fn names(&mut self, names: &[Vec<u8>]) -> Result<(), Error> {
         if self.json {
-            return self.line(&Value::from(names.iter().map(|name| String::from_utf8_lossy(name)).collect::<Vec<_>>()).to_string());
+            return self.line(Json::List(names.iter().map(|name| Json::text(String::from_utf8_lossy(name))).collect()));
         }
         let lines: Vec<u8> = names.iter().flat_map(|name| [one_line(name), b"\n".to_vec()].concat()).collect();
         self.write(&lines)
@@ -66,7 +70,7 @@ impl Output {
     /// As [`Output::value`].
     pub fn change(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
         if self.json {
-            return self.line(&json_pair(key, value).to_string());
+            return self.line(json_pair(key, value));
         }
         let line = match value {
             Some(value) => [one_line(key), b": ".to_vec(), one_line(value)].concat(),
@@ -79,23 +83,24 @@ impl Output {
     ///
     /// # Errors
     /// As [`Output::value`].
-    pub fn line(&mut self, line: &str) -> Result<(), Error> {
+    pub fn line(&mut self, line: impl Display) -> Result<(), Error> {
         self.write(format!("{line}\n").as_bytes())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.to.write_all(bytes).and_then(|()| self.to.flush()).map_err(|error| Error::system(&self.name, &error))
+        self.file.as_ref().unwrap_or(File::STDOUT).write_all(bytes).map_err(Error::system(&self.name))
     }
 }
 
 /// Key and value as an object; bytes that are no text as `base64` in place of `value`.
-fn json_pair(key: &[u8], value: Option<&[u8]>) -> Value {
-    let key = String::from_utf8_lossy(key);
-    match value.map(|value| (value, std::str::from_utf8(value))) {
-        None => json!({ "key": key, "value": null }),
-        Some((_, Ok(text))) => json!({ "key": key, "value": text }),
-        Some((bytes, Err(_))) => json!({ "key": key, "base64": BASE64_STANDARD.encode(bytes) }),
-    }
+fn json_pair(key: &[u8], value: Option<&[u8]>) -> Json {
+    let key = ("key", Json::text(String::from_utf8_lossy(key)));
+    let value = match value.map(|value| (value, core::str::from_utf8(value))) {
+        None => ("value", Json::Null),
+        Some((_, Ok(text))) => ("value", Json::text(text)),
+        Some((bytes, Err(_))) => ("base64", Json::String(base64(bytes))),
+    };
+    Json::Object([key, value].into())
 }
 
 /// Visible, newlines too.
@@ -117,7 +122,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text_are_base64_in_json() {
         assert_eq!(json_pair(b"k", Some(b"a\n")).to_string(), r#"{"key":"k","value":"a\n"}"#);
-        assert_eq!(json_pair(b"k", Some(b"\xff\0")).to_string(), r#"{"base64":"/wA=","key":"k"}"#);
+        assert_eq!(json_pair(b"k", Some(b"\xff\0")).to_string(), r#"{"key":"k","base64":"/wA="}"#);
         assert_eq!(json_pair(b"k", None).to_string(), r#"{"key":"k","value":null}"#);
     }
 

@@ -2,16 +2,21 @@
 //!
 //! `-f` names a device, an interface or fw_cfg. Without it, it is the first interface on the bus that has a store, by OpenBSD's order of minor
 //! numbers, and fw_cfg when none has. A `/dev/pvbusN` that is really there is used, otherwise N means the N-th interface and this
-//! program speaks with the host itself. VMware's backdoor is touched only where CPUID shows VMware, or `-f vmware` asks for it.
+//! program speaks with the host itself. For the first store, and for VMware's, only the first few places of interfaces are looked at, and all
+//! of them when it is not there. VMware's backdoor is touched only where CPUID shows VMware, or `-f vmware` asks for it.
 
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-use std::time::Duration;
+use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use pvbus::{Detection, Interface, Kind, detect};
 
 use crate::error::Error;
-use crate::machine::MACHINE;
+use crate::machine::{MACHINE, NEAR};
+use crate::sys::file;
 use crate::transport::device::Device;
 use crate::transport::fw_cfg::{self, Files};
 use crate::transport::hyperv::{self, Pools};
@@ -56,11 +61,11 @@ pub fn open(device: Option<&str>, patience: Duration) -> Result<Selection, Error
     }
     if let Some((_, kind)) = NAMES.iter().find(|(name, _)| *name == device) {
         // Xen and Hyper-V need nothing of CPUID.
-        let interface = if *kind == Kind::Vmware { detect(&MACHINE).find(*kind).cloned() } else { None };
+        let interface = if *kind == Kind::Vmware { find(*kind) } else { None };
         return in_process(*kind, interface.as_ref(), why, patience);
     }
     if is_device(device) {
-        return by_device(Path::new(device), why);
+        return by_device(device, why);
     }
     let (minor, interface) = numbered(device)?;
     let why = format!("{why} is not a device here, so it is interface {minor}");
@@ -80,7 +85,7 @@ pub fn type_of(device: Option<&str>) -> Result<(String, String), Error> {
         let absent = || Error::NoInterface(format!("{device}: this machine has no such interface{}", present(&detect(&MACHINE))));
         detect(&MACHINE).find(*kind).ok_or_else(absent)?.kind.name().into()
     } else if is_device(device) {
-        Device::open(Path::new(device))?.type_name().into()
+        Device::open(device)?.type_name().into()
     } else {
         numbered(device)?.1.kind.name().into()
     };
@@ -99,24 +104,48 @@ pub fn store_of(kind: Kind, interface: Option<&Interface>, patience: Duration) -
             (Box::new(vmware), way)
         }
         Kind::Xen => (Box::new(xen::open(patience)?), xen::device().into()),
-        Kind::HyperV => (
-            Box::new(Pools::open(Path::new(hyperv::DIRECTORY), patience)?),
-            format!("pool files of hv_kvp_daemon in {}", hyperv::DIRECTORY),
-        ),
+        Kind::HyperV => {
+            (Box::new(Pools::open(hyperv::DIRECTORY, patience)?), format!("pool files of hv_kvp_daemon in {}", hyperv::DIRECTORY))
+        }
         kind => return Err(Error::NoStore(format!("{kind} has no information store"))),
     })
 }
 
+/// The interface of a kind.
+fn find(kind: Kind) -> Option<Interface> {
+    detect(&NEAR).find(kind).cloned().or_else(|| detect(&MACHINE).find(kind).cloned())
+}
+
 /// The first store there is.
 fn first(patience: Duration) -> Result<Selection, Error> {
+    match first_among(&detect(&NEAR), patience) {
+        Err(Error::NoStore(_)) => {}
+        opened => return opened,
+    }
     let detection = detect(&MACHINE);
+    match first_among(&detection, patience) {
+        Err(Error::NoStore(without)) => {
+            let why = if without.is_empty() { String::new() } else { format!("; {without}") };
+            files(format!("no interface has a store{why}")).map_err(|error| {
+                if detection.interfaces.is_empty() {
+                    return Error::NoInterface(format!("this machine shows no hypervisor interface, and {error}"));
+                }
+                Error::NoStore(format!("{without}; {error}"))
+            })
+        }
+        opened => opened,
+    }
+}
+
+/// The first store among those of `detection`; [`Error::NoStore`] tells why each has none.
+fn first_among(detection: &Detection, patience: Duration) -> Result<Selection, Error> {
     let mut without = Vec::new();
     for (minor, interface) in detection.on_bus().into_iter().enumerate() {
         let device = format!("{DEVICE_PREFIX}{minor}");
         let has_store = matches!(interface.kind, Kind::Vmware | Kind::Xen | Kind::HyperV);
-        let why = format!("the first interface with a store{}", because(&without));
+        let why = ["the first interface with a store"].into_iter().chain(without.iter().map(String::as_str)).collect::<Vec<_>>().join("; ");
         let opened = match has_store && is_device(&device) {
-            true => by_device(Path::new(&device), why),
+            true => by_device(&device, why),
             false => in_process(interface.kind, Some(interface), why, patience),
         };
         match opened {
@@ -124,12 +153,7 @@ fn first(patience: Duration) -> Result<Selection, Error> {
             opened => return opened,
         }
     }
-    files(format!("no interface has a store{}", because(&without))).map_err(|error| {
-        if detection.interfaces.is_empty() {
-            return Error::NoInterface(format!("this machine shows no hypervisor interface, and {error}"));
-        }
-        Error::NoStore(without.iter().map(|reason| format!("{reason}; ")).collect::<String>() + &error.to_string())
-    })
+    Err(Error::NoStore(without.join("; ")))
 }
 
 fn in_process(kind: Kind, interface: Option<&Interface>, why: String, patience: Duration) -> Result<Selection, Error> {
@@ -138,14 +162,14 @@ fn in_process(kind: Kind, interface: Option<&Interface>, why: String, patience: 
     Ok(Selection { store, name: format!("{kind}{at}"), way, why })
 }
 
-fn by_device(path: &Path, why: String) -> Result<Selection, Error> {
+fn by_device(path: &str, why: String) -> Result<Selection, Error> {
     let device = Device::open(path)?;
     let name = device.type_name().to_owned();
-    Ok(Selection { store: Box::new(device), name, way: format!("ioctl on the device {}", path.display()), why })
+    Ok(Selection { store: Box::new(device), name, way: format!("ioctl on the device {path}"), why })
 }
 
 fn files(why: String) -> Result<Selection, Error> {
-    let files = Files::open(Path::new(fw_cfg::DIRECTORY))?;
+    let files = Files::open(fw_cfg::DIRECTORY)?;
     Ok(Selection { store: Box::new(files), name: fw_cfg::KIND.name().into(), way: format!("files in {}", fw_cfg::DIRECTORY), why })
 }
 
@@ -164,7 +188,7 @@ fn numbered(device: &str) -> Result<(usize, Interface), Error> {
 }
 
 fn is_device(path: &str) -> bool {
-    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_char_device())
+    file::kind(path.as_bytes()) == Ok(file::Kind::CharacterDevice)
 }
 
 /// What there is, to go behind what there is not.
@@ -176,10 +200,6 @@ fn present(detection: &Detection) -> String {
     let list: Vec<String> =
         on_bus.iter().enumerate().map(|(minor, interface)| format!("{} ({DEVICE_PREFIX}{minor})", interface.kind)).collect();
     format!(", there is {}", list.join(", "))
-}
-
-fn because(without: &[String]) -> String {
-    if without.is_empty() { String::new() } else { format!("; {}", without.join("; ")) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! Printable ASCII, space, tab, newline, bell, backspace and carriage return stay; a backslash is doubled; other control
 //! characters become C escapes or `\^X`, bytes above 0x7f `\M-x` or `\M^X`, and a byte that would show as a space its octal number.
 
+use alloc::vec::Vec;
+
 /// What `bytes` look like.
 pub fn encode(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());

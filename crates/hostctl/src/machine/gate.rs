@@ -2,17 +2,18 @@
 //!
 //! Each instruction that may fault stands in a function of its own, between labels. When the processor refuses it, the kernel sends SIGSEGV
 //! (#GP) or SIGILL (#UD); the handler finds the instruction's address in the context, and lets the program go on behind it with
-//! a failure as the result. A fault anywhere else goes to whoever had the signal before.
-// Machine instructions, and a signal handler that looks into the context: there is no safe way to either.
+//! a failure as the result. A fault anywhere else ends the program.
+// Machine instructions, and a way back from their faults.
 #![allow(unsafe_code)]
 
-use std::arch::{asm, global_asm};
-use std::mem::MaybeUninit;
-use std::ptr;
-use std::sync::Once;
+use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use linux_raw_sys::general::{SIGILL, SIGSEGV};
 use pvbus::HalError;
 use pvbus::hal::{Cpuid, Gate, Registers, Transfer};
+
+use crate::sys::process;
 
 // fn NAME(registers: *mut [u64; 7]) -> u64
 //
@@ -112,8 +113,10 @@ unsafe impl Sync for Instruction {}
 
 /// Executes the instruction of `gate` with `registers`.
 pub(super) fn execute(gate: Gate, registers: &mut Registers, transfer: &mut Transfer<'_>) -> Result<(), HalError> {
-    static HANDLER: Once = Once::new();
-    HANDLER.call_once(catch_faults);
+    static CATCHING: AtomicBool = AtomicBool::new(false);
+    if !CATCHING.swap(true, Ordering::Relaxed) {
+        catch_faults()?;
+    }
 
     let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp } = *registers;
     let mut loaded: Loaded = [rax, rbx, rcx, rdx, rsi, rdi, rbp];
@@ -176,46 +179,18 @@ pub(super) fn xen_cpuid(leaf: u32, subleaf: u32) -> Cpuid {
     Cpuid { eax, ebx: ebx as u32, ecx, edx }
 }
 
-/// ioperm(2) for `count` ports from `first` on.
-pub(super) fn permit_ports(first: u16, count: u32) -> std::io::Result<()> {
-    // SAFETY: opens ports, whose use is up to `execute`.
-    match unsafe { libc::ioperm(first.into(), count.into(), 1) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+/// Lets the program go on behind an instruction that faulted.
+fn catch_faults() -> Result<(), HalError> {
+    for signal in [SIGSEGV, SIGILL] {
+        // SAFETY: the code behind a fault keeps R12 and the stack as the instruction found them; the table is constant.
+        unsafe { process::catch(signal, behind) }.map_err(|_| HalError::Unavailable)?;
     }
+    Ok(())
 }
 
-/// What had SIGSEGV and SIGILL before. Written once, before our handlers are there to read it.
-static mut BEFORE: [MaybeUninit<libc::sigaction>; 2] = [MaybeUninit::uninit(); 2];
-const SIGNALS: [i32; 2] = [libc::SIGSEGV, libc::SIGILL];
-
-/// Installs the handler.
-fn catch_faults() {
-    for (index, signal) in SIGNALS.into_iter().enumerate() {
-        // SAFETY: zeroes are a valid `sigaction`; the handler has the signature of SA_SIGINFO and is async-signal-safe; the slot of `BEFORE`
-        // is written by the kernel before the handler can run for this signal.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = on_fault as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            libc::sigaction(signal, &raw const action, (&raw mut BEFORE[index]).cast());
-        }
-    }
-}
-
-/// Goes on behind a gate that faulted; gives any other fault back, by letting it happen again under the handler from before.
-extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: with SA_SIGINFO the kernel passes a `ucontext_t`, ours to change until we return. `BEFORE` was filled when the handler was set.
-    unsafe {
-        let rip = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_RIP as usize];
-        match ALL.iter().find(|instruction| instruction.at.addr() as i64 == *rip) {
-            Some(instruction) => *rip = instruction.fault.addr() as i64,
-            None => {
-                let index = usize::from(signal == SIGNALS[1]);
-                libc::sigaction(signal, (&raw const BEFORE[index]).cast(), ptr::null_mut());
-            }
-        }
-    }
+/// Where the program goes on when the instruction at `address` has faulted.
+fn behind(address: usize) -> Option<usize> {
+    ALL.iter().find(|instruction| instruction.at.addr() == address).map(|instruction| instruction.fault.addr())
 }
 
 #[cfg(test)]

@@ -7,29 +7,56 @@
 
 mod gate;
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use abi::hypervisor::{BASE_STEP, FIRST_BASE, RANGE_END};
 use abi::vmware::backdoor::PORT;
 use pvbus::hal::{Cpuid, Gate, Registers, Transfer};
 use pvbus::{Hal, HalError, Nanos};
 
+use crate::sys::{file, process, time};
+
 /// The machine this program runs on.
-pub static MACHINE: Machine = Machine { start: OnceLock::new(), xen_pv: OnceLock::new(), permitted: AtomicBool::new(false) };
+pub static MACHINE: Machine = Machine { xen_pv: AtomicU8::new(UNKNOWN), permitted: AtomicBool::new(false) };
 
 /// Where Linux tells how it runs on Xen (`Documentation/ABI/stable/sysfs-hypervisor-xen`).
-const XEN_GUEST_TYPE: &str = "/sys/hypervisor/guest_type";
+const XEN_GUEST_TYPE: &[u8] = b"/sys/hypervisor/guest_type";
 /// Ports of the backdoor, counted as the processor's permission bitmap does: an access of four bytes wants four ports (Intel SDM volume 1,
 /// 19.5.2), and the one of high bandwidth is among them.
 const PORTS: u32 = 4;
 
+/// Values of [`Machine::xen_pv`].
+const UNKNOWN: u8 = 0;
+const NO: u8 = 1;
+const YES: u8 = 2;
+
+/// The same with a view of the first few interfaces only. CPUID traps, and a look at all 256 places takes longer than all else that
+/// reading a key does; every hypervisor known has its interfaces in the first [`NEAR_BASES`].
+pub static NEAR: Near = Near;
+
+/// See [`NEAR`].
+const NEAR_BASES: u32 = 4;
+
+/// See [`NEAR`].
+#[derive(Debug)]
+pub struct Near;
+
+impl Hal for Near {
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> Cpuid {
+        let is_far = (FIRST_BASE + NEAR_BASES * BASE_STEP..RANGE_END).contains(&leaf);
+        if is_far { Cpuid::default() } else { MACHINE.cpuid(leaf, subleaf) }
+    }
+
+    fn now(&self) -> Nanos {
+        MACHINE.now()
+    }
+}
+
 /// See [`MACHINE`].
 #[derive(Debug)]
 pub struct Machine {
-    start: OnceLock<Instant>,
     /// Whether this is a paravirtualized Xen domain.
-    xen_pv: OnceLock<bool>,
+    xen_pv: AtomicU8,
     /// Whether ioperm(2) was needed, and given.
     permitted: AtomicBool,
 }
@@ -41,8 +68,15 @@ impl Machine {
         self.permitted.load(Ordering::Relaxed)
     }
 
-    fn start(&self) -> Instant {
-        *self.start.get_or_init(Instant::now)
+    fn is_xen_pv(&self) -> bool {
+        match self.xen_pv.load(Ordering::Relaxed) {
+            UNKNOWN => {
+                let is_pv = file::read(XEN_GUEST_TYPE, 16).is_ok_and(|kind| kind == b"PV\n");
+                self.xen_pv.store(if is_pv { YES } else { NO }, Ordering::Relaxed);
+                is_pv
+            }
+            known => known == YES,
+        }
     }
 
     /// Asks for the backdoor's ports.
@@ -50,7 +84,7 @@ impl Machine {
         if self.needed_permission() {
             return Err(HalError::Fault);
         }
-        gate::permit_ports(PORT, PORTS).map_err(|_| HalError::Denied)?;
+        process::permit_ports(PORT, PORTS).map_err(|_| HalError::Denied)?;
         self.permitted.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -58,16 +92,15 @@ impl Machine {
 
 impl Hal for Machine {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> Cpuid {
-        let is_pv = || std::fs::read(XEN_GUEST_TYPE).is_ok_and(|kind| kind.starts_with(b"PV\n"));
-        if *self.xen_pv.get_or_init(is_pv) { gate::xen_cpuid(leaf, subleaf) } else { gate::cpuid(leaf, subleaf) }
+        if self.is_xen_pv() { gate::xen_cpuid(leaf, subleaf) } else { gate::cpuid(leaf, subleaf) }
     }
 
     fn now(&self) -> Nanos {
-        Instant::now().duration_since(self.start()).as_nanos().try_into().unwrap_or(Nanos::MAX)
+        time::now()
     }
 
     fn wait_until(&self, deadline: Nanos) {
-        std::thread::sleep(Duration::from_nanos(deadline.saturating_sub(self.now())));
+        time::sleep_until(deadline);
     }
 
     fn call(&self, gate: Gate, registers: &mut Registers, mut transfer: Transfer<'_>) -> Result<(), HalError> {

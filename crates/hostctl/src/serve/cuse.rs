@@ -14,6 +14,9 @@
 //! Nothing is kept between rounds: pvbus asks for the same pieces in the same order, so what is there tells which they are. A caller that
 //! changes its memory meanwhile gets another key or another error, as on OpenBSD.
 
+use alloc::format;
+use alloc::vec::Vec;
+
 use abi::pvbus::{KVOP_MAXSIZE, KVREAD, KVTYPE, KVWRITE, PvbusReq};
 use pvbus::Errno;
 use pvbus::ioctl::{BadAddress, Stores, UserMemory};

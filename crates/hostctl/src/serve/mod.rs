@@ -10,20 +10,21 @@
 mod cuse;
 mod fuse;
 
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use pvbus::ioctl::Stores;
 use pvbus::{Kind, Store, StoreError, detect};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
 
 use crate::args::Arguments;
 use crate::error::Error;
 use crate::machine::MACHINE;
 use crate::select::{self, DEVICE_PREFIX};
+use crate::sys::file::{self, Access};
+use crate::sys::{self, Errno, File, process};
 use crate::transport::Opened;
 use cuse::Device;
 
@@ -55,13 +56,14 @@ pub fn serve(arguments: &Arguments) -> Result<(), Error> {
         stores.add(interface.kind, store.map(|store| Box::new(AsOpenBsd(store)) as Box<dyn Store>));
         let path = format!("{DEVICE_PREFIX}{minor}");
         devices.push(Served::make(Device::new(minor, 0), &path, &mut stores)?);
-        eprintln!("hostctl: {path}: {what}");
+        sys::say(&format!("hostctl: {path}: {what}\n"));
     }
     if arguments.daemon {
-        into_background()?;
+        process::into_background().map_err(Error::system("fork"))?;
     }
     loop {
-        let ready = wait(&devices)?;
+        let files: Vec<&File> = devices.iter().map(|device| &device.cuse).collect();
+        let ready = file::wait(&files, None).map_err(Error::system(CUSE))?;
         for (device, _) in devices.iter_mut().zip(ready).filter(|(_, ready)| *ready) {
             device.answer_one(&mut stores)?;
         }
@@ -78,18 +80,18 @@ struct Served {
 impl Served {
     /// Makes the device at `path`.
     fn make(device: Device, path: &str, stores: &mut Stores<'_>) -> Result<Served, Error> {
-        if Path::new(path).exists() {
-            return Err(Error::System { what: path.into(), errno: Errno::EXIST });
+        if file::exists(path.as_bytes()) {
+            return Err(Error::system(path)(Errno::EEXIST));
         }
-        let cuse = OpenOptions::new().read(true).write(true).open(CUSE).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoStore(format!("{CUSE} is not there (module cuse)")),
-            io::ErrorKind::PermissionDenied => Error::Denied(format!("{CUSE} is not for this user: devices are made by root")),
-            _ => Error::system(CUSE, &error),
+        let cuse = File::open(CUSE.as_bytes(), Access::ReadWrite).map_err(|errno| match errno {
+            Errno::ENOENT => Error::NoStore(format!("{CUSE} is not there (module cuse)")),
+            Errno::EACCES | Errno::EPERM => Error::Denied(format!("{CUSE} is not for this user: devices are made by root")),
+            errno => Error::system(CUSE)(errno),
         })?;
         let mut served = Served { device, cuse, buffer: vec![0; REQUEST_SIZE] };
         // The first request asks what device it shall be; it is there when the answer has been taken.
         served.answer_one(stores)?;
-        fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(|error| Error::system(path, &error))?;
+        file::set_mode(path.as_bytes(), MODE).map_err(Error::system(path))?;
         Ok(served)
     }
 
@@ -98,14 +100,14 @@ impl Served {
         let count = match self.cuse.read(&mut self.buffer) {
             Ok(count) => count,
             // The caller has gone before the request could be read, or a signal came.
-            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOENT | Errno::INTR | Errno::AGAIN)) => return Ok(()),
-            Err(error) => return Err(Error::system(CUSE, &error)),
+            Err(Errno::ENOENT | Errno::EINTR | Errno::EAGAIN) => return Ok(()),
+            Err(errno) => return Err(Error::system(CUSE)(errno)),
         };
         let request = self.buffer.get(..count).unwrap_or_default();
         match self.device.on(request, stores).map(|answer| self.cuse.write_all(&answer)) {
             // The caller has gone meanwhile.
-            Some(Err(error)) if Errno::from_io_error(&error) != Some(Errno::NOENT) => Err(Error::system(CUSE, &error)),
-            _ => Ok(()),
+            None | Some(Ok(()) | Err(Errno::ENOENT)) => Ok(()),
+            Some(Err(errno)) => Err(Error::system(CUSE)(errno)),
         }
     }
 }
@@ -124,25 +126,5 @@ impl Store for AsOpenBsd {
 
     fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         self.0.write(key, value)
-    }
-}
-
-/// Waits for requests: which of the devices have one.
-fn wait(devices: &[Served]) -> Result<Vec<bool>, Error> {
-    let mut polled: Vec<PollFd<'_>> = devices.iter().map(|device| PollFd::new(&device.cuse, PollFlags::IN)).collect();
-    match poll(&mut polled, None) {
-        Ok(_) => Ok(polled.iter().map(|device| !device.revents().is_empty()).collect()),
-        Err(Errno::INTR) => Ok(Vec::new()),
-        Err(errno) => Err(Error::System { what: CUSE.into(), errno }),
-    }
-}
-
-/// daemon(3): a process of its own, without a terminal, with / as its directory.
-#[allow(unsafe_code)]
-fn into_background() -> Result<(), Error> {
-    // SAFETY: this process has one thread, so the child has all that the parent had.
-    match unsafe { libc::daemon(0, 0) } {
-        0 => Ok(()),
-        _ => Err(Error::system("daemon", &io::Error::last_os_error())),
     }
 }

@@ -5,17 +5,18 @@
 // ioctl(2) with pointers in its argument.
 #![allow(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
 
 use abi::pvbus::{KVOP_MAXSIZE, KVREAD, KVTYPE, KVWRITE, PvbusReq};
 use pvbus::{Kind, Store, StoreError};
-use rustix::io::Errno;
 
 use super::Opened;
-use crate::error::{Error, strerror};
+use crate::error::Error;
+use crate::sys::file::Access;
+use crate::sys::{Errno, File};
 
 /// Size of the buffers at first.
 const FIRST_SIZE: usize = 4096;
@@ -25,7 +26,7 @@ const KINDS: [Kind; 6] = [Kind::Kvm, Kind::HyperV, Kind::Vmware, Kind::Xen, Kind
 /// The device.
 #[derive(Debug)]
 pub struct Device {
-    path: PathBuf,
+    path: String,
     file: File,
     type_name: String,
 }
@@ -35,12 +36,11 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::System`].
-    pub fn open(path: &Path) -> Result<Device, Error> {
-        let file = File::open(path).map_err(|error| Error::system(format_args!("open: {}", path.display()), &error))?;
+    pub fn open(path: &str) -> Result<Device, Error> {
+        let file = File::open(path.as_bytes(), Access::Read).map_err(Error::system(format!("open: {path}")))?;
         let mut device = Device { path: path.into(), file, type_name: String::new() };
         let mut key = vec![0; FIRST_SIZE];
-        let asked = device.ioctl(KVTYPE, &mut key, &mut [0]);
-        asked.map_err(|errno| Error::System { what: "ioctl".into(), errno })?;
+        device.ioctl(KVTYPE, &mut key, &mut [0]).map_err(Error::system("ioctl"))?;
         device.type_name = String::from_utf8_lossy(string(&key)).into_owned();
         Ok(device)
     }
@@ -59,10 +59,7 @@ impl Device {
             value: (value.as_mut_ptr().expose_provenance() as u64).into(),
         };
         // SAFETY: the request is what these commands take; the driver writes to the two buffers, within their lengths, and nowhere else.
-        match unsafe { libc::ioctl(self.file.as_raw_fd(), command.into(), &raw mut request) } {
-            -1 => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
-            _ => Ok(()),
-        }
+        unsafe { self.file.ioctl(command, &mut request) }
     }
 }
 
@@ -78,7 +75,7 @@ impl Store for Device {
             let mut value = vec![0; size];
             match self.ioctl(KVREAD, &mut key, &mut value) {
                 Ok(()) => return Ok(string(&value).to_vec()),
-                Err(Errno::RANGE) if size < KVOP_MAXSIZE => size *= 2,
+                Err(Errno::ERANGE) if size < KVOP_MAXSIZE => size *= 2,
                 Err(errno) => return Err(refusal(errno)),
             }
         }
@@ -86,8 +83,8 @@ impl Store for Device {
 
     fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let (mut key, mut value) = (terminated(key)?, terminated(value)?);
-        self.file = OpenOptions::new().read(true).write(true).open(&self.path).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => StoreError::Denied,
+        self.file = File::open(self.path.as_bytes(), Access::ReadWrite).map_err(|errno| match errno {
+            Errno::EACCES | Errno::EPERM => StoreError::Denied,
             _ => StoreError::Transport("the device cannot be opened for writing"),
         })?;
         self.ioctl(KVWRITE, &mut key, &mut value).map_err(refusal)
@@ -129,15 +126,15 @@ fn string(buffer: &[u8]) -> &[u8] {
 
 fn refusal(errno: Errno) -> StoreError {
     match errno {
-        Errno::NOENT => StoreError::NotFound,
-        Errno::INVAL => StoreError::BadKey,
-        Errno::EXIST => StoreError::Exists,
-        Errno::ACCESS | Errno::PERM => StoreError::Denied,
-        Errno::MSGSIZE | Errno::NAMETOOLONG | Errno::RANGE => StoreError::TooLong,
-        Errno::OPNOTSUPP => StoreError::Unsupported,
-        Errno::NOSPC => StoreError::Full,
-        Errno::TIMEDOUT => StoreError::Timeout,
-        Errno::NOMEM => StoreError::NoMemory,
-        other => StoreError::Refused(strerror(other)),
+        Errno::ENOENT => StoreError::NotFound,
+        Errno::EINVAL => StoreError::BadKey,
+        Errno::EEXIST => StoreError::Exists,
+        Errno::EACCES | Errno::EPERM => StoreError::Denied,
+        Errno::EMSGSIZE | Errno::ENAMETOOLONG | Errno::ERANGE => StoreError::TooLong,
+        Errno::EOPNOTSUPP => StoreError::Unsupported,
+        Errno::ENOSPC => StoreError::Full,
+        Errno::ETIMEDOUT => StoreError::Timeout,
+        Errno::ENOMEM => StoreError::NoMemory,
+        other => StoreError::Refused(other.to_string()),
     }
 }

@@ -4,28 +4,28 @@
 //! files are read only, and they never change while the machine runs. The kernel goes through a file from its beginning for each
 //! read, so a value is fetched with as few reads as it gives.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use alloc::format;
+use alloc::vec::Vec;
 
 use pvbus::{Kind, Store, StoreError};
 
 use super::Opened;
 use crate::error::Error;
+use crate::sys::{Errno, file};
 
 /// Where the kernel shows the files.
 pub const DIRECTORY: &str = "/sys/firmware/qemu_fw_cfg";
 /// Largest file that is read.
-const MAX_SIZE: u64 = 256 << 20;
+const MAX_SIZE: usize = 256 << 20;
+/// Bytes of a size's text that are looked at.
+const SIZE_TEXT: usize = 32;
 /// Not a hypervisor's interface, so it has no kind of its own, but this name.
 pub const KIND: Kind = Kind::Unknown(*b"QEMU fw_cfg\0");
 
 /// The files.
 #[derive(Debug)]
 pub struct Files {
-    by_name: PathBuf,
+    by_name: Vec<u8>,
 }
 
 impl Files {
@@ -33,21 +33,20 @@ impl Files {
     ///
     /// # Errors
     /// [`Error::NoStore`] when the kernel shows none.
-    pub fn open(directory: &Path) -> Result<Files, Error> {
-        let by_name = directory.join("by_name");
-        if by_name.is_dir() {
-            return Ok(Files { by_name });
+    pub fn open(directory: &str) -> Result<Files, Error> {
+        let by_name = format!("{directory}/by_name");
+        if file::kind(by_name.as_bytes()) == Ok(file::Kind::Directory) {
+            return Ok(Files { by_name: by_name.into_bytes() });
         }
-        Err(Error::NoStore(format!("no fw_cfg files: {} is not there (module qemu_fw_cfg, and a QEMU-like host)", by_name.display())))
+        Err(Error::NoStore(format!("no fw_cfg files: {by_name} is not there (module qemu_fw_cfg, and a QEMU-like host)")))
     }
 
-    /// The directory of `name`, which may not lead out of the tree.
-    fn path(&self, name: &[u8]) -> Result<PathBuf, StoreError> {
-        let relative = Path::new(OsStr::from_bytes(name));
-        if relative.components().all(|part| matches!(part, Component::Normal(_))) && !name.contains(&0) {
-            return Ok(self.by_name.join(relative));
+    /// The path of `name` and `attribute`. It may not lead out of the tree.
+    fn path(&self, name: &[u8], attribute: &[u8]) -> Result<Vec<u8>, StoreError> {
+        if !name.is_empty() && name.split(|&byte| byte == b'/').any(|part| matches!(part, b"" | b"." | b"..")) {
+            return Err(StoreError::BadKey);
         }
-        Err(StoreError::BadKey)
+        Ok([self.by_name.as_slice(), b"/", name, attribute].concat())
     }
 }
 
@@ -57,13 +56,10 @@ impl Store for Files {
     }
 
     fn read(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let directory = self.path(key)?;
-        let size = fs::read_to_string(directory.join("size")).map_err(|error| refusal(&error))?;
-        let size = size.trim().parse::<u64>().ok().filter(|&size| size <= MAX_SIZE).ok_or(StoreError::NoMemory)?;
-        let mut value = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-        let read = File::open(directory.join("raw")).and_then(|file| file.take(size).read_to_end(&mut value));
-        read.map_err(|error| refusal(&error))?;
-        Ok(value)
+        let size = file::read(&self.path(key, b"/size")?, SIZE_TEXT).map_err(refusal)?;
+        let size = core::str::from_utf8(&size).ok().and_then(|size| size.trim().parse::<usize>().ok());
+        let size = size.filter(|&size| size <= MAX_SIZE).ok_or(StoreError::NoMemory)?;
+        file::read(&self.path(key, b"/raw")?, size).map_err(refusal)
     }
 
     fn write(&mut self, _: &[u8], _: &[u8]) -> Result<(), StoreError> {
@@ -71,16 +67,12 @@ impl Store for Files {
     }
 
     fn list(&mut self, key: &[u8]) -> Result<Vec<Vec<u8>>, StoreError> {
-        let directory = self.path(key.strip_suffix(b"/").unwrap_or(key))?;
-        let entries = fs::read_dir(&directory).map_err(|error| refusal(&error))?;
+        let key = key.strip_suffix(b"/").unwrap_or(key);
         // A file's directory holds its attributes; below it there is nothing.
-        if directory.join("raw").exists() {
+        if file::exists(&self.path(key, b"/raw")?) {
             return Ok(Vec::new());
         }
-        let names = entries.map(|entry| entry.map(|entry| entry.file_name().into_vec()));
-        let mut names = names.collect::<io::Result<Vec<_>>>().map_err(|error| refusal(&error))?;
-        names.sort();
-        Ok(names)
+        file::names(&self.path(key, b"")?).map_err(refusal)
     }
 }
 
@@ -94,16 +86,19 @@ impl Opened for Files {
     }
 }
 
-fn refusal(error: &io::Error) -> StoreError {
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => StoreError::NotFound,
-        io::ErrorKind::PermissionDenied => StoreError::Denied,
+fn refusal(errno: Errno) -> StoreError {
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => StoreError::NotFound,
+        Errno::EACCES | Errno::EPERM => StoreError::Denied,
+        Errno::EINVAL | Errno::ENAMETOOLONG => StoreError::BadKey,
         _ => StoreError::Transport("the kernel does not show the file"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn files() -> (tempfile::TempDir, Files) {
@@ -114,7 +109,7 @@ mod tests {
             fs::write(file.join("raw"), value).unwrap();
             fs::write(file.join("size"), format!("{}\n", value.len())).unwrap();
         }
-        let files = Files::open(directory.path()).unwrap();
+        let files = Files::open(directory.path().to_str().unwrap()).unwrap();
         (directory, files)
     }
 
@@ -157,6 +152,6 @@ mod tests {
     #[test]
     fn kernel_without_the_files_is_no_store() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(Files::open(directory.path()).unwrap_err().status(), 4);
+        assert_eq!(Files::open(directory.path().to_str().unwrap()).unwrap_err().status(), 4);
     }
 }

@@ -8,19 +8,17 @@
 //! computed by the daemon when the host asks, so its file stays empty. Without a running daemon the files do not change, and a key
 //! in the Guest pool waits until one runs: the kernel's `/dev/vmbus/hv_kvp` serves the daemon alone.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use alloc::format;
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use abi::hyperv::kvp;
 use pvbus::{Kind, Store, StoreError};
-use rustix::fs::{FlockOperation, fcntl_lock};
-use rustix::io::Errno;
 
 use super::Opened;
 use crate::error::Error;
+use crate::sys::file::{self, Access};
+use crate::sys::{Errno, File, time};
 
 /// Where the daemon keeps its files.
 pub const DIRECTORY: &str = "/var/lib/hyperv";
@@ -31,14 +29,14 @@ const POOLS: [&str; 4] = ["External", "Guest", "Auto", "Guest/Parameters"];
 /// The pool that belongs to this machine.
 const GUEST: usize = 1;
 /// More records than this are not believed.
-const MAX_RECORDS: u64 = 4096;
+const MAX_RECORDS: usize = 4096;
 /// Time between attempts at a lock that somebody else has.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The pools.
 #[derive(Debug)]
 pub struct Pools {
-    directory: PathBuf,
+    directory: Vec<u8>,
     patience: Duration,
 }
 
@@ -47,52 +45,49 @@ impl Pools {
     ///
     /// # Errors
     /// [`Error::NoStore`] when there is neither a pool nor a host that wants some.
-    pub fn open(directory: &Path, patience: Duration) -> Result<Pools, Error> {
+    pub fn open(directory: &str, patience: Duration) -> Result<Pools, Error> {
         let pools = Pools { directory: directory.into(), patience };
-        if pools.file(0).exists() || pools.file(GUEST).exists() || Path::new(DEVICE).exists() {
+        if file::exists(&pools.path(0)) || file::exists(&pools.path(GUEST)) || file::exists(DEVICE.as_bytes()) {
             return Ok(pools);
         }
         Err(Error::NoStore(format!(
-            "no key/value pools: {} has none and {DEVICE} is not there (module hv_utils, and hv_kvp_daemon of Debian's hyperv-daemons)",
-            directory.display()
+            "no key/value pools: {directory} has none and {DEVICE} is not there (module hv_utils, and hv_kvp_daemon of Debian's hyperv-daemons)"
         )))
     }
 
-    fn file(&self, pool: usize) -> PathBuf {
-        self.directory.join(format!(".kvp_pool_{pool}"))
+    fn path(&self, pool: usize) -> Vec<u8> {
+        [&self.directory, format!("/.kvp_pool_{pool}").as_bytes()].concat()
     }
 
     /// All records of `pool`; none when there is no file yet.
     fn records(&self, pool: usize) -> Result<Vec<Record>, StoreError> {
-        let mut file = match File::open(self.file(pool)) {
+        let file = match File::open(&self.path(pool), Access::Read) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(refusal(&error)),
+            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            Err(errno) => return Err(refusal(errno)),
         };
-        self.lock(&file, FlockOperation::NonBlockingLockShared)?;
-        read_records(&mut file).map_err(|error| refusal(&error))
+        self.lock(&file, false)?;
+        read_records(&file).map_err(refusal)
     }
 
     /// Lets `change` edit the records of the Guest pool, and writes them back.
     fn edit(&self, change: impl FnOnce(&mut Vec<Record>) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        let refused = |error: io::Error| refusal(&error);
-        DirBuilder::new().recursive(true).mode(0o755).create(&self.directory).map_err(refused)?;
-        let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o644).open(self.file(GUEST)).map_err(refused)?;
-        self.lock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        let mut records = read_records(&mut file).map_err(refused)?;
+        file::make_directories(&self.directory).map_err(refusal)?;
+        let file = File::open(&self.path(GUEST), Access::ReadWriteOrMake).map_err(refusal)?;
+        self.lock(&file, true)?;
+        let mut records = read_records(&file).map_err(refusal)?;
         change(&mut records)?;
-        write_records(&mut file, &records).map_err(refused)
+        file.replace(&to_bytes(&records)).map_err(refusal)
     }
 
     /// Waits for the lock; it goes when the file is closed.
-    fn lock(&self, file: &File, operation: FlockOperation) -> Result<(), StoreError> {
-        let deadline = Instant::now() + self.patience;
+    fn lock(&self, file: &File, for_writing: bool) -> Result<(), StoreError> {
+        let deadline = time::after(self.patience);
         loop {
-            match fcntl_lock(file, operation) {
+            match file.try_lock(for_writing) {
                 Ok(()) => return Ok(()),
-                Err(Errno::AGAIN | Errno::ACCESS) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
-                Err(Errno::AGAIN | Errno::ACCESS) => return Err(StoreError::Timeout),
+                Err(Errno::EAGAIN) if time::now() < deadline => time::sleep_until(time::after(LOCK_PAUSE)),
+                Err(Errno::EAGAIN) => return Err(StoreError::Timeout),
                 Err(_) => return Err(StoreError::Transport("the pool's file cannot be locked")),
             }
         }
@@ -164,9 +159,8 @@ struct Record {
 }
 
 /// Reads a whole pool. A piece of a record at the end, left by a writer that died, is ignored.
-fn read_records(file: &mut File) -> io::Result<Vec<Record>> {
-    let mut bytes = Vec::new();
-    file.take(MAX_RECORDS * kvp::RECORD_SIZE as u64).read_to_end(&mut bytes)?;
+fn read_records(file: &File) -> Result<Vec<Record>, Errno> {
+    let bytes = file.read_to_end(MAX_RECORDS * kvp::RECORD_SIZE)?;
     let until_zero = |field: &[u8]| field.split(|&byte| byte == 0).next().unwrap_or_default().to_vec();
     let records = bytes.chunks_exact(kvp::RECORD_SIZE).map(|record| {
         let (key, value) = record.split_at(kvp::KEY_SIZE);
@@ -175,8 +169,8 @@ fn read_records(file: &mut File) -> io::Result<Vec<Record>> {
     Ok(records.collect())
 }
 
-/// Replaces a pool's content.
-fn write_records(file: &mut File, records: &[Record]) -> io::Result<()> {
+/// A pool's content.
+fn to_bytes(records: &[Record]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(records.len() * kvp::RECORD_SIZE);
     for record in records {
         for (field, size) in [(&record.key, kvp::KEY_SIZE), (&record.value, kvp::VALUE_SIZE)] {
@@ -185,9 +179,7 @@ fn write_records(file: &mut File, records: &[Record]) -> io::Result<()> {
             bytes.resize(end, 0);
         }
     }
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&bytes)?;
-    file.set_len(bytes.len() as u64)
+    bytes
 }
 
 /// Pool and key of `Pool/key`.
@@ -212,20 +204,21 @@ fn own(key: &[u8]) -> Result<&[u8], StoreError> {
 
 /// The file holds `size` bytes of UTF-8, the message to the host as many of UTF-16, both with a terminating zero.
 fn fits(field: &[u8], size: usize) -> Result<(), StoreError> {
-    let text = std::str::from_utf8(field).ok().filter(|text| !text.contains('\0')).ok_or(StoreError::BadKey)?;
+    let text = core::str::from_utf8(field).ok().filter(|text| !text.contains('\0')).ok_or(StoreError::BadKey)?;
     if text.len() < size && text.encode_utf16().count() < size / 2 { Ok(()) } else { Err(StoreError::TooLong) }
 }
 
-fn refusal(error: &io::Error) -> StoreError {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => StoreError::Denied,
-        io::ErrorKind::StorageFull => StoreError::Full,
+fn refusal(errno: Errno) -> StoreError {
+    match errno {
+        Errno::EACCES | Errno::EPERM | Errno::EROFS => StoreError::Denied,
+        Errno::ENOSPC | Errno::EDQUOT => StoreError::Full,
         _ => StoreError::Transport("the pool's file cannot be used"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -240,7 +233,7 @@ mod tests {
         bytes[512..517].copy_from_slice(b"hello");
         bytes[2560..2565].copy_from_slice(b"empty");
         std::fs::write(directory.path().join(".kvp_pool_0"), bytes).unwrap();
-        let pools = Pools::open(directory.path(), PATIENCE).unwrap();
+        let pools = Pools::open(directory.path().to_str().unwrap(), PATIENCE).unwrap();
         (directory, pools)
     }
 
@@ -340,6 +333,6 @@ mod tests {
     #[test]
     fn no_files_and_no_host_is_no_store() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(Pools::open(directory.path(), PATIENCE).unwrap_err().status(), 4);
+        assert_eq!(Pools::open(directory.path().to_str().unwrap(), PATIENCE).unwrap_err().status(), 4);
     }
 }

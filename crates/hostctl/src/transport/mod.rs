@@ -14,9 +14,12 @@ pub mod hyperv;
 pub mod vmware;
 pub mod xen;
 
-use std::time::{Duration, Instant};
+use alloc::vec::Vec;
+use core::time::Duration;
 
-use pvbus::{Store, StoreError};
+use pvbus::{Nanos, Store, StoreError};
+
+use crate::sys::time;
 
 /// Time between two looks at a store that does not tell of changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -47,11 +50,10 @@ pub trait Opened: Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Event, StoreError> {
-        let until = Instant::now() + LOOK_AGAIN;
+    fn wait(&mut self, deadline: Option<Nanos>) -> Result<Event, StoreError> {
+        let until = time::after(LOOK_AGAIN);
         let over = deadline.is_some_and(|deadline| deadline < until);
-        let until = deadline.map_or(until, |deadline| deadline.min(until));
-        std::thread::sleep(until.saturating_duration_since(Instant::now()));
+        time::sleep_until(deadline.map_or(until, |deadline| deadline.min(until)));
         Ok(if over { Event::TimeOver } else { Event::Perhaps })
     }
 }

@@ -4,19 +4,22 @@
 //! offers one, it wants no permission; then the port, first as it is (VMware lets everybody use it, and KVM with
 //! `enable_vmware_backdoor`), then with the permission of ioperm(2).
 
-use std::fs;
-use std::time::Duration;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use pvbus::hal::Gate;
 use pvbus::vmware::{Backdoor, BackdoorError, Guestinfo, Rpci};
-use pvbus::{HalError, Interface, Kind, Nanos, Store, StoreError};
+use pvbus::{HalError, Interface, Kind, Store, StoreError};
 
 use super::Opened;
 use crate::error::Error;
 use crate::machine::MACHINE;
+use crate::sys::{file, process, time};
 
 /// Tells whether the kernel keeps programs from the hardware (kernel_lockdown(7)).
-const LOCKDOWN: &str = "/sys/kernel/security/lockdown";
+const LOCKDOWN: &[u8] = b"/sys/kernel/security/lockdown";
 
 /// The store.
 pub struct Vmware {
@@ -31,11 +34,10 @@ impl Vmware {
     /// [`Error::Denied`] when the port is there but not for this program, [`Error::NoStore`] when nobody answers.
     pub fn open(interface: Option<&Interface>, patience: Duration) -> Result<Vmware, Error> {
         let backdoor = Backdoor::find(&MACHINE, interface).map_err(|error| match error {
-            BackdoorError::Hal(HalError::Denied) => Error::Denied(denied(rustix::process::geteuid().is_root(), &lockdown())),
+            BackdoorError::Hal(HalError::Denied) => Error::Denied(denied(process::is_root(), &lockdown())),
             error => Error::NoStore(error.to_string()),
         })?;
-        let timeout = Nanos::try_from(patience.as_nanos()).unwrap_or(Nanos::MAX);
-        Ok(Vmware { guestinfo: Guestinfo::new(Rpci::new(backdoor).with_timeout(timeout)), gate: backdoor.gate() })
+        Ok(Vmware { guestinfo: Guestinfo::new(Rpci::new(backdoor).with_timeout(time::nanos(patience))), gate: backdoor.gate() })
     }
 
     /// How the host is reached.
@@ -92,7 +94,8 @@ fn denied(is_root: bool, lockdown: &str) -> String {
 }
 
 fn lockdown() -> String {
-    fs::read_to_string(LOCKDOWN).unwrap_or_default()
+    let bytes = file::read(LOCKDOWN, 256).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]

@@ -11,21 +11,20 @@
 //! What comes from the host is checked: a message that is longer than the protocol allows, or an answer to another operation, ends
 //! the conversation with an error.
 
-use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::path::Path;
-use std::time::{Duration, Instant};
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::time::Duration;
 
 use abi::xen::xenstore::{DOMAINS, HEADER_SIZE, Header, NO_TRANSACTION, PAYLOAD_MAX, error as name, op};
-use pvbus::{Kind, Store, StoreError};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
-use rustix::time::Timespec;
+use pvbus::{Kind, Nanos, Store, StoreError};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Event, Opened};
 use crate::error::Error;
+use crate::sys::file::{self, Access};
+use crate::sys::{Errno, File, time};
 
 /// Where the device is, in the order of preference.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
@@ -42,13 +41,11 @@ const MAX_DIRECTORY: usize = 16 << 20;
 /// [`Error::NoStore`] when the kernel has no such device, [`Error::Denied`] when it is not for this user.
 pub fn open(patience: Duration) -> Result<Connection<Device>, Error> {
     for path in DEVICES {
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => return Ok(Connection::new(Device { file, deadline: None }, patience)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Err(Error::Denied(format!("{path} is not for this user: XenStore wants root")));
-            }
-            Err(error) => return Err(Error::system(path, &error)),
+        match File::open(path.as_bytes(), Access::ReadWrite) {
+            Ok(file) => return Ok(Connection::new(Device(file), patience)),
+            Err(Errno::ENOENT) => {}
+            Err(Errno::EACCES | Errno::EPERM) => return Err(Error::Denied(format!("{path} is not for this user: XenStore wants root"))),
+            Err(errno) => return Err(Error::system(path)(errno)),
         }
     }
     Err(Error::NoStore(format!(
@@ -60,49 +57,36 @@ pub fn open(patience: Duration) -> Result<Connection<Device>, Error> {
 /// Which device [`open`] takes; the first when there is none.
 #[must_use]
 pub fn device() -> &'static str {
-    DEVICES.into_iter().find(|path| Path::new(path).exists()).unwrap_or(DEVICES[0])
+    DEVICES.into_iter().find(|path| file::exists(path.as_bytes())).unwrap_or(DEVICES[0])
 }
 
-/// The other end: bytes both ways, with a deadline for reading.
-pub trait Peer: Read + Write {
-    /// Reads after `deadline` fail with [`io::ErrorKind::TimedOut`].
-    fn set_deadline(&mut self, deadline: Option<Instant>);
+/// The other end: bytes both ways.
+pub trait Peer {
+    /// Sends `bytes`.
+    ///
+    /// # Errors
+    /// The system's.
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Receives some bytes; 0 when there will be none any more. [`Errno::ETIMEDOUT`] at `deadline`.
+    ///
+    /// # Errors
+    /// The system's.
+    fn receive(&mut self, buffer: &mut [u8], deadline: Option<Nanos>) -> Result<usize, Errno>;
 }
 
 /// The kernel's device.
 #[derive(Debug)]
-pub struct Device {
-    file: File,
-    deadline: Option<Instant>,
-}
+pub struct Device(File);
 
 impl Peer for Device {
-    fn set_deadline(&mut self, deadline: Option<Instant>) {
-        self.deadline = deadline;
-    }
-}
-
-impl Read for Device {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let timeout = self.deadline.map(time_until);
-            match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], timeout.as_ref()) {
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Ok(_) => return self.file.read(buffer),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-impl Write for Device {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.file.write(buffer)
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        self.0.write_all(bytes)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+    fn receive(&mut self, buffer: &mut [u8], deadline: Option<Nanos>) -> Result<usize, Errno> {
+        file::wait(&[&self.0], deadline)?;
+        self.0.read(buffer)
     }
 }
 
@@ -129,10 +113,10 @@ impl<P: Peer> Connection<P> {
         let len = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= PAYLOAD_MAX).ok_or(StoreError::TooLong)?;
         let header = Header { op: op.into(), req_id: 0.into(), tx_id: NO_TRANSACTION.into(), len: len.into() };
         let message = [header.as_bytes(), payload.as_slice()].concat();
-        self.peer.write_all(&message).map_err(|_| StoreError::Transport("XenStore does not take requests"))?;
-        self.peer.set_deadline(Some(Instant::now() + self.patience));
+        self.peer.send(&message).map_err(|_| StoreError::Transport("XenStore does not take requests"))?;
+        let deadline = Some(time::after(self.patience));
         loop {
-            let (answer, payload) = self.message()?;
+            let (answer, payload) = self.message(deadline)?;
             match answer {
                 op::WATCH_EVENT => self.remember(&payload),
                 op::ERROR => return Err(Refusal::of(&payload)),
@@ -144,7 +128,7 @@ impl<P: Peer> Connection<P> {
     }
 
     /// The next message.
-    fn message(&mut self) -> Result<(u32, Vec<u8>), StoreError> {
+    fn message(&mut self, deadline: Option<Nanos>) -> Result<(u32, Vec<u8>), StoreError> {
         loop {
             if let Ok((header, rest)) = Header::read_from_prefix(&self.inbox) {
                 let len = usize::try_from(header.len.get()).unwrap_or(usize::MAX);
@@ -158,19 +142,19 @@ impl<P: Peer> Connection<P> {
                 }
             }
             let mut piece = [0; HEADER_SIZE + PAYLOAD_MAX];
-            match self.peer.read(&mut piece) {
+            match self.peer.receive(&mut piece, deadline) {
                 Ok(0) => return Err(StoreError::Transport("XenStore closed the connection")),
                 Ok(count) => self.inbox.extend_from_slice(&piece[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(StoreError::Timeout),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ETIMEDOUT) => return Err(StoreError::Timeout),
                 Err(_) => return Err(StoreError::Transport("XenStore cannot be read")),
             }
         }
     }
 
     /// Takes down the event that comes next.
-    fn next_event(&mut self) -> Result<(), StoreError> {
-        match self.message()? {
+    fn next_event(&mut self, deadline: Option<Nanos>) -> Result<(), StoreError> {
+        match self.message(deadline)? {
             (op::WATCH_EVENT, payload) => self.remember(&payload),
             _ => return Err(StoreError::Transport("XenStore answered without a question")),
         }
@@ -273,23 +257,23 @@ impl<P: Peer + Send> Opened for Connection<P> {
     fn subscribe(&mut self, key: &[u8]) -> Result<(), StoreError> {
         let key = path(key)?;
         self.request(op::WATCH, &[key, b"\0hostctl\0"])?;
+        let deadline = Some(time::after(self.patience));
         // XenStore tells of each new watch as if of a change, before or after it answers.
         loop {
             if let Some(at) = self.events.iter().position(|event| event == key) {
                 self.events.remove(at);
                 return Ok(());
             }
-            self.next_event()?;
+            self.next_event(deadline)?;
         }
     }
 
-    fn wait(&mut self, deadline: Option<Instant>) -> Result<Event, StoreError> {
-        self.peer.set_deadline(deadline);
+    fn wait(&mut self, deadline: Option<Nanos>) -> Result<Event, StoreError> {
         loop {
             if let Some(path) = self.events.pop_front() {
                 return Ok(Event::Changed(path));
             }
-            match self.next_event() {
+            match self.next_event(deadline) {
                 Err(StoreError::Timeout) => return Ok(Event::TimeOver),
                 result => result?,
             }
@@ -358,12 +342,6 @@ fn strings(payload: &[u8]) -> Vec<Vec<u8>> {
         b"" => Vec::new(),
         payload => payload.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect(),
     }
-}
-
-/// The time from now until `deadline`, nothing when it is over.
-fn time_until(deadline: Instant) -> Timespec {
-    let left = deadline.saturating_duration_since(Instant::now());
-    Timespec { tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: left.subsec_nanos().into() }
 }
 
 #[cfg(test)]
