@@ -168,8 +168,77 @@ fn options_that_the_kernel_cannot_take_are_refused() {
 }
 
 #[test]
-fn machine_without_anything_to_boot_says_what_is_missing() {
-    refused(&run(&[]), &["--kernel", "--disk"]);
+fn initrd_without_kernel_is_refused() {
+    refused(&run(&["--initrd", "/dev/null"]), &["--kernel"]);
+}
+
+#[test]
+fn impossible_dialects_are_refused_with_those_there_are() {
+    refused(&run(&["--dialect", "klingon"]), &["klingon", "kvm, vmware, openbsd", "vmware+kvmclock", "all"]);
+    refused(&run(&["--dialect", "kvm,kvm"]), &["kvm", "twice"]);
+    refused(&run(&["--dialect", "kvm,all"]), &["all", "stands alone"]);
+    refused(&run(&["--dialect", ""]), &["dialect"]);
+    refused(&run(&["--uuid", "42"]), &["42", "UUID"]);
+}
+
+#[test]
+fn keys_that_cannot_be_set_are_refused_before_the_guest_starts() {
+    let directory = TempDir::new().unwrap();
+    let large = directory.path().join("large");
+    std::fs::File::create(&large).unwrap().set_len((1 << 20) + 1).unwrap();
+    let large = format!("a=@{}", large.display());
+    let cases: [(&str, &[&str]); 8] = [
+        ("hostname", &["hostname", "KEY=VALUE"]),
+        ("=value", &["empty key"]),
+        ("a=@", &["lacks a file", "@@"]),
+        ("a=@/nonexistent/file", &["/nonexistent/file", "No such file"]),
+        ("a=@/", &["directory"]),
+        ("data//x=1", &["data//x", "not a path"]),
+        ("data/a b=1", &["data/a b", "not a path"]),
+        (&large, &["larger", "1048576 bytes"]),
+    ];
+    for (assignment, words) in cases {
+        refused(&run(&["--kv", assignment]), words);
+    }
+}
+
+#[test]
+fn files_for_the_end_are_tried_at_the_start() {
+    let directory = TempDir::new().unwrap();
+    refused(&run(&["--kv-out", directory.path().to_str().unwrap()]), &["--kv-out", "directory"]);
+    refused(&run(&["--kv-out", "/nonexistent/store.json"]), &["--kv-out", "/nonexistent/store.json", "No such file"]);
+}
+
+#[test]
+fn impossible_firmware_files_are_refused() {
+    refused(&run(&["--fw-cfg", "opt/a"]), &["opt/a", "name=opt/NAME,file=FILE"]);
+    refused(&run(&["--fw-cfg", "name=etc/e820,string=x"]), &["opt/"]);
+    refused(&run(&["--fw-cfg", "name=opt/a,file=/nonexistent/file"]), &["/nonexistent/file", "No such file"]);
+}
+
+#[test]
+fn verbs_for_a_running_machine_want_its_socket_and_their_arguments() {
+    let cases: [(&[&str], &str); 12] = [
+        (&["status"], "--control"),
+        (&["status", "--control", "/nonexistent/control"], "no such socket"),
+        (&["stop", "--control", "/dev/null"], "not a socket"),
+        (&["stop", "--control", "c", "--via", "telepathy"], "auto, acpi, vmware, openbsd"),
+        (&["stop", "--control", "c", "--wait", "-1"], "seconds"),
+        (&["stop", "--control", "c", "--wait", "nan"], "seconds"),
+        (&["sync", "--control", "c", "--via", "sundial"], "sundial"),
+        (&["kv"], "get"),
+        (&["kv", "get", "--control", "c", ""], "empty key"),
+        (&["kv", "set", "--control", "c", "key"], "VALUE"),
+        (&["kv", "set", "--control", "c", "key", "value", "-i", "file"], "-i"),
+        (&["kv", "watch", "--control", "c", "key", "--count", "0"], "count"),
+    ];
+    for (arguments, word) in cases {
+        let run = vmctl(arguments);
+        run.expect(EXIT_ERROR, &[]);
+        assert!(run.errors.contains(word), "no «{word}» in:\n{run}");
+    }
+    let long = format!("/tmp/{}", "x".repeat(200));
+    refused(&run(&["--control", &long]), &["at most 107 bytes"]);
 }
 
 fn run(arguments: &[&str]) -> Run {

@@ -11,7 +11,7 @@ mod guests;
 use std::path::Path;
 use std::time::Duration;
 
-use guests::{EXIT_DIED, EXIT_OK, Run, boot_disk, build, read_until, run_soft, start, vmctl, wait, write};
+use guests::{EXIT_DIED, EXIT_OK, Run, boot_disk, build, processor_time, read_until, run_soft, start, vmctl, wait, write};
 use tempfile::TempDir;
 
 #[test]
@@ -164,11 +164,4 @@ fn garbage_everywhere_hurts_only_the_guest() {
         // After its last message it writes to what may reset the machine or turn it off.
         assert!(matches!(run.status, Some(0 | EXIT_DIED | EXIT_OK)), "{run}");
     }
-}
-
-/// Seconds of processor time of a process, from /proc (proc_pid_stat(5), fields 14 and 15, in hundredths).
-fn processor_time(process: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    fields[11..=12].iter().map(|f| f.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }

@@ -5,6 +5,9 @@
 //! `PVBUS_GUEST_DIR` (default `target/guest`, where `./test` puts them); QEMU and busybox are Debian's packages `qemu-system-x86` and
 //! `busybox-static`. What is missing is said, and then the tests are skipped.
 
+#[path = "common/program.rs"]
+mod program;
+
 mod rig {
     pub mod boot;
     pub mod initrd;

@@ -1,69 +1,219 @@
 //! The commands of the prompt.
 
 use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
 
 use abi::pci::{CAP_MSIX, CAP_VENDOR};
+use logic::calendar::DateTime;
+use logic::words::{self, Options, Unterminated};
+use pvbus::hal::SECOND;
+use pvbus::{Interface, Kind, StoreError};
 
+use crate::bus::Bus;
 use crate::pci::Bar;
-use crate::{console, memory, pci, power, print, println, time};
+use crate::{console, memory, pci, print, println, time};
+
+/// Where `hostctl` looks when it is not told.
+const DEFAULT_DEVICE: &str = "/dev/pvbus0";
+const DEVICE: &str = "/dev/pvbus";
+/// The root of the device tree.
+const ROOT: &str = "mainbus0";
 
 /// A command.
 struct Command {
     name: &'static str,
     usage: &'static str,
     about: &'static str,
-    run: fn(&[String]),
+    run: fn(&mut Bus, &[String]) -> Result<(), Failure>,
+}
+
+/// Why a command did not do it.
+enum Failure {
+    /// It was called wrongly.
+    Usage,
+    /// There is no such device.
+    Device(String),
+    /// The interface has no information store.
+    NoStore(Kind),
+    /// The store refused.
+    Store(StoreError),
 }
 
 const COMMANDS: &[Command] = &[
-    Command { name: "dmesg", usage: "", about: "what the kernel said", run: |_| print!("{}", console::messages()) },
-    Command { name: "help", usage: "", about: "this list", run: |_| help() },
-    Command { name: "mem", usage: "", about: "memory in use and free", run: |_| mem() },
-    Command { name: "pci", usage: "", about: "PCI functions: class, interrupt, addresses, capabilities", run: |_| list_pci() },
-    Command { name: "poweroff", usage: "", about: "switch the machine off", run: |_| power::off() },
-    Command { name: "reboot", usage: "", about: "start the machine again", run: |_| power::reset() },
-    Command { name: "uptime", usage: "", about: "seconds since power-on", run: |_| uptime() },
+    Command { name: "clock", usage: "", about: "what the clocks say: ours, pvclock, the hosts'", run: clock },
+    Command { name: "dmesg", usage: "", about: "what the kernel said", run: dmesg },
+    Command { name: "help", usage: "", about: "this list", run: help },
+    Command { name: "hostctl", usage: "[-qt] [-f device] key [value]", about: "read or write the host's information", run: hostctl },
+    Command { name: "mem", usage: "", about: "memory in use and free", run: mem },
+    Command { name: "pci", usage: "", about: "PCI functions: class, interrupt, addresses, capabilities", run: list_pci },
+    Command { name: "poweroff", usage: "", about: "switch the machine off", run: |bus, _| bus.go_down(false) },
+    Command { name: "pvbus", usage: "", about: "the device tree and the hypervisors' interfaces", run: tree },
+    Command { name: "reboot", usage: "", about: "start the machine again", run: |bus, _| bus.go_down(true) },
 ];
 
-/// Runs the command of that name.
-pub fn run(name: &str, arguments: &[String]) {
-    match COMMANDS.iter().find(|command| command.name == name) {
-        Some(command) if command.usage.is_empty() && !arguments.is_empty() => println!("{name} takes no arguments"),
-        Some(command) => (command.run)(arguments),
-        None => println!("{name}: no such command; type help for a list"),
+/// Runs a line that was typed.
+pub fn execute(bus: &mut Bus, line: &str) {
+    let words = match words::split(line) {
+        Ok(words) => words,
+        Err(Unterminated(mark)) => return println!("a {mark} has no partner"),
+    };
+    let Some((name, arguments)) = words.split_first() else { return };
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+        return println!("{name}: no such command; type help for a list");
+    };
+    let done = if command.usage.is_empty() && !arguments.is_empty() { Err(Failure::Usage) } else { (command.run)(bus, arguments) };
+    match done {
+        Ok(()) => {}
+        Err(Failure::Usage) => println!("usage: {name} {}", command.usage),
+        Err(Failure::Device(device)) => println!("{name}: {device}: there is no such device"),
+        Err(Failure::NoStore(kind)) => println!("{name}: {kind} has no information store"),
+        Err(Failure::Store(error)) => println!("{name}: {error}"),
     }
 }
 
-fn help() {
+fn help(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
     for Command { name, usage, about, .. } in COMMANDS {
-        println!("{:40} {about}", alloc::format!("{name} {usage}"));
+        println!("{:38} {about}", alloc::format!("{name} {usage}"));
     }
+    Ok(())
 }
 
-fn mem() {
+fn dmesg(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
+    print!("{}", console::messages());
+    Ok(())
+}
+
+fn mem(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
     let usage = memory::usage();
     println!("{} KiB of RAM, {} KiB free, {} bytes on the heap", usage.total / 1024, usage.free / 1024, usage.heap);
+    Ok(())
 }
 
-fn uptime() {
-    let micros = time::now() / 1000;
-    println!("{}.{:06} s", micros / 1_000_000, micros % 1_000_000);
+fn clock(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
+    let now = time::now();
+    println!("uptime    {}.{:09} s by the time-stamp counter", now / SECOND, now % SECOND);
+    if let Some(clock) = bus.tree.clock() {
+        match clock.now() {
+            Ok(now) => print!("pvclock0  {}.{:09} s by {}", now / SECOND, now % SECOND, clock.kind()),
+            Err(error) => print!("pvclock0  {error}"),
+        }
+        match clock.time_of_day() {
+            Ok(time) => println!(", {}.{:09} UTC", DateTime::from_unix(time.seconds), time.nanoseconds),
+            Err(error) => println!(", no time of day: {error}"),
+        }
+    }
+    for (told, seconds, nanoseconds) in bus.host_times() {
+        let age = time::now().saturating_sub(told.read_at) / SECOND;
+        println!("{:9} {}.{nanoseconds:09} UTC, told {age} s ago", told.source.name(), DateTime::from_unix(seconds));
+    }
+    if let Some(seconds) = bus.rtc_time() {
+        println!("rtc       {} UTC", DateTime::from_unix(seconds));
+    }
+    Ok(())
 }
 
-fn list_pci() {
-    for address in pci::functions() {
-        let Some((vendor, device)) = address.id() else { continue };
-        print!("{address} {vendor:04x}:{device:04x} class {:06x}", address.class());
-        if let Some(irq) = address.irq() {
+fn tree(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
+    let devices: Vec<_> = bus.tree.devices().collect();
+    show(&devices, ROOT, 0);
+    // Parents that no driver of ours attached: plain PCI.
+    let mut others: Vec<&str> = devices.iter().map(|(_, parent)| *parent).filter(|parent| *parent != ROOT).collect();
+    others.retain(|parent| devices.iter().all(|(name, _)| name != parent));
+    others.sort_unstable();
+    others.dedup();
+    others.into_iter().for_each(|parent| show(&devices, parent, 1));
+
+    let on_bus: Vec<Kind> = bus.tree.stores().kinds().collect();
+    let mut interfaces = bus.tree.detection().interfaces.clone();
+    let minor_of = |interface: &Interface| on_bus.iter().position(|kind| *kind == interface.kind).filter(|_| interface.trusted);
+    interfaces.sort_by_key(|interface| minor_of(interface).unwrap_or(usize::MAX));
+    for interface in interfaces {
+        let minor = minor_of(&interface);
+        match minor {
+            Some(minor) => print!("{DEVICE}{minor}: "),
+            None => print!("no device: "),
+        }
+        print!("{}, leaves {:#x} to {:#x}", interface.kind, interface.base, interface.max_leaf);
+        if let Some(version) = interface.version {
+            print!(", version {version}");
+        }
+        let has_store = minor.is_some() && bus.tree.stores().store(interface.kind).is_some();
+        println!("{}", if has_store { ", has a store" } else { "" });
+        if !interface.feature_names.is_empty() {
+            println!("    {}", interface.feature_names.join(" "));
+        }
+        interface.notes.iter().for_each(|note| println!("    {note}"));
+    }
+    Ok(())
+}
+
+/// A device with those below it.
+fn show(devices: &[(&str, &str)], name: &str, depth: usize) {
+    println!("{:indent$}{name}", "", indent = 2 * depth);
+    devices.iter().filter(|(_, parent)| *parent == name).for_each(|(child, _)| show(devices, child, depth + 1));
+}
+
+/// As hostctl(8) of OpenBSD, as far as it goes without files.
+fn hostctl(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
+    let options = Options::parse(arguments, "qt", "f").map_err(|_| Failure::Usage)?;
+    let device = options.value('f').unwrap_or(DEFAULT_DEVICE);
+    let minor = device.strip_prefix(DEVICE).and_then(|number| number.parse().ok());
+    let kind = minor.and_then(|minor: usize| bus.tree.stores().kinds().nth(minor)).ok_or_else(|| Failure::Device(device.into()))?;
+    if options.has('t') {
+        println!("{device}: {kind}");
+        return Ok(());
+    }
+    let (key, value) = match options.operands {
+        [key] => (key, None),
+        [key, value] => (key, Some(value)),
+        _ => return Err(Failure::Usage),
+    };
+    let store = bus.tree.stores().store(kind).ok_or(Failure::NoStore(kind))?;
+    match value {
+        Some(value) => store.write(key.as_bytes(), value.as_bytes()).map_err(Failure::Store)?,
+        None => {
+            let value = store.read(key.as_bytes()).map_err(Failure::Store)?;
+            if !options.has('q') && !value.is_empty() {
+                println!("{}", Safe(&value));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a host's, without what plays tricks on terminals.
+pub struct Safe<'a>(pub &'a [u8]);
+
+impl fmt::Display for Safe<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                match character {
+                    '\n' | '\t' => write!(f, "{character}")?,
+                    _ if character.is_control() => write!(f, "{}", character.escape_default())?,
+                    _ => write!(f, "{character}")?,
+                }
+            }
+            chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn list_pci(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
+    for function in pci::functions() {
+        let Some((vendor, device)) = function.id() else { continue };
+        print!("{function} {vendor:04x}:{device:04x} class {:06x}", function.class());
+        if let Some(irq) = function.irq() {
             print!(" irq {irq}");
         }
-        for (number, bar) in address.bars() {
+        for (number, bar) in function.bars() {
             match bar {
                 Bar::Io(port) => print!(" bar{number} port {port:#x}"),
                 Bar::Memory(at) => print!(" bar{number} {at:#x}"),
             }
         }
-        let capabilities = address.capabilities();
+        let capabilities = function.capabilities();
         for (id, name) in [(CAP_VENDOR, "vendor"), (CAP_MSIX, "MSI-X")] {
             match capabilities.iter().filter(|(found, _)| *found == id).count() {
                 0 => {}
@@ -73,4 +223,5 @@ fn list_pci() {
         }
         println!();
     }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! What a person sees and types, and the message buffer.
 //!
-//! [`print!`](crate::print) writes to the terminal; [`dmesg!`](crate::dmesg) also remembers the line for the command `dmesg`. Lines end in a
-//! carriage return and a line feed, as terminals expect them from a serial port.
+//! [`print!`](crate::print) writes to the terminal; [`dmesg!`](crate::dmesg) also remembers the line for the command `dmesg`. Lines end
+//! in a carriage return and a line feed, as terminals expect them from a serial port.
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -46,7 +46,7 @@ pub fn init() {
     CONSOLE.with(|console| serial::init(|byte| console.typed.push_back(byte)));
 }
 
-/// Writes to the terminal.
+/// Writes to the terminal. Works at all times, also when the kernel is giving up.
 pub fn write(text: fmt::Arguments<'_>) {
     // The terminal takes everything.
     let _ = Terminal.write_fmt(text);
@@ -62,11 +62,6 @@ pub fn message(text: fmt::Arguments<'_>) {
             console.messages.drain(..end);
         }
     });
-}
-
-/// Writes to the terminal when nothing else may work any more.
-pub fn emergency(text: fmt::Arguments<'_>) {
-    let _ = Terminal.write_fmt(text);
 }
 
 /// Writes bytes to the terminal as they are.

@@ -74,7 +74,7 @@ impl Hal for Kernel {
     fn call(&self, gate: Gate, registers: &mut Registers, mut transfer: Transfer<'_>) -> Result<(), HalError> {
         match &mut transfer {
             Transfer::None => {}
-            Transfer::Out(bytes) => (registers.rsi, registers.rcx) = (bytes.as_ptr().addr() as u64, bytes.len() as u64),
+            Transfer::Out(bytes) => (registers.rsi, registers.rcx) = (bytes.as_ptr().expose_provenance() as u64, bytes.len() as u64),
             Transfer::In(bytes) => (registers.rdi, registers.rcx) = (bytes.as_mut_ptr().expose_provenance() as u64, bytes.len() as u64),
         }
         let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp } = *registers;

@@ -3,8 +3,9 @@
 //! ```text
 //!   boot.rs        PVH entry, long mode
 //!   main.rs        what happens in which order
-//!   cpu, memory, interrupts/, time, pci, power        the machine
-//!   serial, console, prompt, commands                 the person
+//!   cpu, memory, interrupts/, time, rtc, pci, power   the machine
+//!   hal, bus                                          pvbus
+//!   serial, console, prompt, commands, demo           the person
 //!   logic/         what touches no hardware, tested on the host
 //! ```
 //!
@@ -16,9 +17,11 @@
 extern crate alloc;
 
 mod boot;
+mod bus;
 mod commands;
 mod console;
 mod cpu;
+mod demo;
 mod global;
 mod hal;
 mod interrupts;
@@ -26,11 +29,17 @@ mod memory;
 mod pci;
 mod power;
 mod prompt;
+mod rtc;
 mod runtime;
 mod serial;
 mod time;
 
 use alloc::string::String;
+
+use bus::Bus;
+
+/// Who we are.
+const NAME: &str = concat!("pvbus guest ", env!("CARGO_PKG_VERSION"));
 
 /// The trampoline's way into Rust. `start_info` is the address that the loader passed.
 extern "C" fn kernel_main(start_info: u64) -> ! {
@@ -46,15 +55,21 @@ extern "C" fn kernel_main(start_info: u64) -> ! {
     power::init(start.rsdp);
     greet();
 
-    if start.cmdline.split_ascii_whitespace().any(|word| word == "prompt") {
-        prompt::run();
+    let mut bus = Bus::attach();
+
+    let asked = |name| start.cmdline.split_ascii_whitespace().any(|word| word == name);
+    if asked("demo") {
+        demo::run(&mut bus);
     }
-    power::off();
+    if asked("prompt") {
+        prompt::run(&mut bus);
+    }
+    bus.go_down(false);
 }
 
 fn greet() {
     let total = memory::usage().total;
-    dmesg!("pvbus guest {}", env!("CARGO_PKG_VERSION"));
+    dmesg!("{NAME}");
     dmesg!("real mem = {total} ({}MB)", total >> 20);
     dmesg!("mainbus0 at root");
     let hz = time::tsc_hz() / 10_000;

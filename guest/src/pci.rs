@@ -1,16 +1,17 @@
-//! PCI: the functions that are there, by configuration mechanism #1 (PCI Local Bus Specification 3.0 sections 3.2.2.3.2 and 6).
+//! PCI: the functions that are there (PCI Local Bus Specification 3.0 chapter 6).
 //!
 //! Firmware, or a monitor that starts kernels without any, has given addresses to everything; they are read, never changed.
-#![allow(unsafe_code)] // Port I/O.
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use abi::pci::*;
+use pvbus::Hal;
+use pvbus::hal::PciAddress;
 
-use crate::cpu::{inl, outl};
+use crate::hal::Kernel;
 
-const SLOTS: u8 = 32;
+const DEVICES: u8 = 32;
 const FUNCTIONS: u8 = 8;
 const BARS: u8 = 6;
 /// What a function that is not there reads as.
@@ -21,20 +22,14 @@ const SECONDARY_BUS: u8 = 0x19;
 /// Header type without the bit for several functions: an ordinary one, which has six BARs and capabilities.
 const HEADER_ORDINARY: u8 = 0;
 
-/// Place of a function.
+/// A function, by its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address {
-    /// Bus number.
-    pub bus: u8,
-    /// Device number.
-    pub slot: u8,
-    /// Function number.
-    pub function: u8,
-}
+pub struct Function(PciAddress);
 
-impl fmt::Display for Address {
+impl fmt::Display for Function {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.bus, self.slot, self.function)
+        let PciAddress { bus, device, function } = self.0;
+        write!(f, "{bus}:{device}:{function}")
     }
 }
 
@@ -47,11 +42,10 @@ pub enum Bar {
     Memory(u64),
 }
 
-impl Address {
+impl Function {
     /// Four bytes of configuration space; `offset` is a multiple of 4.
     pub fn read32(self, offset: u8) -> u32 {
-        self.select(offset);
-        inl(CONFIG_DATA)
+        Kernel.pci_read(self.0, offset & !3).unwrap_or(u32::MAX)
     }
 
     /// Two bytes of configuration space; `offset` is even.
@@ -62,12 +56,6 @@ impl Address {
     /// A byte of configuration space.
     pub fn read8(self, offset: u8) -> u8 {
         self.read32(offset).to_le_bytes()[usize::from(offset & 3)]
-    }
-
-    fn select(self, offset: u8) {
-        let place = u32::from(self.bus) << 16 | u32::from(self.slot) << 11 | u32::from(self.function) << 8;
-        // SAFETY: selects, and does nothing else.
-        unsafe { outl(CONFIG_ADDRESS, CONFIG_ENABLE | place | u32::from(offset & !3)) };
     }
 
     /// Vendor and device, when there is a function here.
@@ -133,22 +121,22 @@ impl Address {
 }
 
 /// All functions, on bus 0 and behind its bridges.
-pub fn functions() -> Vec<Address> {
+pub fn functions() -> Vec<Function> {
     let mut found = Vec::new();
     let mut buses = alloc::vec![0];
     let mut next = 0;
     while let Some(&bus) = buses.get(next) {
         next += 1;
-        for slot in 0..SLOTS {
-            let first = Address { bus, slot, function: 0 };
-            if first.id().is_none() {
+        for device in 0..DEVICES {
+            let at = |function| Function(PciAddress { bus, device, function });
+            if at(0).id().is_none() {
                 continue;
             }
-            let count = if first.read8(HEADER_TYPE) & HEADER_MULTI_FUNCTION != 0 { FUNCTIONS } else { 1 };
-            for address in (0..count).map(|function| Address { bus, slot, function }).filter(|address| address.id().is_some()) {
-                found.push(address);
-                let secondary = address.read8(SECONDARY_BUS);
-                if address.class() >> 8 == CLASS_BRIDGE && !buses.contains(&secondary) {
+            let count = if at(0).read8(HEADER_TYPE) & HEADER_MULTI_FUNCTION != 0 { FUNCTIONS } else { 1 };
+            for function in (0..count).map(at).filter(|function| function.id().is_some()) {
+                found.push(function);
+                let secondary = function.read8(SECONDARY_BUS);
+                if function.class() >> 8 == CLASS_BRIDGE && !buses.contains(&secondary) {
                     buses.push(secondary);
                 }
             }

@@ -1,16 +1,18 @@
-//! Ends of the machine: off, reset, and giving up.
+//! Ends of the machine: the power button, off, reset, and giving up.
 //!
-//! ACPI switches off (sleep type 5 into the PM1 control blocks, ACPI 6.5 section 4.8.3.2). For a reset there are several ways, tried one
-//! after the other.
+//! ACPI switches off (sleep type 5 into the PM1 control blocks, ACPI 6.5 section 4.8.3.2) and tells of the button (section 4.8.3.1). For
+//! a reset there are several ways, tried one after the other.
 #![allow(unsafe_code)] // Port I/O.
 
-use logic::acpi::Power;
+use logic::acpi::{Button, Power};
 
 use crate::cpu::{inw, outb, outw};
 use crate::global::Global;
 use crate::memory::Firmware;
-use crate::{cpu, println, time};
+use crate::{cpu, interrupts, println, time};
 
+/// PM1 status and enable: the power button.
+const POWER_BUTTON: u16 = 1 << 8;
 /// PM1 control: ACPI is on; the sleep type's place; sleep now.
 const SCI_ENABLE: u16 = 1 << 0;
 const SLEEP_TYPE_SHIFT: u16 = 10;
@@ -27,16 +29,11 @@ const KEYBOARD_RESET: (u16, u8) = (0x64, 0xfe);
 /// Port of QEMU's isa-debug-exit, and the value for a failure: QEMU, and vmctl with `--debug-exit`, then end with status 255.
 const DEBUG_EXIT: (u16, u8) = (0xf4, 0x7f);
 
-static POWER: Global<Option<Power>> = Global::new(None);
+static POWER: Global<Power> = Global::new(Power { off: [None; 2], reset: None, enable: None, button: None });
 
-/// Reads what ACPI says. `rsdp` is the root pointer's address, if the loader told it.
+/// Reads what ACPI says, and turns it on. `rsdp` is the root pointer's address, if the loader told it.
 pub fn init(rsdp: Option<u64>) {
-    POWER.with(|power| *power = Power::find(&Firmware, rsdp));
-}
-
-/// Switches the machine off.
-pub fn off() -> ! {
-    let power = POWER.with(|power| power.unwrap_or_default());
+    let power = Power::find(&Firmware, rsdp).unwrap_or_default();
     if let (Some((control, _)), Some((port, value))) = (power.off[0], power.enable)
         && inw(control) & SCI_ENABLE == 0
     {
@@ -44,6 +41,34 @@ pub fn off() -> ! {
         unsafe { outb(port, value) };
         let _ = (0..PATIENCE).find(|_| inw(control) & SCI_ENABLE != 0);
     }
+    POWER.with(|kept| *kept = power);
+}
+
+/// Has the power button interrupt; the vector that it comes by.
+pub fn enable_button() -> Option<u8> {
+    let Button { status, enable, irq } = POWER.with(|power| power.button)?;
+    // SAFETY: forgets what was pressed before, and lets the interrupt through.
+    unsafe {
+        outw(status, POWER_BUTTON);
+        outw(enable, POWER_BUTTON);
+    }
+    Some(interrupts::isa(irq))
+}
+
+/// Whether somebody has pressed the power button since the last time.
+pub fn was_button_pressed() -> bool {
+    let Some(Button { status, .. }) = POWER.with(|power| power.button) else { return false };
+    let pressed = inw(status) & POWER_BUTTON != 0;
+    if pressed {
+        // SAFETY: forgets it.
+        unsafe { outw(status, POWER_BUTTON) };
+    }
+    pressed
+}
+
+/// Switches the machine off.
+pub fn off() -> ! {
+    let power = POWER.with(|power| *power);
     for (control, sleep_type) in power.off.into_iter().flatten() {
         let kept = inw(control) & !(SLEEP_TYPE | SLEEP_ENABLE);
         // SAFETY: the end of the machine.
@@ -57,7 +82,7 @@ pub fn off() -> ! {
 
 /// Starts the machine again.
 pub fn reset() -> ! {
-    let power = POWER.with(|power| power.unwrap_or_default());
+    let power = POWER.with(|power| *power);
     cpu::disable_interrupts();
     for (port, value) in power.reset.into_iter().chain([RESET_CONTROL, KEYBOARD_RESET]) {
         // SAFETY: the end of the machine.

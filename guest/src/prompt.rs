@@ -1,16 +1,18 @@
-//! The prompt: reads commands from the terminal and runs them, for ever.
+//! The prompt: reads commands from the terminal and runs them, and in between does what the bus has to do, for ever.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use logic::line::{Editor, Event};
-use logic::words;
 
+use crate::bus::Bus;
 use crate::{commands, console, interrupts, print, println, serial};
 
+/// What is shown where a command is expected.
 const PROMPT: &str = "pvbus# ";
 
-/// Never returns: commands end the machine.
-pub fn run() -> ! {
+/// Never returns: commands and hosts end the machine.
+pub fn run(bus: &mut Bus) -> ! {
     let serial = interrupts::isa(serial::IRQ);
     let mut editor = Editor::default();
     println!("Type help for a list of commands.");
@@ -20,28 +22,28 @@ pub fn run() -> ! {
         interrupts::take(serial);
         console::poll();
         while let Some(byte) = console::read() {
-            let mut echo = Vec::new();
-            let event = editor.on(byte, &mut echo);
-            console::echo(&echo);
-            match event {
-                Event::Typing => continue,
-                Event::Line(line) => execute(&line),
-                Event::Interrupted => {}
-                Event::End => println!("There is nobody to log out. Type poweroff to switch off."),
-            }
-            print!("{PROMPT}");
+            on_key(bus, &mut editor, byte);
         }
-        interrupts::wait(None);
+        let deadline = bus.poll();
+        interrupts::wait(deadline);
     }
 }
 
-fn execute(line: &str) {
-    match words::split(line) {
-        Err(words::Unterminated(mark)) => println!("a {mark} has no partner"),
-        Ok(words) => {
-            if let Some((name, arguments)) = words.split_first() {
-                commands::run(name, arguments);
-            }
-        }
+/// Runs a command as if it had been typed.
+pub fn demonstrate(bus: &mut Bus, line: &str) {
+    println!("{PROMPT}{line}");
+    commands::execute(bus, line);
+}
+
+fn on_key(bus: &mut Bus, editor: &mut Editor, byte: u8) {
+    let mut echo = Vec::new();
+    let event = editor.on(byte, &mut echo);
+    console::echo(&echo);
+    match event {
+        Event::Typing => return,
+        Event::Line(line) => commands::execute(bus, &line),
+        Event::Interrupted => {}
+        Event::End => println!("There is nobody to log out. Type poweroff to switch off."),
     }
+    print!("{PROMPT}{}", String::from_utf8_lossy(editor.text()));
 }

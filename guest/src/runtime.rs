@@ -7,7 +7,7 @@
 use core::arch::asm;
 use core::panic::PanicInfo;
 
-use crate::power;
+use crate::{power, print};
 
 /// memcpy(3).
 ///
@@ -92,6 +92,6 @@ pub extern "C" fn _Unwind_Resume() -> ! {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    crate::console::emergency(format_args!("{info}\n"));
+    print!("{info}\n");
     power::fail()
 }

@@ -103,6 +103,8 @@ fn told() -> Option<u64> {
 fn measure() -> (u64, u64) {
     const PIT_HZ: u64 = 1_193_182;
     const COUNT: u16 = (PIT_HZ / 100) as u16;
+    /// More than can be made while it counts.
+    const READINGS: u32 = 1_000_000;
     const CHANNEL_2: u16 = 0x42;
     const COMMAND: u16 = 0x43;
     const CONTROL_B: u16 = 0x61;
@@ -121,9 +123,8 @@ fn measure() -> (u64, u64) {
             unsafe { outb(port, value) };
         }
         let start = cpu::tsc();
-        while inb(CONTROL_B) & OUTPUT == 0 {
-            core::hint::spin_loop();
-        }
+        // Without such a timer the output may stay down for ever.
+        let _ = (0..READINGS).find(|_| inb(CONTROL_B) & OUTPUT != 0);
         ticks = cpu::tsc().wrapping_sub(start);
     });
     (ticks * PIT_HZ / u64::from(COUNT), u64::from(apic) * PIT_HZ / u64::from(COUNT))

@@ -6,6 +6,7 @@
 // Each test program uses a part of this.
 #![allow(dead_code)]
 
+pub mod session;
 pub mod vmlinux;
 
 use std::io::{Read, Write};
@@ -149,6 +150,13 @@ pub fn write(directory: &Path, name: &str, contents: &[u8]) -> PathBuf {
     let path = directory.join(name);
     std::fs::File::create(&path).unwrap().write_all(contents).unwrap();
     path
+}
+
+/// Seconds of processor time of a process, from /proc (proc_pid_stat(5), fields 14 and 15, in hundredths).
+pub fn processor_time(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..=12].iter().map(|f| f.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 fn collect(mut stream: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {

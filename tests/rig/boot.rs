@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::initrd::Initrd;
+use crate::program::{build_static, workspace};
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 const BUSYBOX: &str = "/bin/busybox";
 /// Modules that make `/dev/kvm`, in the order in which they are inserted.
 const KVM_MODULES: [&str; 3] = ["virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-amd.ko"];
@@ -111,32 +111,7 @@ impl Rig {
     /// Builds our programs without shared libraries; the path of the one that is at `product` in the profile's directory.
     pub fn program(&self, product: &str) -> PathBuf {
         let _turn = turn();
-        // Its own directory: the outer Cargo holds the lock of the usual one.
-        let directory = workspace().join("target/rig");
-        let status = Command::new(env!("CARGO"))
-            .current_dir(workspace())
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .args([
-                "build",
-                "--quiet",
-                "-p",
-                "kvm",
-                "-p",
-                "vmctl",
-                "--example",
-                "rig",
-                "--bin",
-                "vmctl",
-                "--target",
-                TARGET,
-                "--target-dir",
-            ])
-            .arg(&directory)
-            .status()
-            .expect("Cargo runs");
-        assert!(status.success(), "the static build of vmctl and the rig's program failed");
-        directory.join(TARGET).join("debug").join(product)
+        build_static(&["-p", "kvm", "-p", "vmctl", "--example", "rig", "--bin", "vmctl"]).join("debug").join(product)
     }
 }
 
@@ -147,8 +122,4 @@ pub fn read(path: &Path) -> Vec<u8> {
 
 fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace is two directories up")
 }

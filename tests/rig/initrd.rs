@@ -34,8 +34,13 @@ impl Initrd {
         let mut whole = Initrd { bytes: self.bytes.clone(), inode: self.inode, script: String::new() };
         let script = format!("#!/bin/busybox sh\n{}\n/bin/busybox poweroff -f\n", self.script);
         whole.file("init", 0o755, script.as_bytes());
-        whole.entry("TRAILER!!!", 0, &[]);
-        whole.bytes
+        whole.archive()
+    }
+
+    /// The files alone, as an archive that another one can follow.
+    pub fn archive(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        self.bytes
     }
 
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {

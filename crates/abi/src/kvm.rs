@@ -85,6 +85,8 @@ pub const EOPNOTSUPP: i64 = -95;
 
 /// `flags` of [`PvclockVcpuTimeInfo`]: clocks of all processors agree.
 pub const PVCLOCK_TSC_STABLE: u8 = 1;
+/// `flags` of [`PvclockVcpuTimeInfo`]: the host has stopped the machine for a while (`KVM_KVMCLOCK_CTRL`). The guest clears it.
+pub const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
 
 /// Per-processor clock page: `ns = system_time + ((shift(tsc - tsc_timestamp) * tsc_to_system_mul) >> 32)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

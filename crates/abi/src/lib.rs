@@ -4,6 +4,7 @@
 pub mod apic;
 pub mod boot;
 pub mod fw_cfg;
+pub mod hyperv;
 pub mod hypervisor;
 pub mod kvm;
 pub mod multiboot;

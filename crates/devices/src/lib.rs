@@ -27,6 +27,7 @@ mod ports;
 pub mod reset;
 pub mod rtc;
 pub mod serial;
+pub mod smbios;
 pub mod testdev;
 #[cfg(test)]
 pub(crate) mod testing;

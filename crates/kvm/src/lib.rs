@@ -26,12 +26,14 @@ mod vm;
 use std::sync::Arc;
 
 use kvm_ioctls::Kvm;
-use vmm::{Backend, BackendError, BackendVm, CpuidTable, VmConfig};
+use vmm::{Backend, BackendError, BackendVm, CpuidTable, Frequencies, VmConfig};
 
 pub use probe::{HostAbilities, Speed, probe};
 
 /// The only version of the API there is (api.rst, KVM_GET_API_VERSION).
 const API_VERSION: i32 = 12;
+/// Ticks a second of the kernel's local APICs (`APIC_BUS_CYCLE_NS`, Linux `arch/x86/kvm/lapic.h`).
+const APIC_HZ: u32 = 1_000_000_000;
 
 /// Linux KVM.
 pub struct KvmBackend {
@@ -73,6 +75,13 @@ impl Backend for KvmBackend {
 
     fn kvm_dialect(&self) -> Option<u32> {
         Some(self.features)
+    }
+
+    /// Only a processor tells, so one is made for it; without scaling in the host's hardware all have the same frequency.
+    fn frequencies(&self) -> Result<Frequencies, BackendError> {
+        let processor = self.kvm.create_vm().and_then(|vm| vm.create_vcpu(0));
+        let khz = processor.and_then(|processor| processor.get_tsc_khz()).map_err(|e| host_error("KVM_GET_TSC_KHZ", e))?;
+        Ok(Frequencies { tsc_hz: u64::from(khz) * 1000, apic_hz: APIC_HZ })
     }
 
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn BackendVm>, BackendError> {

@@ -87,6 +87,13 @@ pub(crate) fn host_technology() -> &'static str {
     }
 }
 
+/// Whether KVM lets a guest's programs, and not only its kernel, use VMware's backdoor: the module's parameter `enable_vmware_backdoor`
+/// (Linux `Documentation/admin-guide/kernel-parameters.txt`). `None` without the module.
+pub fn vmware_backdoor() -> Option<bool> {
+    let parameter = std::fs::read_to_string("/sys/module/kvm/parameters/enable_vmware_backdoor").ok()?;
+    Some(parameter.trim() == "Y")
+}
+
 /// The error of opening /dev/kvm, with what to do about it.
 pub(crate) fn open_error(source: std::io::Error) -> BackendError {
     let what = match source.kind() {

@@ -16,7 +16,7 @@ use crate::errno::Errno;
 use crate::store::Store;
 
 /// Strings are read in pieces that end with a page, because the page behind a string need not be there.
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 
 /// Memory of the process that calls.
 pub trait UserMemory {
@@ -149,11 +149,11 @@ impl Buffer {
     fn copy_in(&self, user: &mut dyn UserMemory) -> Result<Vec<u8>, Errno> {
         let length = self.length()?;
         let mut bytes = Vec::new();
-        let mut piece = [0; PAGE as usize];
+        let mut piece = [0; PAGE];
         while bytes.len() < length {
             let address = self.address.checked_add(bytes.len() as u64).ok_or(Errno::EFAULT)?;
-            let page = usize::try_from(PAGE - address % PAGE).unwrap_or(piece.len());
-            let piece = piece.get_mut(..page.min(length - bytes.len())).unwrap_or_default();
+            let to_page_end = PAGE - usize::try_from(address % PAGE as u64).unwrap_or_default();
+            let piece = piece.get_mut(..to_page_end.min(length - bytes.len())).unwrap_or_default();
             user.read(address, piece)?;
             let text = string(piece);
             bytes.extend_from_slice(text);

@@ -41,6 +41,10 @@
 //! ```
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::cast_possible_truncation, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
 
 extern crate alloc;
 #[cfg(test)]
@@ -69,3 +73,8 @@ pub use hal::{Dma, Hal, HalError, Nanos};
 pub use ioctl::{BadAddress, Stores, UserMemory};
 pub use store::{Store, StoreError};
 pub use tree::{Polled, Tree};
+
+/// The example of the documentation's page, so that it stays true.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/pvbus.md")]
+struct Page;

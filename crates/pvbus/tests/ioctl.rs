@@ -265,6 +265,20 @@ fn key_needs_to_be_readable_up_to_its_nul_only() {
 }
 
 #[test]
+fn strings_across_pages_are_read_whole() {
+    // Keys that end just before, at and behind the end of a page, and a value of many pages.
+    for before in 1..14 {
+        let at = START + 4096 - before;
+        let long = vec![b'v'; KVOP_MAXSIZE - 1];
+        let (mut stores, mut process) =
+            (stores(), Process::new().with(at, b"guestinfo.b\0").with(VALUE + 1, &long).with(VALUE + 65536, b"\0"));
+        let request = PvbusReq { keylen: 64.into(), key: at.into(), valuelen: (KVOP_MAXSIZE as u64).into(), value: (VALUE + 1).into() };
+        assert_eq!(stores.ioctl(1, KVWRITE, true, &request, &mut process), Ok(()));
+        assert_eq!(stores.store(Kind::Vmware).unwrap().read(b"guestinfo.b").unwrap(), long, "{before}");
+    }
+}
+
+#[test]
 fn errors_of_a_store_have_their_numbers() {
     let expected = [
         ("badkey", Errno::EINVAL),

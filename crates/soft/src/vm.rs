@@ -9,7 +9,7 @@ use devices::lapic::{ApicBus, ApicClient, ApicClock, Message};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm::memory::{CodeMap, GuestMemory, PAGE_SIZE, Protection};
 use vmm::time::Timers;
-use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Vcpu, VcpuId, VmConfig};
+use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Frequencies, Vcpu, VcpuId, VmConfig};
 
 use crate::attention::{self, Attention};
 use crate::cpu::Cpu;
@@ -17,7 +17,7 @@ use crate::run::SoftVcpu;
 use crate::system;
 
 /// Guest TSC and LAPIC timer tick once a nanosecond of the machine's clock.
-const NANOSECOND_HZ: u64 = 1_000_000_000;
+const NANOSECOND_HZ: u32 = 1_000_000_000;
 /// Processors of a machine at most, as vmm(4) allows.
 const MAX_VCPUS: u32 = 64;
 
@@ -43,6 +43,10 @@ impl Backend for Soft {
 
     fn supported_cpuid(&self) -> CpuidTable {
         system::supported_cpuid()
+    }
+
+    fn frequencies(&self) -> Result<Frequencies, BackendError> {
+        Ok(Frequencies { tsc_hz: NANOSECOND_HZ.into(), apic_hz: NANOSECOND_HZ })
     }
 
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn BackendVm>, BackendError> {
@@ -174,7 +178,7 @@ impl VmShared {
         let attentions: Vec<Arc<Attention>> = (0..config.vcpus).map(|_| Arc::default()).collect();
         let apics = config.local_apic.then(|| {
             let clients = attentions.iter().map(|attention| Arc::clone(attention) as Arc<dyn ApicClient>).collect();
-            ApicBus::new(clients, &config.timers, ApicClock { tsc_hz: NANOSECOND_HZ, timer_hz: NANOSECOND_HZ })
+            ApicBus::new(clients, &config.timers, ApicClock { tsc_hz: NANOSECOND_HZ.into(), timer_hz: NANOSECOND_HZ.into() })
         });
         Arc::new(VmShared {
             regions,

@@ -116,7 +116,7 @@ pub enum KvCommand {
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         count: Option<u64>,
         /// End after so many seconds; with status 4 when --count was not reached.
-        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_hyphen_values = true)]
         timeout: Option<Duration>,
         /// As JSON objects: {"path": ..., "value": ...}, null for a key that is gone.
         #[arg(long)]
@@ -149,7 +149,7 @@ pub struct StopArguments {
     #[arg(long)]
     pub force: bool,
     /// Wait so many seconds for the guest to obey.
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_hyphen_values = true)]
     pub wait: Option<Duration>,
 }
 

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use dialects::store::{Client, Observer, Store, StoreError, WatchId};
 use vmd::config::{Kernel, MachineConfig, SerialTarget};
+use vmd::kv;
 
 use crate::terminal;
 
@@ -32,7 +33,7 @@ pub fn complete(config: &mut MachineConfig, dialects_given: bool) {
     }
     if config.cmdline.is_empty() {
         let is_for_people = config.serial == SerialTarget::Stdio && std::io::stdin().is_terminal();
-        config.cmdline = if is_for_people { "prompt" } else { "demo" }.into();
+        config.cmdline = if is_for_people { "demo prompt" } else { "demo" }.into();
     }
 }
 
@@ -66,8 +67,8 @@ impl Answers {
         let thread = std::thread::Builder::new().name("answers".into()).spawn(move || {
             for () in changes {
                 if let Ok(value) = reader.read(Client::Host, ANSWER.0) {
-                    let text: String = String::from_utf8_lossy(&value).chars().take(SHOWN).collect();
-                    terminal::say(&format!("the guest set {} to {text:?}", ANSWER.1));
+                    let text: String = kv::printable(&value).chars().take(SHOWN).collect();
+                    terminal::say(&format!("the guest set {} to \"{text}\"", ANSWER.1));
                 }
             }
         })?;

@@ -98,32 +98,15 @@ fn watch(control: &Path, paths: Vec<String>, count: Option<u64>, timeout: Option
             Err(ConnectionError::Ended(_)) if count.is_none() => return Ok(0),
             Err(error) => return Err(error.into()),
         };
-        if json {
-            writeln!(stdout, "{}", serde_json::json!({ "path": path, "value": value }))?;
-        } else {
-            writeln!(stdout, "{}", change(&path, value.as_ref()))?;
+        match value {
+            value if json => writeln!(stdout, "{}", serde_json::json!({ "path": path, "value": value }))?,
+            Some(JsonValue(value)) => writeln!(stdout, "{path}={}", kv::printable(&value))?,
+            None => writeln!(stdout, "{path} removed")?,
         }
         stdout.flush()?;
         left = left.map(|left| left - 1);
     }
     Ok(0)
-}
-
-/// A change on one line: `path=value` with control characters and what is not UTF-8 escaped, or `path removed`.
-fn change(path: &str, value: Option<&JsonValue>) -> String {
-    let Some(JsonValue(value)) = value else { return format!("{path} removed") };
-    let mut line = format!("{path}=");
-    for chunk in value.utf8_chunks() {
-        for letter in chunk.valid().chars() {
-            match letter {
-                '\\' => line.push_str("\\\\"),
-                letter if letter.is_control() => line.extend(letter.escape_default()),
-                letter => line.push(letter),
-            }
-        }
-        line.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
-    }
-    line
 }
 
 /// The exit status for a reply that is not what was asked for, or needs no more words than that.
@@ -136,20 +119,5 @@ fn done(reply: Reply) -> anyhow::Result<u8> {
         }
         Reply::Refused { text, .. } => bail!("{text}"),
         other => bail!("the machine answered something else: {other:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_are_one_line_whatever_the_value() {
-        let line = |value: &[u8]| change("vm-data/a", Some(&JsonValue(value.into())));
-        assert_eq!(line(b"plain = value"), "vm-data/a=plain = value");
-        assert_eq!(line(b"two\nlines\\"), "vm-data/a=two\\nlines\\\\");
-        assert_eq!(line(b"\x1b[2J\xff"), "vm-data/a=\\u{1b}[2J\\xff");
-        assert_eq!(line("grün".as_bytes()), "vm-data/a=grün");
-        assert_eq!(change("vm-data/a", None), "vm-data/a removed");
     }
 }

@@ -50,7 +50,7 @@ pub fn restore() {
 pub fn say(text: &str) {
     let end = if SAVED.lock().unwrap_or_else(PoisonError::into_inner).is_some() { "\r\n" } else { "\n" };
     // Nobody can be told that nobody can be told.
-    let _ = write!(std::io::stderr(), "vmctl: {text}{end}");
+    let _ = std::io::stderr().write_all(format!("vmctl: {text}{end}").as_bytes());
 }
 
 /// Reads standard input until its end: bytes go to `guest`; `quit` is called for Ctrl-A x.

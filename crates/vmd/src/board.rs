@@ -25,6 +25,7 @@ use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
 use devices::rtc::{CmosConfig, RTC_IRQ, Rtc};
 use devices::serial::{COM1, COM1_IRQ, Serial};
+use devices::smbios::{self, Smbios, SmbiosConfig};
 use devices::testdev::TestDevice;
 use devices::virtio::block::Block;
 use devices::virtio::console::Console;
@@ -74,7 +75,7 @@ pub struct Parts<'a> {
     /// Disks in order of their PCI slots.
     pub disks: &'a [Arc<dyn Disk>],
     /// The machine's UUID.
-    pub uuid: Uuid,
+    pub identity: Uuid,
     /// Whether the kernel starts by the PVH protocol.
     pub pvh: bool,
     /// The dialects.
@@ -190,7 +191,7 @@ impl Board {
             processors: config.cpus as u8,
         };
         Rtc::new(Arc::clone(timers), interrupts.isa_line(RTC_IRQ), &cmos).map(&mut map);
-        FwCfg::new(Arc::clone(memory), firmware_items(config, std::mem::take(&mut parts.files))).map(&mut map);
+        FwCfg::new(Arc::clone(memory), firmware_items(config, parts.identity, std::mem::take(&mut parts.files))).map(&mut map);
         if config.testdev {
             TestDevice::new(&interrupts).map(&mut map);
         }
@@ -245,7 +246,7 @@ fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Resu
     let domain = Domain::new(
         Arc::clone(xen),
         SharedStore::new(xenstore::Config::default()),
-        &parts.uuid.to_string(),
+        &parts.identity.to_string(),
         config.cpus,
         config.console.is_some(),
     )
@@ -272,24 +273,42 @@ pub fn memory_map(config: &MachineConfig) -> Vec<E820Range> {
     map
 }
 
-/// Puts the ACPI tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
+/// Puts the ACPI and SMBIOS tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
 /// the memory map reserves the range.
-pub fn place_acpi(config: &MachineConfig, memory: &GuestMemory) -> Option<u64> {
+pub fn place_tables(config: &MachineConfig, identity: Uuid, memory: &GuestMemory) -> Option<u64> {
+    memory.write_slice(&smbios_tables(config, identity).place(smbios::DEFAULT_BASE), GuestAddress(smbios::DEFAULT_BASE.into())).ok()?;
     let base = acpi::DEFAULT_BASE;
     memory.write_slice(&acpi_tables(config).place(base), GuestAddress(base.into())).ok()?;
     Some(base.into())
+}
+
+/// What the machine calls itself. With VMware's dialect it has VMware's names, by which cloud-init and others know that they may ask for keys; the
+/// serial number is the UUID as VMware writes it (Linux `arch/x86/kernel/cpu/vmware.c` looks for its beginning).
+fn smbios_tables(config: &MachineConfig, identity: Uuid) -> Smbios {
+    let Uuid(uuid) = identity;
+    if config.dialects.dialects().contains(&DialectName::Vmware) {
+        let hex: Vec<String> = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+        let serial = format!("VMware-{}-{}", hex[..8].join(" "), hex[8..].join(" "));
+        Smbios::new(&SmbiosConfig { manufacturer: "VMware, Inc.", product: "VMware Virtual Platform", serial: &serial, uuid })
+    } else {
+        let serial = identity.to_string();
+        Smbios::new(&SmbiosConfig { manufacturer: "pvbus", product: "pvbus virtual machine", serial: &serial, uuid })
+    }
 }
 
 fn acpi_tables(config: &MachineConfig) -> AcpiTables {
     AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
 }
 
-fn firmware_items(config: &MachineConfig, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {
+fn firmware_items(config: &MachineConfig, identity: Uuid, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {
     let mut items = FwCfgItems::new(config.memory.0, config.cpus as u16);
     let ranges = memory_map(config);
     let ranges: Vec<E820Entry> = ranges.iter().map(|range| E820Entry { base: range.start, size: range.size, kind: range.kind }).collect();
     items.add_e820(&ranges);
     for (name, bytes) in acpi_tables(config).files() {
+        items.add_file(name, bytes);
+    }
+    for (name, bytes) in smbios_tables(config, identity).files() {
         items.add_file(name, bytes);
     }
     for (name, bytes) in files {

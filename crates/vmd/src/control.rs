@@ -104,7 +104,7 @@ impl Control {
             let state = self.lock();
             (state.about.clone()?, state.machine.clone(), state.boots)
         };
-        Some(Status::new(about, self.started.elapsed(), boots, machine.as_ref()))
+        Some(Status::new(about, self.started.elapsed(), boots, machine.as_ref(), self.store.as_ref()))
     }
 
     /// Says what the machine will be.

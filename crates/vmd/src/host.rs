@@ -24,6 +24,8 @@ pub struct HostReport {
     pub kvm_mips: Option<f64>,
     /// Why KVM does not run, when it does not.
     pub kvm_problem: Option<String>,
+    /// Whether programs in a guest reach VMware's backdoor under KVM ([`kvm::probe::vmware_backdoor`]).
+    pub kvm_vmware_backdoor: Option<bool>,
     /// What `--backend auto` takes.
     pub backend: &'static str,
     /// And why.
@@ -50,6 +52,7 @@ pub fn inspect() -> HostReport {
         virtualization: abilities.processor,
         kvm_mips: abilities.kvm.as_ref().ok().map(|speed| speed.mips),
         kvm_problem: abilities.kvm.err(),
+        kvm_vmware_backdoor: kvm::probe::vmware_backdoor(),
         backend,
         reason,
         passt: in_path("passt"),
@@ -78,6 +81,11 @@ impl fmt::Display for HostReport {
         match (&self.kvm_mips, &self.kvm_problem) {
             (Some(mips), _) => writeln!(f, "/dev/kvm        supervisor code at {mips:.0} million instructions a second")?,
             (None, problem) => writeln!(f, "/dev/kvm        {}", problem.as_deref().unwrap_or("unknown"))?,
+        }
+        match self.kvm_vmware_backdoor {
+            Some(true) => writeln!(f, "VMware tools    work on KVM, too")?,
+            Some(false) => writeln!(f, "VMware tools    on KVM only for root, by ioperm(2): kvm.enable_vmware_backdoor is off")?,
+            None => {}
         }
         writeln!(f, "software CPU    vmm0 at mainbus0: soft")?;
         writeln!(f, "--backend auto  {} ({})", self.backend, self.reason)?;

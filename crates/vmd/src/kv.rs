@@ -4,7 +4,7 @@
 //!   /local/domain/1/data     a path of the whole store
 //!   data/x, data/            a path of this machine: it has a slash
 //!   hostname                 a key for guests: vm-data/hostname
-//!   guestinfo.a.b, a.b       the same by VMware's name: vm-data/a/b
+//!   guestinfo.a.b, a.b       the same by VMware's name: vm-data/a/b, as [`guestinfo::path`] has it
 //! ```
 //!
 //! A value in JSON is a string where it is text, otherwise an object with its bytes in base64 (RFC 4648): `{"base64": "AAEC"}`. A dump is one
@@ -15,15 +15,11 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use abi::vmware::rpc::GUESTINFO;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use dialects::store::{Client, MAX_VALUE, Store, StoreError};
-mod guestinfo {
-    pub fn path(k: &str) -> Result<String, std::fmt::Error> {
-        let k = k.strip_prefix("guestinfo.").unwrap_or(k);
-        Ok(format!("vm-data/{}", k.replace('.', "/")))
-    }
-}
+use dialects::vmware::guestinfo;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
@@ -38,7 +34,10 @@ pub fn parse_key(text: &str) -> Result<String, ConfigError> {
         "" => Err(ConfigError::Syntax("an empty key; write a name or a path".into())),
         "/" => Ok(text.into()),
         _ if text.contains('/') => Ok(text.strip_suffix('/').unwrap_or(text).into()),
-        _ => guestinfo::path(text).map_err(|error| ConfigError::Syntax(format!("key '{text}': {error}"))),
+        _ => {
+            let key = if guestinfo::path(text).is_some() { text.into() } else { format!("{GUESTINFO}{text}") };
+            guestinfo::path(&key).ok_or_else(|| ConfigError::Syntax(format!("'{text}' is not a key")))
+        }
     }
 }
 
@@ -166,6 +165,22 @@ impl TryFrom<JsonForm> for JsonValue {
     }
 }
 
+/// A value on one line for people: control characters, backslashes and what is not UTF-8 escaped, as it may be a guest's.
+pub fn printable(value: &[u8]) -> String {
+    let mut line = String::with_capacity(value.len());
+    for chunk in value.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                '\\' => line.push_str("\\\\"),
+                letter if letter.is_control() => line.extend(letter.escape_default()),
+                letter => line.push(letter),
+            }
+        }
+        line.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    line
+}
+
 /// Whether people can read it. What they cannot would also grow sixfold in a JSON string.
 fn is_text(text: &str) -> bool {
     text.chars().all(|c| !c.is_control() || matches!(c, '\t' | '\n' | '\r'))
@@ -258,6 +273,7 @@ mod tests {
             ("guestinfo.hostname", "vm-data/hostname"),
             ("guestinfo.a.b", "vm-data/a/b"),
             ("a.b", "vm-data/a/b"),
+            ("a b", "vm-data/a@20b"),
         ] {
             assert_eq!(parse_key(text).unwrap(), path, "{text}");
         }
@@ -293,6 +309,14 @@ mod tests {
         for bad in [r#"{"base64":"!"}"#, r#"{"hex":"00"}"#, "5", "null"] {
             assert!(serde_json::from_str::<JsonValue>(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn values_are_one_line_for_people() {
+        assert_eq!(printable(b"plain = value"), "plain = value");
+        assert_eq!(printable(b"two\nlines\\"), "two\\nlines\\\\");
+        assert_eq!(printable(b"\x1b[2J\xff"), "\\u{1b}[2J\\xff");
+        assert_eq!(printable("gr\u{fc}n".as_bytes()), "gr\u{fc}n");
     }
 
     #[test]

@@ -43,14 +43,13 @@ use crate::xen;
 
 /// Name under which INFO shows the machine.
 const MACHINE_NAME: &str = "machine";
-/// Ticks a second of the software CPU's TSC: it counts the machine's nanoseconds.
-const SOFT_TSC_HZ: u64 = 1_000_000_000;
 /// Time of day at which a deterministic machine starts: 2024-01-01 00:00 UTC.
 const DETERMINISTIC_EPOCH: Duration = Duration::from_secs(1_704_067_200);
 /// The host's source of random bytes.
 const RANDOM: &str = "/dev/urandom";
 /// What a deterministic machine gets for random bytes.
 const DETERMINISTIC_RANDOM: u8 = 0x5a;
+const DETERMINISTIC_NUMBER: u64 = u64::from_ne_bytes([DETERMINISTIC_RANDOM; 8]);
 
 /// Why a machine could not be made, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +142,9 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
     for warning in config.dialects.warnings() {
         say(&format!("--dialect {}: {warning}", config.dialects));
     }
+    if config.dialects.contains(DialectName::Vmware) && backend.name() == "kvm" && kvm::probe::vmware_backdoor() == Some(false) {
+        say("VMware's tools in the guest need ioperm(2) as root: kvm.enable_vmware_backdoor is off; or use --backend soft");
+    }
     let vmm = Arc::new(Vmm::new(backend));
     let identity = identity(config)?;
     control.introduce(About::new(config, identity, vmm.backend().technology()));
@@ -206,6 +208,13 @@ fn random(config: &MachineConfig) -> Result<Box<dyn Read>, MachineError> {
     })
 }
 
+/// One that nobody can guess. (getrandom(2) gives eight bytes without fail.)
+fn random_number() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    u64::from_ne_bytes(bytes)
+}
+
 /// A machine with power on.
 struct Machine {
     vmm: Arc<Vmm>,
@@ -250,13 +259,15 @@ impl Machine {
         let run_delay = if config.deterministic || backend_kvm.is_some() { None } else { RunDelay::new(config.cpus).map(Arc::new) };
         let surroundings = Surroundings {
             memory: memory.clone(),
+            ram: config.memory.0,
             timers: Arc::clone(&timers),
-            tsc_hz: SOFT_TSC_HZ,
+            frequencies: vmm.backend().frequencies().map_err(VmmError::from)?,
             vcpus: config.cpus,
             backend_kvm,
             steal: run_delay.clone().map(|delay| delay as Arc<dyn StealSource>),
             store: Arc::clone(control.store()),
-            uuid: identity.0,
+            uuid: identity,
+            random: if config.deterministic { || DETERMINISTIC_NUMBER } else { random_number },
         };
         let paravirtual = Arc::new(Paravirtual::new(config.dialects.dialects(), &surroundings));
         let vm_config = VmConfig {
@@ -276,12 +287,12 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { disks, uuid: identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
+        let parts = Parts { disks, identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
         // Firmware builds its tables from fw_cfg.
-        let rsdp = if image.rom_size() == 0 { board::place_acpi(config, &memory) } else { None };
+        let rsdp = if image.rom_size() == 0 { board::place_tables(config, identity, &memory) } else { None };
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: board::memory_map(config), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         say(&loaded.description);

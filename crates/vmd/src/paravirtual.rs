@@ -10,20 +10,23 @@ use dialects::kvm::clock::PvClock;
 use dialects::kvm::{self, Kvm, StealSource};
 use dialects::openbsd::Openbsd;
 use dialects::store::Store;
+use dialects::vmware::{Platform, Vmware};
 use dialects::xen::Xen;
 use vmm::time::Timers;
-use vmm::{BackendVm, GuestMemory};
+use vmm::{BackendVm, Frequencies, GuestMemory};
 
-use crate::layout::DialectName;
+use crate::config::{DialectName, Uuid};
 
 /// What dialects are made from.
 pub struct Surroundings {
     /// The guest's memory.
     pub memory: GuestMemory,
+    /// Bytes of RAM in it.
+    pub ram: u64,
     /// Guest time.
     pub timers: Arc<Timers>,
-    /// Ticks a second of the guest's TSC.
-    pub tsc_hz: u64,
+    /// How fast the processors' clocks run.
+    pub frequencies: Frequencies,
     /// Number of processors.
     pub vcpus: u32,
     /// What the backend says in [`vmm::Backend::kvm_dialect`].
@@ -32,8 +35,10 @@ pub struct Surroundings {
     pub steal: Option<Arc<dyn StealSource>>,
     /// The machine's information store.
     pub store: Arc<dyn Store>,
-    /// The machine's UUID, as the text form's bytes stand.
-    pub uuid: [u8; 16],
+    /// The machine's UUID.
+    pub uuid: Uuid,
+    /// Random numbers that a guest cannot guess, or in a deterministic machine always the same.
+    pub random: fn() -> u64,
 }
 
 /// The dialects of a machine with power on.
@@ -44,6 +49,7 @@ pub struct Paravirtual {
     kvm: Option<Arc<Kvm>>,
     /// Xen's, when it is there.
     pub xen: Option<Arc<Xen>>,
+    vmware: Option<Arc<Vmware>>,
 }
 
 impl Paravirtual {
@@ -51,9 +57,9 @@ impl Paravirtual {
     pub fn new(names: &[DialectName], with: &Surroundings) -> Paravirtual {
         let Surroundings { memory, timers, vcpus, .. } = with;
         // Of all dialects that have it, so that its MSRs have one owner.
-        let own_clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.tsc_hz, *vcpus));
+        let own_clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.frequencies.tsc_hz, *vcpus));
         let clock = with.backend_kvm.is_none().then(|| Arc::clone(&own_clock));
-        let mut made = Paravirtual { dialects: Vec::new(), kvm: None, xen: None };
+        let mut made = Paravirtual { dialects: Vec::new(), kvm: None, vmware: None, xen: None };
         for name in names {
             let dialect: Arc<dyn Dialect> = match (name, &clock) {
                 (DialectName::Kvm, Some(clock)) => {
@@ -64,11 +70,15 @@ impl Paravirtual {
                 (DialectName::Kvm, None) => Arc::new(kvm::Leaf { features: with.backend_kvm.unwrap_or_default() }),
                 (DialectName::Openbsd, clock) => Arc::new(Openbsd::new(clock.clone())),
                 (DialectName::Xen, _) => {
-                    let xen = Xen::new(memory.clone(), Arc::clone(&own_clock), Arc::clone(timers), with.uuid, *vcpus);
+                    let xen = Xen::new(memory.clone(), Arc::clone(&own_clock), Arc::clone(timers), with.uuid.0, *vcpus);
                     made.xen = Some(Arc::clone(&xen));
                     xen
                 }
-                (DialectName::Vmware, _) => continue,
+                (DialectName::Vmware, _) => {
+                    let vmware = Arc::new(vmware(with));
+                    made.vmware = Some(Arc::clone(&vmware));
+                    vmware
+                }
             };
             made.dialects.push(dialect);
         }
@@ -81,4 +91,14 @@ impl Paravirtual {
             kvm.connect(Arc::new(Arc::clone(vm)));
         }
     }
+
+    /// VMware's, for what only that one has.
+    pub fn vmware(&self) -> Option<&Vmware> {
+        self.vmware.as_deref()
+    }
+}
+
+fn vmware(with: &Surroundings) -> Vmware {
+    let platform = Platform { tsc_hz: with.frequencies.tsc_hz, bus_hz: with.frequencies.apic_hz, memory: with.ram, uuid: with.uuid.0 };
+    Vmware::new(platform, Arc::clone(with.timers.clock()), Arc::clone(&with.store), Box::new(with.random))
 }

@@ -1,18 +1,19 @@
 //! Asking a guest to shut down, to reboot or to set its clock: the ways there are, and which one a guest listens to.
 //!
 //! ```text
-//!   vmware    VMware's tools in the guest, once they have announced that they obey (TCLO OS_Halt, OS_Reboot)
+//!   vmware    VMware's tools in the guest, once they have announced that they obey (TCLO OS_Halt, OS_Reboot, Time_Synchronize)
 //!   xen       the guest's xenbus driver, once it has announced that it obeys (control/shutdown)
 //!   openbsd   the vmmci(4) driver, once it runs
 //!   acpi      the power button, once the guest has enabled it; it cannot say "reboot"
 //! ```
 //!
-//! `auto` takes the first of them that the guest listens to.
+//! `auto` takes the first of them that the guest listens to; for the clock vmmci(4) is the first, as its driver says beforehand whether it can.
 
 use std::fmt;
 use std::str::FromStr;
 
 use devices::virtio::vmmci::{self, RequestError};
+use dialects::vmware::{self, PowerRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
@@ -88,9 +89,9 @@ pub enum PowerError {
     /// The machine does not have it.
     #[error("the machine was started without the dialect {0}")]
     NoDialect(Via),
-    /// The guest does not use it.
-    #[error("VMware's tools do not run in the guest, or have not announced that they obey")]
-    NoTools,
+    /// VMware's tools say why.
+    #[error(transparent)]
+    Vmware(#[from] vmware::PowerError),
     /// The guest does not use it.
     #[error("the guest has no Xen driver that obeys control/shutdown")]
     NoXenDriver,
@@ -103,9 +104,9 @@ pub enum PowerError {
     /// The button is not enabled.
     #[error("the guest does not listen to its power button")]
     NoButton,
-    /// A button is only a button.
-    #[error("the power button cannot ask the guest {0}")]
-    Unspeakable(Wish),
+    /// There is no word for it.
+    #[error("the guest cannot be asked {1} by {0}")]
+    Unspeakable(Via, Wish),
     /// Nobody listens.
     #[error("the guest listens to nobody who could ask it {0}")]
     Deaf(Wish),
@@ -117,12 +118,19 @@ pub enum PowerError {
 /// [`PowerError`] when it does not listen there.
 pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
     match via {
-        Via::Vmware => Err(PowerError::NoTools),
+        Via::Vmware => vmware(machine, wish),
         Via::Openbsd => openbsd(machine, wish),
         Via::Acpi => acpi(machine, wish),
         Via::Xen => xen(machine, wish),
         Via::Auto => {
-            xen(machine, wish).or_else(|_| openbsd(machine, wish)).or_else(|_| acpi(machine, wish)).map_err(|_| PowerError::Deaf(wish))
+            let tried = match wish {
+                Wish::SetClock => openbsd(machine, wish).or_else(|_| vmware(machine, wish)),
+                _ => xen(machine, wish)
+                    .or_else(|_| vmware(machine, wish))
+                    .or_else(|_| openbsd(machine, wish))
+                    .or_else(|_| acpi(machine, wish)),
+            };
+            tried.map_err(|_| PowerError::Deaf(wish))
         }
     }
 }
@@ -130,6 +138,16 @@ pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
 fn xen(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     machine.board.domain().ok_or(PowerError::NoDialect(Via::Xen))?.ask(wish)?;
     Ok(Via::Xen)
+}
+
+fn vmware(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
+    let vmware = machine.paravirtual.vmware().ok_or(PowerError::NoDialect(Via::Vmware))?;
+    vmware.request(match wish {
+        Wish::Shutdown => PowerRequest::Halt,
+        Wish::Reboot => PowerRequest::Reboot,
+        Wish::SetClock => PowerRequest::SetClock,
+    })?;
+    Ok(Via::Vmware)
 }
 
 fn openbsd(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
@@ -147,7 +165,7 @@ fn acpi(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     match wish {
         Wish::Shutdown if power.button_is_enabled() => power.press_power_button(),
         Wish::Shutdown => return Err(PowerError::NoButton),
-        Wish::Reboot | Wish::SetClock => return Err(PowerError::Unspeakable(wish)),
+        Wish::Reboot | Wish::SetClock => return Err(PowerError::Unspeakable(Via::Acpi, wish)),
     }
     Ok(Via::Acpi)
 }

@@ -1,13 +1,17 @@
 //! How a machine is: what `vmctl status` shows.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use devices::virtio::vmmci::Conversation;
+use dialects::store::{Client, Store};
+use dialects::vmware::{PowerRequest, Progress, REPORTS, ToolsStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{MachineConfig, Size, Uuid};
 use crate::control::Running;
+use crate::kv;
 
 /// What the machine was made as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,13 +57,67 @@ pub struct Status {
     pub guest: Option<Guest>,
 }
 
-/// What the guest listens to.
+/// Reports of VMware's tools that are shown: names below [`REPORTS`], and how people call them.
+const SHOWN: [(&str, &str); 4] =
+    [("dns-name", "guest name"), ("ip", "guest address"), ("os-name-full", "guest system"), ("tools-version", "tools version")];
+
+/// What the guest listens to and what it told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guest {
     /// Whether the power button does something.
     pub power_button: bool,
+    /// VMware's tools, on machines that have that dialect.
+    pub vmware_tools: Option<VmwareTools>,
+    /// What the tools told about the guest, by its name in the store.
+    pub reports: BTreeMap<String, String>,
     /// What vmmci(4) is about, on machines that have it.
     pub vmmci: Option<Vmmci>,
+}
+
+/// VMware's tools in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmwareTools {
+    /// Whether they run: they have opened a channel for requests and answered the first.
+    pub run: bool,
+    /// Whether they take power requests.
+    pub take_power_requests: bool,
+    /// How far the last power request got, in words for people.
+    pub last_request: Option<String>,
+}
+
+impl VmwareTools {
+    /// From what the dialect knows.
+    pub fn new(tools: &ToolsStatus) -> VmwareTools {
+        let last_request = tools.power.as_ref().map(|power| {
+            let request = match power.request {
+                PowerRequest::Halt => "shutdown",
+                PowerRequest::Reboot => "reboot",
+                PowerRequest::SetClock => "setting of the clock",
+            };
+            match &power.progress {
+                Progress::Queued => format!("{request} not fetched yet"),
+                Progress::Sent => format!("{request} fetched"),
+                Progress::Accepted => format!("{request} accepted"),
+                Progress::Done => format!("{request} under way"),
+                Progress::Refused(reason) => format!("{request} refused: {reason}"),
+            }
+        });
+        VmwareTools { run: tools.are_running, take_power_requests: tools.take_power_requests, last_request }
+    }
+}
+
+impl fmt::Display for VmwareTools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.run, self.take_power_requests) {
+            (false, _) => "do not run",
+            (true, false) => "run, take no power requests",
+            (true, true) => "run, take power requests",
+        })?;
+        match &self.last_request {
+            Some(text) => write!(f, "; {}", kv::printable(text.as_bytes())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The control device of OpenBSD's dialect.
@@ -109,13 +167,20 @@ impl fmt::Display for Vmmci {
 
 impl Status {
     /// Of the machine in this process.
-    pub fn new(about: About, uptime: Duration, boots: u64, machine: Option<&Running>) -> Status {
+    pub fn new(about: About, uptime: Duration, boots: u64, machine: Option<&Running>, store: &dyn Store) -> Status {
         let guest = machine.map(|machine| Guest {
             power_button: machine.board.power().button_is_enabled(),
+            vmware_tools: machine.paravirtual.vmware().map(|vmware| VmwareTools::new(&vmware.tools())),
+            reports: reports(store),
             vmmci: machine.board.vmmci().map(|vmmci| Vmmci::new(vmmci.has_driver(), vmmci.conversation())),
         });
         Status { pid: std::process::id(), uptime: uptime.as_secs_f64(), boots, about, guest }
     }
+}
+
+fn reports(store: &dyn Store) -> BTreeMap<String, String> {
+    let report = |name: &str| store.read(Client::Host, &format!("{REPORTS}/{name}")).ok();
+    SHOWN.iter().filter_map(|(name, _)| Some(((*name).to_owned(), kv::printable(&report(name)?)))).collect()
 }
 
 impl fmt::Display for Status {
@@ -123,9 +188,10 @@ impl fmt::Display for Status {
         let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "{name:<14}{value}");
         line("pid", &self.pid)?;
         let seconds = self.uptime as u64;
-        let reboots = self.boots.saturating_sub(1);
-        let clock = format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
-        line("uptime", &if reboots == 0 { clock } else { format!("{clock}, {reboots} reboots") })?;
+        line("uptime", &format_args!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60))?;
+        if self.boots > 1 {
+            line("reboots", &(self.boots - 1))?;
+        }
         line("uuid", &self.about.uuid)?;
         line("backend", &self.about.backend)?;
         line("processors", &self.about.cpus)?;
@@ -133,6 +199,14 @@ impl fmt::Display for Status {
         line("dialects", &if self.about.dialects.is_empty() { "none".into() } else { self.about.dialects.join(", ") })?;
         let Some(guest) = &self.guest else { return line("guest", &"power is off") };
         line("power button", &if guest.power_button { "the guest listens" } else { "the guest does not listen" })?;
+        if let Some(tools) = &guest.vmware_tools {
+            line("vmware tools", tools)?;
+        }
+        for (name, title) in SHOWN {
+            if let Some(text) = guest.reports.get(name) {
+                line(title, text)?;
+            }
+        }
         if let Some(vmmci) = &guest.vmmci {
             line("vmmci", vmmci)?;
         }

@@ -30,11 +30,26 @@ pub trait Backend: Send + Sync {
         None
     }
 
+    /// How fast the processors' clocks run.
+    ///
+    /// # Errors
+    /// [`BackendError`] when the host does not tell.
+    fn frequencies(&self) -> Result<Frequencies, BackendError>;
+
     /// Makes a machine without processors.
     ///
     /// # Errors
     /// [`BackendError`] when the host refuses memory, or what the configuration asks for is not to be had.
     fn create_vm(&self, config: VmConfig) -> Result<Arc<dyn BackendVm>, BackendError>;
+}
+
+/// Ticks a second of a processor's clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frequencies {
+    /// The time-stamp counter.
+    pub tsc_hz: u64,
+    /// The local APIC's timer, before it is divided.
+    pub apic_hz: u32,
 }
 
 /// What a machine is made from.

@@ -26,7 +26,7 @@ mod resident;
 pub mod snapshot;
 pub mod time;
 
-pub use backend::{Backend, BackendError, BackendVm, Entry, EoiFlag, Inject, Vcpu, VcpuStats, VmConfig};
+pub use backend::{Backend, BackendError, BackendVm, Entry, EoiFlag, Frequencies, Inject, Vcpu, VcpuStats, VmConfig};
 pub use bus::{Bus, Hypercall, MsrFault, PortCall, VcpuId};
 pub use cpuid::{CpuidEntry, CpuidTable};
 pub use exit::Exit;

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use vmm::ioctl::UserMemory;
 use vmm::monitor::{CreateRequest, MemoryRange, RangeKind};
 use vmm::{
-    Backend, BackendError, BackendVm, Bus, CpuidTable, Entry, Exit, MsrFault, Protection, RegisterMask, Registers, Vcpu, VcpuId, VcpuStats,
-    VmConfig, Vmm,
+    Backend, BackendError, BackendVm, Bus, CpuidTable, Entry, Exit, Frequencies, MsrFault, Protection, RegisterMask, Registers, Vcpu,
+    VcpuId, VcpuStats, VmConfig, Vmm,
 };
 use zerocopy::little_endian::{I32, U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -51,6 +51,9 @@ impl Backend for Fake {
     }
     fn supported_cpuid(&self) -> CpuidTable {
         CpuidTable::default()
+    }
+    fn frequencies(&self) -> Result<Frequencies, BackendError> {
+        Ok(Frequencies { tsc_hz: 1_000_000_000, apic_hz: 1_000_000_000 })
     }
     fn create_vm(&self, _: VmConfig) -> Result<Arc<dyn BackendVm>, BackendError> {
         Ok(Arc::new(FakeVm { script: Arc::clone(&self.script), kicked: Arc::default() }))

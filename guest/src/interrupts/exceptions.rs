@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use super::stubs::Frame;
-use crate::{console, cpu, power};
+use crate::{cpu, power, print};
 
 /// Mnemonics, SDM table 6-1.
 const NAMES: [&str; 22] = [
@@ -24,13 +24,13 @@ pub(super) fn handle(frame: &mut Frame) {
     let Frame { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, .. } = *frame;
     let Frame { vector, error, rip, cs, rflags, ss, .. } = *frame;
     let name = NAMES.get(vector as usize).copied().unwrap_or("");
-    console::emergency(format_args!(
+    print!(
         "\nexception {vector} {name} error {error:#x} at {cs:#x}:{rip:#018x}\n\
          rax {rax:016x} rbx {rbx:016x} rcx {rcx:016x} rdx {rdx:016x}\n\
          rsi {rsi:016x} rdi {rdi:016x} rbp {rbp:016x} rsp {rsp:016x}\n\
          r8  {r8:016x} r9  {r9:016x} r10 {r10:016x} r11 {r11:016x}\n\
          r12 {r12:016x} r13 {r13:016x} r14 {r14:016x} r15 {r15:016x}\n\
          rflags {rflags:#x} ss {ss:#x} cr2 {cr2:016x} cr3 {cr3:016x}\n"
-    ));
+    );
     power::fail();
 }

@@ -42,8 +42,10 @@ unsafe extern "C" {
     pub(super) static interrupt_stubs: [u8; 0];
 }
 
+/// Exceptions with which the processor pushes an error code, a bit each: SDM table 6-1, and AMD APM vol. 2 table 8-1 for the last two.
+const WITH_ERROR: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+
 global_asm!(
-    // Vectors with an error code: SDM table 6-1, and those of AMD APM vol. 2 table 8-1.
     r#"
     .pushsection .text
     .balign 16
@@ -52,7 +54,7 @@ interrupt_stubs:
     .set vector, 0
     .rept 256
     .balign {size}
-    .if vector != 8 && vector != 10 && vector != 11 && vector != 12 && vector != 13 && vector != 14 && vector != 17 && vector != 21 && vector != 29 && vector != 30
+    .if vector >= 32 || ({with_error} >> vector) & 1 == 0
     push 0
     .endif
     push vector
@@ -105,5 +107,6 @@ interrupt_common:
     .popsection
     "#,
     size = const STUB_SIZE,
+    with_error = const WITH_ERROR,
     handle = sym super::handle,
 );

@@ -1,4 +1,5 @@
-//! What a kernel without an AML interpreter needs of ACPI: how to switch the machine off and how to reset it.
+//! What a kernel without an AML interpreter needs of ACPI: how to switch the machine off, how to reset it, and where its power
+//! button is.
 //!
 //! ACPI 6.5 sections 5.2.5 (RSDP), 5.2.7 and 5.2.8 (RSDT, XSDT), 5.2.9 (FADT), 7.4.2 (`\_S5`), 20.2 (AML encoding). Sleep types
 //! stand in the DSDT, in a package of small integers that every firmware writes literally; it is found by its name.
@@ -21,14 +22,19 @@ const SPACE_IO: u8 = 1;
 /// Offsets in the FADT, ACPI 6.5 table 5.9.
 mod fadt {
     pub const DSDT: usize = 40;
+    pub const SCI_INTERRUPT: usize = 46;
     pub const SMI_COMMAND: usize = 48;
     pub const ACPI_ENABLE: usize = 52;
+    pub const PM1A_EVENT: usize = 56;
     pub const PM1A_CONTROL: usize = 64;
     pub const PM1B_CONTROL: usize = 68;
+    pub const PM1_EVENT_LENGTH: usize = 88;
     pub const FLAGS: usize = 112;
     pub const RESET_REGISTER: usize = 116;
     pub const RESET_VALUE: usize = 128;
     pub const X_DSDT: usize = 140;
+    /// There is no power button of the fixed hardware.
+    pub const FLAG_NO_BUTTON: u32 = 1 << 4;
     pub const FLAG_RESET: u32 = 1 << 10;
 }
 
@@ -41,6 +47,19 @@ pub struct Power {
     pub reset: Option<(u16, u8)>,
     /// Port and value that turn ACPI on where firmware has it off.
     pub enable: Option<(u16, u8)>,
+    /// The power button of the fixed hardware.
+    pub button: Option<Button>,
+}
+
+/// Where the fixed hardware tells of its power button.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Button {
+    /// PM1a status register.
+    pub status: u16,
+    /// PM1a enable register.
+    pub enable: u16,
+    /// The system control interrupt.
+    pub irq: u8,
 }
 
 impl Power {
@@ -58,12 +77,21 @@ impl Power {
             Some([a, b]) => [port(fadt::PM1A_CONTROL).map(|port| (port, a)), port(fadt::PM1B_CONTROL).map(|port| (port, b))],
             None => [None; 2],
         };
-        let has_reset = u32_at(fadt, fadt::FLAGS).is_some_and(|flags| flags & fadt::FLAG_RESET != 0);
-        let register = fadt.get(fadt::RESET_REGISTER..).filter(|register| has_reset && register.first() == Some(&SPACE_IO));
+        let flags = u32_at(fadt, fadt::FLAGS).unwrap_or(0);
+        let has_reset = |register: &&[u8]| flags & fadt::FLAG_RESET != 0 && register.first() == Some(&SPACE_IO);
+        let register = fadt.get(fadt::RESET_REGISTER..).filter(has_reset);
         let reset = register.and_then(|register| u16::try_from(u64_at(register, 4)?).ok()).zip(fadt.get(fadt::RESET_VALUE).copied());
         let enable = port(fadt::SMI_COMMAND).zip(fadt.get(fadt::ACPI_ENABLE).copied().filter(|value| *value != 0));
-        Some(Power { off, reset, enable })
+        Some(Power { off, reset, enable, button: button(fadt, flags, port(fadt::PM1A_EVENT)) })
     }
+}
+
+/// The power button by the FADT; its status register is the first half of the event block.
+fn button(fadt: &[u8], flags: u32, status: Option<u16>) -> Option<Button> {
+    let half = u16::from(*fadt.get(fadt::PM1_EVENT_LENGTH)? / 2);
+    let irq = *fadt.get(fadt::SCI_INTERRUPT)?;
+    let status = status.filter(|_| flags & fadt::FLAG_NO_BUTTON == 0 && half >= 2 && irq < 16)?;
+    Some(Button { status, enable: status.checked_add(half)?, irq })
 }
 
 /// Whether these bytes are an RSDP with a right checksum (of the part that all revisions have).
@@ -163,6 +191,9 @@ mod tests {
         rom.table(0x200, b"FACP", 244);
         rom.put(0x200 + fadt::DSDT, &0xe_0400u32.to_le_bytes());
         rom.put(0x200 + fadt::SMI_COMMAND, &[0xb2, 0, 0, 0, 0xf1]);
+        rom.put(0x200 + fadt::SCI_INTERRUPT, &[9]);
+        rom.put(0x200 + fadt::PM1A_EVENT, &[0x00, 0x06]);
+        rom.put(0x200 + fadt::PM1_EVENT_LENGTH, &[4]);
         rom.put(0x200 + fadt::PM1A_CONTROL, &[0x04, 0x06]);
         rom.put(0x200 + fadt::FLAGS, &fadt::FLAG_RESET.to_le_bytes());
         rom.put(0x200 + fadt::RESET_REGISTER, &[SPACE_IO, 8, 0, 1, 0xf9, 0x0c]);
@@ -174,7 +205,8 @@ mod tests {
 
     #[test]
     fn tables_tell_how_to_switch_off_and_reset() {
-        let power = Power { off: [Some((0x604, 5)), None], reset: Some((0xcf9, 6)), enable: Some((0xb2, 0xf1)) };
+        let button = Some(Button { status: 0x600, enable: 0x602, irq: 9 });
+        let power = Power { off: [Some((0x604, 5)), None], reset: Some((0xcf9, 6)), enable: Some((0xb2, 0xf1)), button };
         let rom = rom(b"\x08_S5_\x12\x08\x04\x0a\x05\x0a\x05\x00\x00");
         assert_eq!(Power::find(&rom, None), Some(power));
         assert_eq!(Power::find(&rom, Some(0xe_0040)), Some(power));

@@ -5,6 +5,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod calendar;
 pub mod line;
 pub mod pages;
 pub mod words;

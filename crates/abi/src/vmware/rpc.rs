@@ -61,6 +61,8 @@ pub const OS_SUSPEND: &str = "OS_Suspend";
 /// TCLO: `Set_Option NAME VALUE`.
 pub const SET_OPTION: &str = "Set_Option";
 
+/// TCLO: take the host's time of day, with 1 also when that is earlier (open-vm-tools `services/plugins/timeSync/timeSync.c`).
+pub const TIME_SYNCHRONIZE: &str = "Time_Synchronize 1";
 /// TCLO: publish the first IPv4 address as [`GUESTINFO_IP`].
 pub const BROADCAST_IP: &str = "Set_Option broadcastIP 1";
 /// Key of the first IPv4 address.

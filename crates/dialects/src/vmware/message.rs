@@ -135,6 +135,15 @@ impl Channels {
         byte.unwrap_or(u8::MAX)
     }
 
+    /// Whether guests could have brought it to this.
+    pub fn is_within_limits(&self) -> bool {
+        let mut incoming = self.open.values().filter_map(|channel| channel.incoming.as_ref());
+        // In this order, so that the sum cannot overflow.
+        self.open.len() <= words::MAX_CHANNELS
+            && incoming.all(|message| message.length <= words::MAX_GUEST_MESSAGE && message.bytes.len() < message.length)
+            && self.held() <= MAX_HELD
+    }
+
     fn open(&mut self, frame: &mut Frame, service: &mut dyn Service, random: &mut dyn FnMut() -> u64) -> u16 {
         let protocol = match frame.ebx & !words::COOKIE {
             words::RPCI => Protocol::Rpci,
@@ -229,7 +238,7 @@ impl Channels {
     fn append(&mut self, id: ChannelId, bytes: &[u8], service: &mut dyn Service) -> u16 {
         let Some(channel) = self.open.get_mut(&id) else { return status::CLOSED };
         let Some(message) = &mut channel.incoming else { return status::CHECKPOINT };
-        let missing = message.length.saturating_sub(message.bytes.len());
+        let missing = message.length - message.bytes.len();
         message.bytes.extend_from_slice(bytes.get(..missing).unwrap_or(bytes));
         if message.bytes.len() < message.length {
             return status::SUCCESS;

@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::vmware::backdoor as words;
 use serde::{Deserialize, Serialize};
+use vmm::snapshot::{RestoreError, Saved, Snapshot};
 use vmm::time::Clock;
 use vmm::{CpuidEntry, CpuidTable, Hypercall, PortCall, VcpuId};
 
@@ -41,6 +42,9 @@ use crate::store::Store;
 use backdoor::Frame;
 use message::{ChannelId, Channels, Protocol, Service};
 use tclo::Tclo;
+
+/// Name and version in a [`Saved`] state.
+const STATE: (&str, u32) = ("vmware", 1);
 
 /// Where cookies come from. A guest's processes must not guess each other's.
 pub type Random = Box<dyn FnMut() -> u64 + Send>;
@@ -175,6 +179,22 @@ impl Dialect for Vmware {
 
     fn reset(&self) {
         self.lock().state = State::default();
+    }
+}
+
+impl Snapshot for Vmware {
+    fn state(&self) -> Saved {
+        Saved::new(STATE.0, STATE.1, &self.lock().state)
+    }
+
+    /// Messages that were under way go on where they were.
+    fn restore(&self, state: &Saved) -> Result<(), RestoreError> {
+        let state: State = state.open(STATE.0, STATE.1)?;
+        if !state.channels.is_within_limits() {
+            return Err(RestoreError::Impossible { device: STATE.0, what: "more channels or bytes than a machine has" });
+        }
+        self.lock().state = state;
+        Ok(())
     }
 }
 

@@ -28,6 +28,8 @@ pub enum PowerRequest {
     Halt,
     /// Shut down and start again.
     Reboot,
+    /// Take the host's time of day.
+    SetClock,
 }
 
 /// Why a power request was not taken.
@@ -125,6 +127,7 @@ impl Request {
             Request::PowerOn => words::OS_POWER_ON.into(),
             Request::Power(PowerRequest::Halt) => words::OS_HALT.into(),
             Request::Power(PowerRequest::Reboot) => words::OS_REBOOT.into(),
+            Request::Power(PowerRequest::SetClock) => words::TIME_SYNCHRONIZE.into(),
         }
     }
 }
@@ -192,7 +195,7 @@ impl Tclo {
         let asked = match self.power.as_ref().map(|power| power.request) {
             Some(PowerRequest::Halt) => state_change::HALT,
             Some(PowerRequest::Reboot) => state_change::REBOOT,
-            None => return,
+            Some(PowerRequest::SetClock) | None => return,
         };
         if asked == number {
             self.proceed(if success { Progress::Done } else { Progress::Refused("the guest's script failed".into()) }, now);
@@ -202,7 +205,7 @@ impl Tclo {
     /// Queues a power request.
     pub fn request(&mut self, request: PowerRequest, now: u64) -> Result<(), PowerError> {
         let client = self.client.as_ref().filter(|client| client.greeted > 0).ok_or(PowerError::NoTools)?;
-        if !client.state_change {
+        if !client.state_change && request != PowerRequest::SetClock {
             return Err(PowerError::NotTaken);
         }
         if self.is_pending() {
@@ -300,6 +303,18 @@ mod tests {
         poll(&mut tclo, "OK ");
         tclo.state_changed(false, state_change::REBOOT, 6);
         assert_eq!(progress(&tclo), Progress::Refused("the guest's script failed".into()));
+    }
+
+    #[test]
+    fn clock_is_set_by_tools_that_take_no_power_requests() {
+        let mut tclo = greeted();
+        tclo.set_state_change(false);
+        tclo.request(PowerRequest::SetClock, 5).unwrap();
+        assert_eq!(poll(&mut tclo, "").unwrap(), "Time_Synchronize 1");
+        tclo.state_changed(true, state_change::HALT, 6);
+        assert_eq!(progress(&tclo), Progress::Sent);
+        poll(&mut tclo, "OK ");
+        assert_eq!(progress(&tclo), Progress::Accepted);
     }
 
     #[test]

@@ -517,6 +517,37 @@ fn channel_opened_without_cookie_needs_none() {
 }
 
 #[test]
+fn message_under_way_goes_on_in_a_restored_machine() {
+    let host = host();
+    let client = Client::open(&host.vmware, Style::LowBandwidth, steps::RPCI);
+    client.step(steps::SENDSIZE, 6);
+    client.step(steps::SENDPAYLOAD, u32::from_le_bytes(*b"mach"));
+    let saved = host.vmware.state();
+
+    let other = self::host();
+    other.vmware.restore(&saved).unwrap();
+    assert_eq!(other.vmware.state(), saved);
+    let client = Client { vmware: &other.vmware, ..client };
+    client.step(steps::SENDPAYLOAD, u32::from_le_bytes(*b"in\0\0"));
+    assert_eq!(client.receive().unwrap(), b"0 Unknown command");
+}
+
+#[test]
+fn state_that_no_guest_could_cause_is_refused() {
+    let host = host();
+    let client = Client::open(&host.vmware, Style::LowBandwidth, steps::RPCI);
+    client.step(steps::SENDSIZE, 6);
+    let before = host.vmware.state();
+    for (from, to) in [("\"length\":6", "\"length\":65537"), ("\"length\":6", "\"length\":0")] {
+        let text = serde_json::to_string(&before).unwrap();
+        assert!(text.contains(from));
+        let state = serde_json::from_str(&text.replace(from, to)).unwrap();
+        assert!(matches!(host.vmware.restore(&state), Err(RestoreError::Impossible { .. })));
+    }
+    assert_eq!(host.vmware.state(), before);
+}
+
+#[test]
 fn unknown_protocols_are_not_opened() {
     let host = host();
     for protocol in [0, steps::COOKIE, steps::RPCI + 1] {

@@ -13,11 +13,12 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use abi::kvm::{
-    MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_NEW, MSR_WALL_CLOCK, MSR_WALL_CLOCK_NEW, PVCLOCK_TSC_STABLE, PvclockVcpuTimeInfo, PvclockWallClock,
-    SYSTEM_TIME_ENABLE, feature,
+    MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_NEW, MSR_WALL_CLOCK, MSR_WALL_CLOCK_NEW, PVCLOCK_GUEST_STOPPED, PVCLOCK_TSC_STABLE,
+    PvclockVcpuTimeInfo, PvclockWallClock, SYSTEM_TIME_ENABLE, feature,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -29,6 +30,9 @@ use crate::hal::{Dma, Hal, HalError, Nanos, SECOND};
 const READINGS: usize = 100_000;
 /// Where in the page the time of day is.
 const WALL_CLOCK: usize = 64;
+/// The word of the page with the record's flags, and how far they are shifted in it.
+const FLAGS_WORD: usize = offset_of!(PvclockVcpuTimeInfo, flags) / 4;
+const FLAGS_SHIFT: usize = offset_of!(PvclockVcpuTimeInfo, flags) % 4 * 8;
 /// How often the device tells the time of day.
 const PERIOD: Nanos = 15 * SECOND;
 
@@ -104,6 +108,17 @@ impl<'h> Pvclock<'h> {
     /// As [`Pvclock::now`].
     pub fn is_stable(&self) -> Result<bool, ClockError> {
         Ok(self.stable && self.record()?.0.flags & PVCLOCK_TSC_STABLE != 0)
+    }
+
+    /// Whether the host stopped the machine since this was last asked: what watched the clock for delays shall not blame the guest.
+    ///
+    /// # Errors
+    /// [`ClockError::Hal`].
+    pub fn take_stopped(&self) -> Result<bool, ClockError> {
+        let stopped = u32::from(PVCLOCK_GUEST_STOPPED) << FLAGS_SHIFT;
+        let word = self.page()?.words().get(FLAGS_WORD).ok_or(ClockError::Writing)?;
+        // Asked first, so that a page which the host keeps is written to only when there is something to clear.
+        Ok(word.load(Ordering::Relaxed) & stopped != 0 && word.fetch_and(!stopped, Ordering::AcqRel) & stopped != 0)
     }
 
     /// The time of day when [`Pvclock::now`] was zero.
@@ -236,16 +251,16 @@ impl fmt::Display for ClockError {
 
 impl core::error::Error for ClockError {}
 
-/// The clock as a device of the bus: tells the time of day, and turns itself off when the machine goes down.
+/// The clock as a device of the bus: tells the time of day, that the machine was stopped, and turns itself off when the machine goes down.
 pub(crate) struct PvclockDevice<'h> {
     clock: Arc<Pvclock<'h>>,
     next: Option<Nanos>,
-    first: bool,
+    set_time: bool,
 }
 
 impl<'h> PvclockDevice<'h> {
     pub(crate) const fn new(clock: Arc<Pvclock<'h>>) -> PvclockDevice<'h> {
-        PvclockDevice { clock, next: Some(0), first: true }
+        PvclockDevice { clock, next: Some(0), set_time: true }
     }
 }
 
@@ -254,20 +269,15 @@ impl<'h> Driver<'h> for PvclockDevice<'h> {
         if self.next? > now {
             return self.next;
         }
-        let Ok(time) = self.clock.time_of_day() else {
-            // A host that has no time of day will not get one.
-            self.next = None;
-            return None;
-        };
-        events.push(Event::Time(TimeOfDay {
-            source: self.clock.kind(),
-            seconds: time.seconds,
-            nanoseconds: time.nanoseconds,
-            read_at: now,
-            set: self.first,
-        }));
-        self.first = false;
         self.next = Some(now.saturating_add(PERIOD));
+        if self.clock.take_stopped() == Ok(true) {
+            events.push(Event::Resume(self.clock.kind()));
+            self.set_time = true;
+        }
+        if let Ok(WallTime { seconds, nanoseconds }) = self.clock.time_of_day() {
+            let (source, set) = (self.clock.kind(), core::mem::take(&mut self.set_time));
+            events.push(Event::Time(TimeOfDay { source, seconds, nanoseconds, read_at: self.clock.hal.now(), set }));
+        }
         self.next
     }
 

@@ -3,7 +3,9 @@
 use alloc::vec::Vec;
 
 use abi::hypervisor as words;
-use abi::kvm::{MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_NEW, MSR_WALL_CLOCK, MSR_WALL_CLOCK_NEW, PVCLOCK_TSC_STABLE, feature};
+use abi::kvm::{
+    MSR_SYSTEM_TIME, MSR_SYSTEM_TIME_NEW, MSR_WALL_CLOCK, MSR_WALL_CLOCK_NEW, PVCLOCK_GUEST_STOPPED, PVCLOCK_TSC_STABLE, feature,
+};
 use proptest::prelude::*;
 
 use super::pvclock::*;
@@ -190,6 +192,16 @@ fn device_tells_the_time_every_fifteen_seconds_and_ends_with_the_machine() {
     assert_eq!(set, [true, false]);
     device.hear(&News::GoingDown { reboot: true }, 16 * SECOND);
     assert_eq!((device.poll(40 * SECOND, &mut events), hal.host().enabled), (None, 0));
+}
+
+#[test]
+fn machine_that_was_stopped_hears_of_it_once() {
+    let (hal, interface) = machine(Clock { flags: PVCLOCK_TSC_STABLE | PVCLOCK_GUEST_STOPPED, ..Clock::default() }, NEW);
+    let clock = alloc::sync::Arc::new(Pvclock::attach(&hal, &interface).unwrap());
+    let mut events = Vec::new();
+    PvclockDevice::new(clock.clone()).poll(0, &mut events);
+    assert_eq!(events[0], Event::Resume(Kind::Kvm));
+    assert_eq!((clock.take_stopped(), clock.is_stable()), (Ok(false), Ok(true)));
 }
 
 proptest! {

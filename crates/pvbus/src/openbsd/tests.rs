@@ -214,3 +214,31 @@ fn power_off_is_told_to_the_host_and_reboot_is_not() {
     vmmci.hear(&News::GoingDown { reboot: false }, 0);
     assert_eq!(hal.host().writes(legacy::DEVICE_CONFIG), [words::SHUTDOWN]);
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_answers_of_a_bus_panic(answers in proptest::collection::vec(proptest::num::u32::ANY, 1..200), bar in 4u32..0x1_0100) {
+        struct Noise(Vec<u32>, usize);
+        impl Host for Noise {
+            fn port_in(&mut self, _: u16, _: Width) -> Result<u32, HalError> {
+                self.1 += 1;
+                Ok(self.0[self.1 % self.0.len()])
+            }
+        }
+        let hal = FakeHal::new(Noise(answers.clone(), 0));
+        let _ = find(&hal);
+        // One that attaches wherever its ports are, up to the end of all ports.
+        let mut answers = answers;
+        answers.extend([0, bar & !3 | pci::BAR_IO, 0]);
+        let hal = FakeHal::new(Noise(answers, 0));
+        for start in 0..4 {
+            hal.host().1 = start;
+            if let Ok(mut vmmci) = Vmmci::attach(&hal, PciAddress { bus: 0, device: 0, function: 0 }) {
+                for second in 0..40 {
+                    vmmci.poll(second * SECOND, &mut Vec::new());
+                }
+                vmmci.hear(&News::GoingDown { reboot: false }, 0);
+            }
+        }
+    }
+}

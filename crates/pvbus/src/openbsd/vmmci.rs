@@ -144,7 +144,7 @@ impl<'h> Driver<'h> for Vmmci<'h> {
             self.next_time = now.saturating_add(TIME_PERIOD);
             if let Some((seconds, nanoseconds)) = self.time().ok()? {
                 let set = core::mem::take(&mut self.set_time);
-                events.push(Event::Time(TimeOfDay { source: Kind::OpenBsd, seconds, nanoseconds, read_at: now, set }));
+                events.push(Event::Time(TimeOfDay { source: Kind::OpenBsd, seconds, nanoseconds, read_at: self.hal.now(), set }));
             }
         }
         Some(now.saturating_add(PERIOD))

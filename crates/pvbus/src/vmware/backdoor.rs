@@ -162,7 +162,10 @@ pub struct Answer {
 impl From<&Registers> for Answer {
     fn from(registers: &Registers) -> Answer {
         // The backdoor's registers are 32 bits wide; the upper halves are nobody's.
-        let low = |register: u64| (register & u64::from(u32::MAX)) as u32;
+        let low = |register: u64| {
+            let [a, b, c, d, ..] = register.to_le_bytes();
+            u32::from_le_bytes([a, b, c, d])
+        };
         Answer {
             eax: low(registers.rax),
             ebx: low(registers.rbx),

@@ -12,6 +12,7 @@
 //! open-vm-tools `lib/message/message.c`, `lib/include/guest_msg_def.h`.
 
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
 
 use abi::vmware::backdoor::MESSAGE;
@@ -36,6 +37,8 @@ pub struct Channel<'h> {
     id: u16,
     /// High and low half; zero when the host gave none.
     cookie: (u32, u32),
+    /// Whether high bandwidth is worth a try: some hosts offer it at every gate and have it at the port only.
+    high: Cell<bool>,
 }
 
 impl<'h> Channel<'h> {
@@ -52,7 +55,7 @@ impl<'h> Channel<'h> {
             cookie = (0, 0);
         }
         done(&answer)?;
-        Ok(Channel { backdoor, id: high_half(answer.edx), cookie })
+        Ok(Channel { backdoor, id: high_half(answer.edx), cookie, high: Cell::new(true) })
     }
 
     /// Sends a message.
@@ -121,11 +124,21 @@ impl<'h> Channel<'h> {
         })
     }
 
-    /// The whole payload in one instruction; `false` when this system cannot.
+    /// The whole payload in one instruction; `false` when this system cannot. A message that the host refuses this way begins again without.
     fn high(&self, transfer: Transfer<'_>) -> Result<bool, ChannelError> {
+        if !self.high.get() {
+            return Ok(false);
+        }
         match self.backdoor.high(HB_COMMAND, self.id, self.cookie, transfer) {
             // Here the status is in EBX.
-            Ok(answer) => check(high_half(answer.ebx)).map(|_| true),
+            Ok(answer) => match check(high_half(answer.ebx)) {
+                Ok(_) => Ok(true),
+                Err(ChannelError::Refused) => {
+                    self.high.set(false);
+                    Err(ChannelError::Checkpoint)
+                }
+                Err(error) => Err(error),
+            },
             Err(HalError::Unavailable) => Ok(false),
             Err(error) => Err(error.into()),
         }

@@ -10,6 +10,7 @@ use abi::vmware::message::{self as words, status};
 use proptest::prelude::*;
 
 use super::*;
+use crate::driver::Driver;
 use crate::hal::{Gate, Hal, HalError, Registers, SECOND, Transfer};
 use crate::store::{Store, StoreError};
 use crate::testing::{FakeHal, Host};
@@ -40,6 +41,8 @@ pub(super) struct Script {
     /// Whether high bandwidth is offered, and whether this system has it.
     pub high: (bool, bool),
     pub cookies: bool,
+    /// High bandwidth is offered, and then refused.
+    pub refuses_high: bool,
     /// Answers of RPCI never come.
     pub silent: bool,
     /// Added to every announced length.
@@ -69,6 +72,7 @@ impl Default for Script {
         Script {
             gate: Gate::In,
             high: (true, true),
+            refuses_high: false,
             cookies: true,
             silent: false,
             lie: 0,
@@ -218,6 +222,10 @@ impl Script {
 
     fn high(&mut self, r: &mut Registers, transfer: Transfer<'_>) {
         self.high_calls += 1;
+        if self.refuses_high {
+            r.rbx &= 0xffff;
+            return;
+        }
         let id = (r.rdx >> 16) as usize;
         if self.channels[id].is_none() {
             r.rbx = u64::from(status::CLOSED) << 16;
@@ -297,6 +305,13 @@ fn value_comes_through_every_gate_in_both_bandwidths() {
             }
         }
     }
+}
+
+#[test]
+fn high_bandwidth_that_is_offered_and_refused_is_done_without() {
+    let hal = FakeHal::new(Script { refuses_high: true, ..Script::default() });
+    assert_eq!(store(&hal).read(b"guestinfo.a").unwrap(), b"some value");
+    assert_eq!(hal.host().high_calls, 1, "it is tried once on a channel");
 }
 
 #[test]
@@ -510,7 +525,13 @@ proptest! {
             answer[1] &= 0xffff_01ff;
             answer
         });
-        let hal = FakeHal::new(Noise(answers.collect(), always));
+        let hal = FakeHal::new(Noise(answers.collect(), always)).base(0x4000_0000, 0x4000_0010, abi::hypervisor::VMWARE);
+        let detection = crate::detect(&hal);
+        if let Ok(mut vmt) = Vmt::attach(&hal, &detection.interfaces[0]) {
+            for second in 0..20 {
+                vmt.poll(second * SECOND, &mut Vec::new());
+            }
+        }
         let mut store = store(&hal);
         let _ = store.read(b"guestinfo.a");
         let _ = store.write(b"guestinfo.a", b"some text");

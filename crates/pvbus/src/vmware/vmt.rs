@@ -93,8 +93,10 @@ impl<'h> Vmt<'h> {
             let call = self.call.as_mut()?;
             match call.poll(now) {
                 Poll::Pending => return Some(call.next()),
-                // What the host refuses it need not hear.
-                Poll::Ready(Ok(_) | Err(RpcError::Refused(_) | RpcError::Malformed)) => self.silent = false,
+                // What the host refuses, or has no room for, it need not hear.
+                Poll::Ready(Ok(_) | Err(RpcError::Refused(_) | RpcError::Malformed | RpcError::Channel(ChannelError::TooLong))) => {
+                    self.silent = false;
+                }
                 Poll::Ready(Err(error)) => {
                     if !self.silent {
                         events.push(Event::Message(format!("vmt0: {error}")));
@@ -186,7 +188,7 @@ impl<'h> Vmt<'h> {
                 source: Kind::Vmware,
                 seconds: time.seconds,
                 nanoseconds: time.microseconds * 1000,
-                read_at: now,
+                read_at: self.rpci.backdoor().hal().now(),
                 set: core::mem::take(&mut self.set_time),
             }));
         }

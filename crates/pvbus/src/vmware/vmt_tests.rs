@@ -134,6 +134,16 @@ fn host_hears_of_changes_only_but_of_the_uptime_each_time() {
 }
 
 #[test]
+fn more_addresses_than_a_message_holds_keep_nothing_else_back() {
+    let mut guest = guest();
+    guest.nics[0].addresses = vec![guest.nics[0].addresses[0]; 3000];
+    guest.nics.push(guest.nics[0].clone());
+    let (events, _, said) = after(&[], &[News::Guest(guest)]);
+    assert_eq!((said[3].as_str(), said[4].as_str()), ("SetGuestInfo  6 Unikernel", "SetGuestInfo  7 0"));
+    assert_eq!(events, []);
+}
+
+#[test]
 fn address_is_published_on_request() {
     let (_, replies, said) = after(&["Set_Option broadcastIP 1"], &[News::Guest(guest())]);
     assert_eq!(replies, ["OK "]);

@@ -3,4 +3,6 @@
 
 mod clock;
 mod machine;
+mod together;
 mod vmmci;
+mod vmware;

@@ -1,0 +1,3 @@
+//! Words of the Hyper-V dialect. Sources: Linux `include/uapi/linux/hyperv.h` and `tools/hv`, cited where they are used.
+
+pub mod kvp;

@@ -1,0 +1,129 @@
+//! pvbus in this kernel: the device tree, its interrupts and deadlines, and what hosts ask for, be it by the power button.
+
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use logic::calendar::DateTime;
+use pvbus::hal::SECOND;
+use pvbus::{Event, GuestInfo, Nanos, News, Polled, TimeOfDay, Tree};
+
+use crate::hal::Kernel;
+use crate::{dmesg, interrupts, power, rtc, time};
+
+static KERNEL: Kernel = Kernel;
+
+/// The name that hosts are told.
+const HOSTNAME: &str = "pvbus";
+/// What hosts are told of the operating system: VMware's name for one that it does not know, in full and short.
+const OS_NAME: &str = "other-64";
+
+/// The bus and what belongs to it.
+pub struct Bus {
+    /// Devices and stores.
+    pub tree: Tree<'static>,
+    /// Interrupt lines of devices, and the vectors they come by.
+    lines: Vec<(u8, u8)>,
+    /// The vector of the machine's power button.
+    button: Option<u8>,
+    /// When the devices want to be polled.
+    next: Option<Nanos>,
+    /// The latest time of day by each host.
+    times: Vec<TimeOfDay>,
+    /// Seconds since 1970 by the real-time clock, and when it was read.
+    rtc: Option<(u64, Nanos)>,
+}
+
+impl Bus {
+    /// Finds and attaches everything.
+    pub fn attach() -> Bus {
+        let tree = Tree::attach(&KERNEL);
+        tree.dmesg().iter().for_each(|line| dmesg!("{line}"));
+        let lines = tree.interrupt_lines().map(|line| (line, interrupts::isa(line))).collect();
+        let mut bus = Bus { tree, lines, button: power::enable_button(), next: Some(0), times: Vec::new(), rtc: None };
+        bus.read_rtc();
+        let guest = GuestInfo {
+            hostname: HOSTNAME.to_string(),
+            os_name_full: crate::NAME.to_string(),
+            os_name: OS_NAME.to_string(),
+            started: 0,
+            nics: Vec::new(),
+        };
+        bus.tree.tell(&News::Guest(guest), time::now());
+        bus.poll();
+        bus
+    }
+
+    /// Does what is due; when to call again, unless an interrupt comes.
+    pub fn poll(&mut self) -> Option<Nanos> {
+        if self.button.is_some_and(interrupts::take) && power::was_button_pressed() {
+            dmesg!("Shutting down because the power button was pressed");
+            self.go_down(false);
+        }
+        for (line, vector) in self.lines.clone() {
+            if interrupts::take(vector) {
+                let polled = self.tree.on_interrupt(line, time::now());
+                self.next = [self.next, polled.next].into_iter().flatten().min();
+                self.obey(&polled.events);
+            }
+        }
+        if self.next.is_some_and(|next| next <= time::now()) {
+            let Polled { events, next } = self.tree.poll(time::now());
+            self.next = next;
+            self.obey(&events);
+        }
+        self.next
+    }
+
+    /// Switches off, or starts again, after telling the devices.
+    pub fn go_down(&mut self, reboot: bool) -> ! {
+        self.tree.tell(&News::GoingDown { reboot }, time::now());
+        if reboot { power::reset() } else { power::off() }
+    }
+
+    /// Times of day that hosts told, by now: seconds since 1970, nanoseconds, and when they told it.
+    pub fn host_times(&self) -> impl Iterator<Item = (TimeOfDay, u64, u64)> {
+        let now = time::now();
+        self.times.iter().map(move |told| {
+            let nanoseconds = u64::from(told.nanoseconds) + now.saturating_sub(told.read_at);
+            (*told, told.seconds + nanoseconds / SECOND, nanoseconds % SECOND)
+        })
+    }
+
+    /// Seconds since 1970 by the real-time clock, by now.
+    pub fn rtc_time(&self) -> Option<u64> {
+        self.rtc.map(|(seconds, read_at)| seconds + time::now().saturating_sub(read_at) / SECOND)
+    }
+
+    fn obey(&mut self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Shutdown(host) => {
+                    dmesg!("Shutting down in response to request from {host} host");
+                    self.go_down(false);
+                }
+                Event::Reboot(host) => {
+                    dmesg!("Rebooting in response to request from {host} host");
+                    self.go_down(true);
+                }
+                Event::Suspend(host) => dmesg!("{host} host suspends this machine"),
+                Event::Resume(host) => {
+                    dmesg!("{host} host resumed this machine");
+                    self.read_rtc();
+                }
+                Event::Time(told) => match self.times.iter_mut().find(|other| other.source == told.source) {
+                    Some(other) => *other = *told,
+                    None => self.times.push(*told),
+                },
+                Event::SyncRtc(_) => self.read_rtc(),
+                // There are no file systems: they are at rest.
+                Event::Freeze(_) => self.tree.tell(&News::Frozen(true), time::now()),
+                Event::Thaw(_) => {}
+                Event::Message(line) => dmesg!("{line}"),
+            }
+        }
+    }
+
+    fn read_rtc(&mut self) {
+        self.rtc = rtc::read().and_then(DateTime::to_unix).map(|seconds| (seconds, time::now()));
+    }
+}

@@ -1,0 +1,177 @@
+//! The embedded guest: on our own machine, where a person types at its prompt, and on QEMU, which knows nothing of us.
+
+// Tests fail by panicking; the lint knows only functions marked as tests.
+#![allow(clippy::unwrap_used)]
+
+mod guests;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use guests::processor_time;
+use guests::session::Session;
+use tempfile::TempDir;
+
+const PROMPT: &str = "pvbus# ";
+/// Seconds of a day.
+const DAY: f64 = 86_400.0;
+
+/// The guest as a file.
+fn kernel(directory: &Path) -> PathBuf {
+    guests::write(directory, "guest", embedded::GUEST)
+}
+
+/// `vmctl run` on the software CPU with the guest at its prompt, and `more` options.
+fn vmctl(directory: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(["run", "--backend", "soft", "--cmdline", "prompt", "--kernel"]).arg(kernel(directory)).args(more);
+    command
+}
+
+/// Types a command and returns what it prints.
+#[track_caller]
+fn answer(session: &mut Session, command: &str) -> String {
+    session.type_in(&format!("{command}\r"));
+    session.wait_for("\r\n");
+    session.wait_for(PROMPT)
+}
+
+#[test]
+fn prompt_runs_commands_and_powers_off() {
+    let directory = TempDir::new().unwrap();
+    let start = Instant::now();
+    let mut guest = Session::start(vmctl(directory.path(), &[]));
+    let boot = guest.wait_for(PROMPT);
+    let time = start.elapsed();
+    assert!(time < Duration::from_secs(2), "it took {time:?} to the prompt");
+    for line in ["pvbus guest ", "cpu0 at mainbus0: pvbus software x86-64 processor", "pvbus0 at mainbus0: KVM\r\n"] {
+        assert!(boot.contains(line), "no «{line}» in:\n{boot}");
+    }
+    assert!(answer(&mut guest, "dmesg").contains("pvbus0 at mainbus0: KVM\r\n"));
+    assert!(answer(&mut guest, "pvbus").contains("mainbus0\r\n  pvbus0\r\n    pvclock0\r\n/dev/pvbus0: KVM, leaves 0x40000000 to"));
+    assert!(answer(&mut guest, "mem").starts_with("523903 KiB of RAM, "));
+    assert!(answer(&mut guest, "pci").contains("0:0:0 8086:1237 class 060000\r\n"));
+    assert_eq!(answer(&mut guest, "hostctl -t"), "/dev/pvbus0: KVM\r\n");
+    assert_eq!(answer(&mut guest, "hostctl -f /dev/pvbus7 key"), "hostctl: /dev/pvbus7: there is no such device\r\n");
+    assert_eq!(answer(&mut guest, "hostctl key"), "hostctl: KVM has no information store\r\n");
+    assert_eq!(answer(&mut guest, "hostctl"), "usage: hostctl [-qt] [-f device] key [value]\r\n");
+    assert_eq!(answer(&mut guest, "mem 1"), "usage: mem \r\n");
+    assert_eq!(answer(&mut guest, "nonsense"), "nonsense: no such command; type help for a list\r\n");
+    let help = answer(&mut guest, "help");
+    assert!(["clock", "dmesg", "help", "hostctl", "mem", "pci", "poweroff", "pvbus", "reboot"].iter().all(|name| help.contains(name)));
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
+fn lines_can_be_edited() {
+    let directory = TempDir::new().unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &[]));
+    guest.wait_for(PROMPT);
+    assert!(answer(&mut guest, "memx\x7f").contains(" KiB of RAM"), "backspace");
+    assert!(answer(&mut guest, "nonsense\x15mem").contains(" KiB of RAM"), "Ctrl-U");
+    assert!(answer(&mut guest, "\x1b[A").contains(" KiB of RAM"), "arrow up");
+    guest.type_in("poweroff\x03");
+    guest.wait_for(PROMPT);
+    assert!(answer(&mut guest, "mem").contains(" KiB of RAM"), "Ctrl-C");
+}
+
+#[test]
+fn idle_prompt_leaves_the_host_alone() {
+    let directory = TempDir::new().unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "all"]));
+    guest.wait_for(PROMPT);
+    let before = processor_time(guest.id());
+    std::thread::sleep(Duration::from_secs(2));
+    let used = processor_time(guest.id()) - before;
+    assert!(used < 0.2, "it used {used} seconds of processor time in two seconds");
+}
+
+#[test]
+fn clocks_agree_with_the_hosts() {
+    let directory = TempDir::new().unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "openbsd,kvm"]));
+    guest.wait_for(PROMPT);
+    let clocks = answer(&mut guest, "clock");
+    let uptime = |name| {
+        let line: &str = clocks.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name} in:\n{clocks}"));
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap()
+    };
+    let ahead = uptime("pvclock0") - uptime("uptime");
+    assert!((0.0..0.5).contains(&ahead), "pvclock counts from power-on, we from our first instruction: {clocks}");
+    let host = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64() % DAY;
+    for name in ["KVM", "OpenBSD", "pvclock0", "rtc"] {
+        let line = clocks.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in:\n{clocks}"));
+        let time = line.split(' ').find(|word| word.matches(':').count() == 2).unwrap_or_else(|| panic!("no time of day: {line}"));
+        let time = time.split(':').map(|part| part.parse::<f64>().unwrap()).fold(0.0, |sum, part| sum * 60.0 + part);
+        let behind = (host - time).rem_euclid(DAY);
+        assert!(!(2.0..DAY - 2.0).contains(&behind), "{name} is {behind} s behind the host:\n{clocks}");
+    }
+}
+
+#[test]
+fn reboot_starts_the_machine_again() {
+    let directory = TempDir::new().unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &[]));
+    for _ in 0..3 {
+        guest.wait_for("pvbus guest ");
+        guest.wait_for(PROMPT);
+        guest.type_in("reboot\r");
+    }
+    drop(guest);
+    let mut guest = Session::start(vmctl(directory.path(), &["--no-reboot"]));
+    guest.wait_for(PROMPT);
+    guest.type_in("reboot\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
+fn host_asks_and_the_guest_goes_down() {
+    for (way, dialect, said) in
+        [("acpi", "none", "because the power button was pressed"), ("openbsd", "openbsd", "in response to request from OpenBSD host")]
+    {
+        let directory = TempDir::new().unwrap();
+        let socket = directory.path().join("control");
+        let mut guest = Session::start(vmctl(directory.path(), &["--dialect", dialect, "--control", socket.to_str().unwrap()]));
+        guest.wait_for(PROMPT);
+        let stop = Command::new(env!("CARGO_BIN_EXE_vmctl")).args(["stop", "--via", way, "--control"]).arg(&socket).status().unwrap();
+        assert!(stop.success(), "{way}");
+        guest.wait_for(&format!("Shutting down {said}\r\n"));
+        assert_eq!(guest.status(), Some(0), "{way}");
+    }
+}
+
+#[test]
+fn memory_above_4_gib_is_used() {
+    let directory = TempDir::new().unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &["--memory", "5G"]));
+    guest.wait_for(PROMPT);
+    let memory = answer(&mut guest, "mem");
+    let free: u64 = memory.split(", ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(free > 5 * 1020 * 1024, "{memory}");
+}
+
+#[test]
+fn demonstration_ends_by_itself() {
+    let run = guests::vmctl(&["run", "--backend", "soft"]);
+    run.expect(0, &["pvbus0 at mainbus0: KVM", "pvbus# pvbus\r\nmainbus0\r\n  pvbus0\r\n"]);
+}
+
+/// QEMU's PC, with its own firmware, memory map, ACPI tables and interrupt controllers.
+#[test]
+fn qemu_starts_the_same_file() {
+    let directory = TempDir::new().unwrap();
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "max", "-nographic", "-no-reboot", "-append", "prompt", "-kernel"]);
+    let mut guest = Session::start({
+        qemu.arg(kernel(directory.path()));
+        qemu
+    });
+    let boot = guest.wait_for(PROMPT);
+    assert!(boot.contains("pvbus0 at mainbus0: QEMU TCG\r\n"), "{boot}");
+    assert!(answer(&mut guest, "pci").contains("0:1:1 8086:7010 class 010180"), "the PIIX3's IDE function");
+    assert!(answer(&mut guest, "clock").contains("rtc       20"));
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
