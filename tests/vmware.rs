@@ -8,7 +8,7 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Machine, Run, copy_sparse, guest, run};
 
@@ -49,9 +49,16 @@ fn open_vm_tools_and_cloud_init_use_the_store_and_obey_the_host() {
 
     machine.wait_for("Hypervisor detected: VMware", SYSTEM_PATIENCE);
     machine.wait_for("SELFTEST READY", SYSTEM_PATIENCE);
-    // vmtoolsd reports by itself what it sees.
-    let address = vmctl(&socket, &["kv", "get", "guestinfo.ip"]);
-    assert_eq!(address.status, Some(0), "{address}");
+    // vmtoolsd reports by itself what it sees; it started before the guest had an address.
+    let until = Instant::now() + PATIENCE;
+    let address = loop {
+        let address = vmctl(&socket, &["kv", "get", "guestinfo.ip"]);
+        assert_eq!(address.status, Some(0), "{address}");
+        if !address.output.trim().is_empty() || Instant::now() > until {
+            break address;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    };
     let stop = vmctl(&socket, &["stop", "--via", "vmware"]);
     assert_eq!(stop.status, Some(0), "{stop}");
     let run = machine.end(SYSTEM_PATIENCE);

@@ -4,7 +4,7 @@
 //! open-vm-tools `lib/rpcIn/rpcin.c`, `services/vmtoolsd/toolsRpc.c` and `services/plugins/powerOps`, OpenBSD `sys/dev/pv/vmt.c`.
 //!
 //! ```text
-//!   channel opens --> reset, ping, Capabilities_Register, Set_Option broadcastIP 1
+//!   channel opens --> reset, ping, Capabilities_Register, Set_Option broadcastIP 1 (and again every 30 s)
 //!                     tools.capability.statechange (RPCI) --> OS_PowerOn, once after power on
 //!   PowerRequest  --> OS_Halt, OS_Reboot --reply "OK "--> Accepted --tools.os.statechange.status (RPCI)--> Done
 //! ```
@@ -20,6 +20,10 @@ const OK: &[u8] = b"OK";
 const MAX_REASON: usize = 200;
 /// What each new client is asked, in this order.
 const GREETING: [Request; 4] = [Request::Reset, Request::Ping, Request::RegisterCapabilities, Request::BroadcastIp];
+
+/// Nanoseconds between two questions for the guest's address: it may have none yet when the tools start, and get another one later. As often as
+/// open-vm-tools reports by itself (`services/plugins/guestInfo/guestInfoServer.c`).
+const ADDRESS_PERIOD: u64 = 30_000_000_000;
 
 /// What the host can ask of a guest with tools.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +108,8 @@ struct Client {
     awaited: Option<Request>,
     state_change: bool,
     last_heard: Option<u64>,
+    /// When they were last asked for the guest's address.
+    address_asked: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +142,7 @@ impl Tclo {
     /// Tools have opened a channel.
     pub fn opened(&mut self, channel: ChannelId, now: u64) {
         self.abandon("other tools have taken over", now);
-        self.client = Some(Client { channel, greeted: 0, awaited: None, state_change: false, last_heard: None });
+        self.client = Some(Client { channel, greeted: 0, awaited: None, state_change: false, last_heard: None, address_asked: now });
     }
 
     /// A channel is gone.
@@ -154,7 +160,9 @@ impl Tclo {
         match client.awaited.take() {
             // Whoever does not understand the first request is asked again with the next poll.
             Some(Request::Reset) if !reply.starts_with(words::RESET_REPLY.as_bytes()) => {}
-            Some(Request::Reset | Request::Ping | Request::RegisterCapabilities | Request::BroadcastIp) => client.greeted += 1,
+            Some(Request::Reset | Request::Ping | Request::RegisterCapabilities | Request::BroadcastIp) => {
+                client.greeted = (client.greeted + 1).min(GREETING.len());
+            }
             Some(Request::Power(_)) if reply.starts_with(OK) => self.proceed(Progress::Accepted, now),
             Some(Request::Power(_)) => {
                 let reason = String::from_utf8_lossy(reply.get(..MAX_REASON).unwrap_or(reply)).into_owned();
@@ -172,11 +180,13 @@ impl Tclo {
             (Some(greeting), _) => *greeting,
             (None, _) if client.state_change && !self.told_power_on => Request::PowerOn,
             (None, Some(power)) => Request::Power(power.request),
+            (None, None) if now.saturating_sub(client.address_asked) >= ADDRESS_PERIOD => Request::BroadcastIp,
             (None, None) => return None,
         };
         client.awaited = Some(request);
         match request {
             Request::PowerOn => self.told_power_on = true,
+            Request::BroadcastIp => client.address_asked = now,
             Request::Power(_) => self.proceed(Progress::Sent, now),
             _ => {}
         }
@@ -272,6 +282,17 @@ mod tests {
 
     fn progress(tclo: &Tclo) -> Progress {
         tclo.status().power.unwrap().progress
+    }
+
+    #[test]
+    fn address_is_asked_for_again_and_again() {
+        let mut tclo = greeted();
+        assert_eq!(tclo.offer(CHANNEL, ADDRESS_PERIOD + 10), None, "it was asked for at 11");
+        let asked = |tclo: &mut Tclo, now| tclo.offer(CHANNEL, now).map(|text| String::from_utf8(text).unwrap());
+        assert_eq!(asked(&mut tclo, ADDRESS_PERIOD + 11).unwrap(), "Set_Option broadcastIP 1");
+        tclo.received(CHANNEL, b"OK ", ADDRESS_PERIOD + 12);
+        assert_eq!(asked(&mut tclo, ADDRESS_PERIOD + 13), None);
+        assert!(asked(&mut tclo, 2 * ADDRESS_PERIOD + 11).is_some());
     }
 
     #[test]

@@ -75,7 +75,15 @@ impl Machine {
             Transfer::None => return,
         };
         for byte in &mut bytes {
-            let mut call = PortCall { port: port(registers), size: 1, write, string: true, data: u32::from(*byte), gpr: gpr(registers) };
+            let mut call = PortCall {
+                port: port(registers),
+                size: 1,
+                write,
+                string: true,
+                data: u32::from(*byte),
+                gpr: gpr(registers),
+                ..PortCall::default()
+            };
             self.port_call(&mut call);
             *registers = Registers { rcx: registers.rcx - 1, rsi: registers.rsi, rdi: registers.rdi, ..from_gpr(&call.gpr) };
             *byte = call.data as u8;
@@ -110,6 +118,7 @@ impl Hal for Machine {
                     string: false,
                     data: registers.rax as u32,
                     gpr: gpr(registers),
+                    ..PortCall::default()
                 };
                 self.port_call(&mut call);
                 *registers = from_gpr(&call.gpr);
@@ -117,7 +126,7 @@ impl Hal for Machine {
             (Gate::In | Gate::Out, _) => self.string(registers, transfer),
             (_, Transfer::None) => {
                 let vmmcall = gate == Gate::Vmmcall;
-                let mut call = Hypercall { gpr: gpr(registers), cpl: 0, long_mode: true, vmmcall };
+                let mut call = Hypercall { gpr: gpr(registers), long_mode: true, vmmcall, ..Hypercall::default() };
                 if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
                     return Err(HalError::Fault);
                 }
