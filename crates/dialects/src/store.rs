@@ -7,14 +7,15 @@
 //! ```text
 //!   vmctl kv, --kv  --->            <--- vmware (guestinfo.*)
 //!                         Store
-//!   --kv-out        <---            <--- later: xen (XenStore ring), hyperv (KVP pools)
+//!   --kv-out        <---            <--- xen (XenStore ring), beside this trait
 //! ```
+//!
+//! The trait keeps dialects apart from who implements it: machines have the XenStore tree, tests of dialects a map.
 
-mod memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::sync::Arc;
-
-pub use memory::{GUEST_BYTES, GUEST_KEYS, MemoryStore};
 
 /// Most bytes of a value. Clients with smaller messages have lower limits of their own.
 pub const MAX_VALUE: usize = 1 << 20;

@@ -9,6 +9,7 @@ use vmd::control::Control;
 use vmd::kv::{self, Dump};
 use vmd::machine::{self, Outcome};
 use vmd::socket::Server;
+use vmd::store::MachineStore;
 
 use crate::args::RunArguments;
 use crate::demo::Answers;
@@ -24,7 +25,7 @@ const STATUS_SIGNAL: i32 = 128;
 /// # Errors
 /// What the machine could not be made from, in words for people.
 pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
-    let store = vmd::store::open();
+    let store = Arc::new(MachineStore::new()?);
     let assignments = std::mem::take(&mut arguments.kv);
     let dump =
         arguments.kv_out.as_deref().map(|file| Dump::new(file).with_context(|| format!("--kv-out {}", file.display()))).transpose()?;
@@ -62,7 +63,7 @@ pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
             .context("cannot start a thread for the terminal")?;
     }
 
-    let answers = is_demo.then(|| Answers::show(Arc::clone(&store))).transpose()?;
+    let answers = is_demo.then(|| Answers::show(store.clone())).transpose()?;
     let report = machine::run(&config, &control, &terminal::say);
     drop(answers);
     terminal::restore();

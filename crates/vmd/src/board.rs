@@ -72,6 +72,8 @@ pub enum BoardError {
 
 /// What a board is given, already made.
 pub struct Parts<'a> {
+    /// The store, in which the machine is a domain with Xen's dialect.
+    pub store: &'a SharedStore,
     /// Disks in order of their PCI slots.
     pub disks: &'a [Arc<dyn Disk>],
     /// The machine's UUID.
@@ -243,14 +245,8 @@ impl Board {
 /// The machine in XenStore, with the disks and network cards that are Xen's.
 fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
-    let domain = Domain::new(
-        Arc::clone(xen),
-        SharedStore::new(xenstore::Config::default()),
-        &parts.identity.to_string(),
-        config.cpus,
-        config.console.is_some(),
-    )
-    .map_err(host)?;
+    let domain = Domain::new(Arc::clone(xen), parts.store.clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
+        .map_err(host)?;
     let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
     for (index, (disk, _)) in (0..).zip(disks) {
         xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;

@@ -7,17 +7,16 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dialects::store::Store;
-
 use crate::board::Board;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
 use crate::power::{self, PowerError, Via, Wish};
 use crate::status::{About, Status};
+use crate::store::MachineStore;
 
 /// The hold.
 pub struct Control {
-    store: Arc<dyn Store>,
+    store: Arc<MachineStore>,
     started: Instant,
     state: Mutex<State>,
 }
@@ -44,12 +43,12 @@ pub struct Running {
 
 impl Control {
     /// For a machine whose information store is `store`.
-    pub fn new(store: Arc<dyn Store>) -> Control {
+    pub fn new(store: Arc<MachineStore>) -> Control {
         Control { store, started: Instant::now(), state: Mutex::default() }
     }
 
     /// The machine's information store.
-    pub fn store(&self) -> &Arc<dyn Store> {
+    pub fn store(&self) -> &Arc<MachineStore> {
         &self.store
     }
 

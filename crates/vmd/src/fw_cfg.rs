@@ -74,6 +74,7 @@ mod tests {
     use dialects::store::Client;
 
     use super::*;
+    use crate::store::MachineStore;
 
     #[test]
     fn files_have_names_of_users_and_content() {
@@ -102,15 +103,15 @@ mod tests {
 
     #[test]
     fn keys_for_guests_are_files() {
-        let store = crate::store::open();
+        let store = MachineStore::new().unwrap();
         let long = "x".repeat(60);
         for path in ["vm-data/hostname", "vm-data/a", "vm-data/a/b", "data/private", &format!("vm-data/{long}")] {
             store.write(Client::Host, path, path.as_bytes()).unwrap();
         }
-        let files = keys(store.as_ref());
+        let files = keys(&store);
         let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["opt/org.pvbus/a/b", "opt/org.pvbus/hostname"]);
         assert_eq!(files[1].1, b"vm-data/hostname");
-        assert!(keys(crate::store::open().as_ref()).is_empty());
+        assert!(keys(&MachineStore::new().unwrap()).is_empty());
     }
 }

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use crate::config::ConfigError;
+use crate::store::is_own_directory;
 
 /// The store's path of a key as people write it.
 ///
@@ -187,7 +188,7 @@ fn is_text(text: &str) -> bool {
 }
 
 /// `top` and everything below it, sorted by path: all that have a value, or nothing below them. Without the others, which are only there
-/// for their children.
+/// for their children, and without the empty directories that each machine has.
 ///
 /// # Errors
 /// [`StoreError`] about `top`. Keys that go while we look are left out.
@@ -198,7 +199,7 @@ pub fn tree(store: &dyn Store, top: &str) -> Result<BTreeMap<String, JsonValue>,
         let Ok(value) = store.read(Client::Host, &path) else { continue };
         let children = names.iter().map(|name| child(&path, name));
         left.extend(children.filter_map(|path| store.list(Client::Host, &path).ok().map(|names| (path, names))));
-        if !value.is_empty() || names.is_empty() && !path.is_empty() {
+        if !value.is_empty() || names.is_empty() && !path.is_empty() && !is_own_directory(&path) {
             found.insert(path, JsonValue(value));
         }
     }
@@ -241,7 +242,7 @@ impl Dump {
         Ok(Dump { file, directory: Some(directory) })
     }
 
-    /// Writes the machine's tree, the file as a whole or not at all.
+    /// Writes what is below the machine's home, the file as a whole or not at all.
     ///
     /// # Errors
     /// Those of the file system.
@@ -261,6 +262,7 @@ impl Dump {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::MachineStore;
 
     #[test]
     fn keys_are_paths_or_names_for_guests() {
@@ -321,14 +323,14 @@ mod tests {
 
     #[test]
     fn dump_has_every_value_and_no_bare_parents() {
-        let store = crate::store::open();
+        let store = MachineStore::new().unwrap();
         for (path, value) in [("vm-data/a", &b"both"[..]), ("vm-data/a/b", b"\xff"), ("data/empty", b"")] {
             store.write(Client::Host, path, value).unwrap();
         }
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("out.json");
         std::fs::write(&file, "old").unwrap();
-        Dump::new(&file).unwrap().write(store.as_ref()).unwrap();
+        Dump::new(&file).unwrap().write(&store).unwrap();
         let wanted = "{\n  \"data/empty\": \"\",\n  \"vm-data/a\": \"both\",\n  \"vm-data/a/b\": {\n    \"base64\": \"/w==\"\n  }\n}\n";
         assert_eq!(std::fs::read_to_string(&file).unwrap(), wanted);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
@@ -344,7 +346,7 @@ mod tests {
     #[test]
     fn dump_into_a_device_leaves_the_device() {
         let null = Path::new("/dev/null");
-        Dump::new(null).unwrap().write(crate::store::open().as_ref()).unwrap();
+        Dump::new(null).unwrap().write(&MachineStore::new().unwrap()).unwrap();
         assert!(!null.metadata().unwrap().is_file());
     }
 

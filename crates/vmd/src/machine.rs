@@ -265,7 +265,7 @@ impl Machine {
             vcpus: config.cpus,
             backend_kvm,
             steal: run_delay.clone().map(|delay| delay as Arc<dyn StealSource>),
-            store: Arc::clone(control.store()),
+            store: control.store().clone(),
             uuid: identity,
             random: if config.deterministic { || DETERMINISTIC_NUMBER } else { random_number },
         };
@@ -287,7 +287,7 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { disks, identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
+        let parts = Parts { store: control.store().shared(), disks, identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };

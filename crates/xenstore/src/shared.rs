@@ -181,7 +181,17 @@ impl Session {
     /// # Errors
     /// [`Error::BadPath`], [`Error::Quota`].
     pub fn watch(&self, path: &str, callback: impl Fn(&str) + Send + Sync + 'static) -> Result<Watching, Error> {
-        let first = self.shared.with(|server| {
+        let watching = self.watch_changes(path, callback)?;
+        self.shared.call(&watching.event);
+        Ok(watching)
+    }
+
+    /// As [`Session::watch`], but only for changes from now on.
+    ///
+    /// # Errors
+    /// As [`Session::watch`].
+    pub fn watch_changes(&self, path: &str, callback: impl Fn(&str) + Send + Sync + 'static) -> Result<Watching, Error> {
+        let event = self.shared.with(|server| {
             let store = server.store();
             let watched = store.watched(self.client, path.as_bytes())?;
             let token = store.next_watch().to_string();
@@ -189,8 +199,7 @@ impl Session {
             lock(&self.shared.0.callbacks).insert(first.watch.id, Arc::new(callback));
             Ok(first)
         })?;
-        self.shared.call(&first);
-        Ok(Watching { shared: self.shared.clone(), event: first })
+        Ok(Watching { shared: self.shared.clone(), event })
     }
 
     fn once<T>(&self, work: impl FnOnce(&mut View) -> Result<T, Error>) -> Result<T, Error> {

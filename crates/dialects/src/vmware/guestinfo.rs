@@ -124,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::MemoryStore;
+    use crate::store::testing::MapStore;
 
     #[test]
     fn dots_become_slashes() {
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn case_of_a_key_does_not_matter() {
-        let store = MemoryStore::new(1);
+        let store = MapStore::default();
         store.write(Client::Host, "vm-data/ovfEnv", b"<Environment/>").unwrap();
         assert_eq!(get(&store, "guestinfo.ovfenv").unwrap(), b"<Environment/>");
         set(&store, "guestinfo.OVFENV", b"new").unwrap();
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn key_below_a_parent_of_other_case_is_found() {
-        let store = MemoryStore::new(1);
+        let store = MapStore::default();
         store.write(Client::Host, "vm-data/A/x", b"of A").unwrap();
         store.write(Client::Host, "vm-data/a/Y", b"of a").unwrap();
         assert_eq!(get(&store, "guestinfo.a.x").unwrap(), b"of A");
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn parent_of_a_key_has_no_value() {
-        let store = MemoryStore::new(1);
+        let store = MapStore::default();
         set(&store, "guestinfo.a.b", b"1").unwrap();
         assert_eq!(get(&store, "guestinfo.a"), None);
         set(&store, "guestinfo.a", b"2").unwrap();

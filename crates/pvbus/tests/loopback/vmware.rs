@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use abi::hypervisor::FIRST_BASE;
-use dialects::store::{Client, MemoryStore, Store as _};
+use dialects::store::testing::MapStore;
+use dialects::store::{Client, Store as _};
 use dialects::vmware::{Platform, PowerRequest, Progress, REPORTS, Vmware};
 use pvbus::hal::Gate;
 use pvbus::net::{Address, Nic};
@@ -17,12 +18,12 @@ const SECOND: u64 = 1_000_000_000;
 struct Setup {
     machine: Machine,
     vmware: Arc<Vmware>,
-    store: Arc<MemoryStore>,
+    store: Arc<MapStore>,
 }
 
 /// The dialect for a machine, and the store behind it.
-pub fn dialect(machine: &Machine) -> (Arc<Vmware>, Arc<MemoryStore>) {
-    let store = Arc::new(MemoryStore::new(1));
+pub fn dialect(machine: &Machine) -> (Arc<Vmware>, Arc<MapStore>) {
+    let store = Arc::new(MapStore::default());
     let platform = Platform { tsc_hz: SECOND, bus_hz: 66_000_000, memory: 64 << 20, uuid: [7; 16] };
     let mut cookie = 0x1234_5678_9abc_def0_u64;
     let random = move || {

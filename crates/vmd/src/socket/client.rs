@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use dialects::store::{Client as Who, Observer, StoreError, WatchId};
+use dialects::store::{Client as Who, Observer, Store as _, StoreError, WatchId};
 use rustix::event::PollFlags;
 use rustix::fd::{AsFd, BorrowedFd};
 

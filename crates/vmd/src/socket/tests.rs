@@ -17,6 +17,7 @@ use super::{Connection, Server};
 use crate::control::Control;
 use crate::kv::JsonValue;
 use crate::power::{Via, Wish};
+use crate::store::MachineStore;
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Machine {
     _directory: TempDir,
     path: PathBuf,
-    store: Arc<dyn Store>,
+    store: Arc<MachineStore>,
     server: Option<Server>,
 }
 
@@ -32,7 +33,7 @@ struct Machine {
 fn machine() -> Machine {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control");
-    let store = crate::store::open();
+    let store = Arc::new(MachineStore::new().unwrap());
     let server = Server::start(&path, Arc::new(Control::new(Arc::clone(&store)))).unwrap();
     Machine { _directory: directory, path, store, server: Some(server) }
 }

@@ -12,15 +12,15 @@ use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN, Xen};
 use vmm::memory::PAGE_SIZE;
-use xenstore::{ClientId, DomId, Error, Perms, Ring, Server, Session, SharedStore, View};
+use xenstore::{ClientId, DomId, Error, Ring, Server, Session, SharedStore, View};
 
 use crate::power::{PowerError, Wish};
+use crate::store::{HOME, make_home, perms};
 
-const HOME: &str = "/local/domain/1";
 const BACKENDS: &str = "/local/domain/0/backend";
-/// Nodes below the guest's home that it may write.
-const GUESTS_OWN: [&str; 6] = ["data", "drivers", "feature", "attr", "error", "control/shutdown"];
-/// Nodes that it may write below `control`: what it obeys.
+/// Nodes below the guest's home that it owns, beside those of every machine.
+const GUESTS_OWN: [&str; 4] = ["drivers", "feature", "error", "control/shutdown"];
+/// And below `control`: what it obeys.
 const FEATURES: [&str; 5] = ["poweroff", "reboot", "suspend", "s3", "s4"];
 /// Requests for the guest's ends.
 const SHUTDOWN: &str = "/local/domain/1/control/shutdown";
@@ -198,19 +198,13 @@ fn serve_ring(xen: &Arc<Xen>, store: &SharedStore, bell: &Bell) {
     }
 }
 
-/// `n<owner>`, and the others' rights.
-fn perms(text: &str) -> Perms {
-    Perms::parse(text.split(',').map(str::as_bytes)).unwrap_or_else(|_| Perms::private(DomId::HOST))
-}
-
 fn write_home(view: &mut View<'_>, uuid: &str, vcpus: u32) -> Result<(), Error> {
     let readable = format!("n{BACKEND_DOMAIN},r{DOMAIN}");
     for old in [format!("{HOME}/device"), format!("{BACKENDS}/vbd/{DOMAIN}"), format!("{BACKENDS}/vif/{DOMAIN}")] {
         // Where nothing is, nothing has to go.
         let _ = view.remove(&old);
     }
-    view.mkdir(HOME)?;
-    view.set_perms(HOME, perms(&readable))?;
+    make_home(view)?;
     let mut keys = vec![
         ("name".to_owned(), "machine".to_owned()),
         ("domid".to_owned(), DOMAIN.to_string()),
