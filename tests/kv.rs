@@ -111,6 +111,20 @@ fn keys_go_both_ways_between_host_and_guest() {
 }
 
 #[test]
+fn absolute_paths_are_those_of_the_whole_tree() {
+    let mut machine = Machine::start(&["--kv", "/vm/x/name=elsewhere"]);
+    assert_eq!(machine.tool.kv("set", &["/local/domain/1/vm-data/role", "database"]).0, Some(0));
+    assert_eq!(machine.guest("hostctl guestinfo.role"), "database\r\n");
+    assert_eq!(machine.tool.kv("get", &["role"]).1, "database");
+    assert_eq!(machine.tool.kv("ls", &["/"]).1, "local\nvm\n");
+    assert_eq!(machine.tool.kv("ls", &["-R", "/vm"]).1, "/vm/x/name\n");
+    assert_eq!(machine.tool.kv("ls", &[]).1, "attr\ncontrol\ndata\nvm-data\n");
+    assert_eq!(machine.tool.kv("rm", &["vm-data/"]).0, Some(0));
+    assert_eq!(machine.guest("hostctl guestinfo.role again"), "", "the guest may write where it could before");
+    assert_eq!(machine.tool.kv("ls", &["-R", "vm-data/"]).1, "vm-data/role\n");
+}
+
+#[test]
 fn binary_values_survive_files_pipes_and_json() {
     let machine = Machine::start(&[]);
     let bytes: Vec<u8> = (0..=255).collect();

@@ -5,12 +5,15 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[allow(dead_code)]
+#[path = "rig/initrd.rs"]
+mod initrd;
 #[path = "guests/vmlinux.rs"]
 mod vmlinux;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Machine, Run, copy_sparse, debian, guest, run, run_host, serve, sum};
 
@@ -76,6 +79,53 @@ fn linux_of_pvh_kind_uses_its_devices_and_obeys_a_shutdown_by_the_host() {
     let stop = vmctl(&socket, &["stop", "--via", "xen"]);
     assert_eq!(stop.status, Some(0), "{stop}");
     machine.end(SYSTEM_PATIENCE).expect(&["reboot: Power down"]);
+}
+
+/// Debian's XenStore clients in the guest, through Linux' `/dev/xen/xenbus`.
+const CLIENTS: &str = "/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t devtmpfs dev /dev
+export PATH=/bin
+echo \"READ $(xenstore-read vm-data/hostname)\"
+xenstore-write vm-data/said 'of the guest' data/reported 1
+(xenstore-watch -n 2 vm-data/asked | while read path; do echo \"HEARD $path\"; done; echo \"ASKED $(xenstore-read vm-data/asked)\"
+ xenstore-write vm-data/answer 42; xenstore-watch -n 2 vm-data/leave >/dev/null; xenstore-ls vm-data)";
+
+#[test]
+fn keys_of_the_host_are_xenstores_in_the_guest_and_the_other_way_round() {
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let (image, socket, out) = (path("initrd"), path("control"), path("store.json"));
+    let mut bytes = std::fs::read(guest("initrd-dom0.gz")).unwrap();
+    // An archive begins at a multiple of four; our /init takes the other's place.
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let mut own = initrd::Initrd::default();
+    own.script(CLIENTS);
+    bytes.extend(own.finish());
+    std::fs::write(&image, bytes).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(["run", "--dialect", "xen", "--cmdline", "console=ttyS0 quiet panic=-1", "--kv", "hostname=web1"]);
+    command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(&image);
+    command.arg("--control").arg(&socket).arg("--kv-out").arg(&out);
+    let mut machine = Machine::start(command);
+
+    machine.wait_for("READ web1", PATIENCE);
+    // The watch's first event is that it has begun.
+    machine.wait_for("HEARD vm-data/asked", PATIENCE);
+    assert_eq!(vmctl(&socket, &["kv", "get", "said"]).output, "of the guest");
+    assert_eq!(vmctl(&socket, &["kv", "get", "/local/domain/1/data/reported"]).output, "1");
+    assert_eq!(vmctl(&socket, &["kv", "set", "asked", "what is it?"]).status, Some(0));
+    machine.wait_for("HEARD vm-data/asked", PATIENCE);
+    machine.wait_for("ASKED what is it?", PATIENCE);
+    let until = Instant::now() + PATIENCE;
+    while vmctl(&socket, &["kv", "get", "answer"]).output != "42" && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(vmctl(&socket, &["kv", "ls", "/"]).output.contains("vm"), "the toolstack's nodes are there too");
+    assert_eq!(vmctl(&socket, &["kv", "set", "leave", "now"]).status, Some(0));
+    let run = machine.end(PATIENCE);
+    run.expect(&["answer = \"42\"", "hostname = \"web1\"", "said = \"of the guest\""]);
+    let store: serde_json::Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    assert_eq!((&store["vm-data/answer"], &store["name"]), (&"42".into(), &"machine".into()), "{store}");
 }
 
 fn vmctl(socket: &Path, arguments: &[&str]) -> Run {
