@@ -40,7 +40,7 @@ pub use error::Error;
 pub use path::{Path, Special, Watched};
 pub use perms::{Access, Caller, Entry, Perms};
 pub use quota::{Quota, Quotas, Usage};
-pub use server::{Host, NoHost, Server};
+pub use server::{Host, NoHost, Server, Waker};
 pub use shared::{Session, SharedStore, View, Watching};
 pub use state::{Blob, ConnectionState, NodeState, State, StateError};
 pub use store::{ClientId, Config, Store, TxId};

@@ -2,7 +2,7 @@
 //!
 //! Whoever has the sockets or rings calls [`Server::receive`] with what arrived, sends what [`Server::output`] holds, says so by [`Server::sent`], and asks
 //! [`Server::wants_input`] whether to read on. [`Server::take_active`] names the connections that something became of, so that a loop
-//! need never look at the others. Messages may be cut at any byte. Requests of a connection are answered in order, events come before the reply
+//! need never look at the others; a connection that has a thread to itself gets a [`Waker`] instead. Messages may be cut at any byte. Requests of a connection are answered in order, events come before the reply
 //! to the request that caused them, and no connection can hold up another: see [`output`] for what is bounded and how.
 //!
 //! One thing can: a privileged client whose transactions have conflicted [`CONFLICTS_BEFORE_HOLD`] times in a row gets its next one for itself.
@@ -13,6 +13,7 @@ mod execute;
 mod output;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use crate::domain::Ring;
 use crate::domid::DomId;
@@ -55,6 +56,9 @@ pub trait Host: Send {
     }
 }
 
+/// Called when something became of a connection, without the store's lock.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
 /// Nobody runs domains: rings are accepted and never served.
 pub struct NoHost;
 
@@ -69,6 +73,27 @@ pub(crate) struct Connection {
     broken: bool,
     active: bool,
     conflicts: u32,
+    /// Of who serves this connection and no other.
+    waker: Option<Waker>,
+}
+
+/// Connections that something became of.
+#[derive(Default)]
+struct Active {
+    clients: Vec<ClientId>,
+    wakers: Vec<(ClientId, Waker)>,
+}
+
+impl Active {
+    fn add(&mut self, client: ClientId, connection: &mut Connection) {
+        if std::mem::replace(&mut connection.active, true) {
+            return;
+        }
+        match &connection.waker {
+            Some(waker) => self.wakers.push((client, Arc::clone(waker))),
+            None => self.clients.push(client),
+        }
+    }
 }
 
 /// The store and its connections.
@@ -77,7 +102,7 @@ pub struct Server {
     host: Box<dyn Host>,
     pub(crate) connections: HashMap<ClientId, Connection>,
     rings: HashMap<DomId, ClientId>,
-    active: Vec<ClientId>,
+    active: Active,
     /// Privileged client that domains wait for.
     hold: Option<ClientId>,
     waiting: BTreeSet<ClientId>,
@@ -92,7 +117,7 @@ impl Server {
             host,
             connections: HashMap::new(),
             rings: HashMap::new(),
-            active: Vec::new(),
+            active: Active::default(),
             hold: None,
             waiting: BTreeSet::new(),
             local_events: Vec::new(),
@@ -132,7 +157,8 @@ impl Server {
     pub fn reconnect(&mut self, client: ClientId) {
         self.store.reset(client);
         if let Some(connection) = self.connections.get_mut(&client) {
-            *connection = Connection { privileged: connection.privileged, ..Connection::default() };
+            let (privileged, waker) = (connection.privileged, connection.waker.take());
+            *connection = Connection { privileged, waker, ..Connection::default() };
         }
         self.end_hold_of(client);
     }
@@ -185,17 +211,38 @@ impl Server {
 
     /// Connections that something became of since the last call: there are bytes to send, or it is broken, or gone, or wants input again.
     pub fn take_active(&mut self) -> Vec<ClientId> {
-        for client in &self.active {
-            if let Some(connection) = self.connections.get_mut(client) {
-                connection.active = false;
-            }
-        }
-        std::mem::take(&mut self.active)
+        let clients = std::mem::take(&mut self.active.clients);
+        clients.iter().for_each(|client| self.rest(*client));
+        clients
     }
 
     /// Whether [`Server::take_active`] would name any.
     pub fn has_active(&self) -> bool {
-        !self.active.is_empty()
+        !self.active.clients.is_empty()
+    }
+
+    /// Gives the connection to a thread of its own: `waker` is called when [`Server::take_active`] would otherwise name it.
+    pub fn set_waker(&mut self, client: ClientId, waker: Waker) {
+        if let Some(connection) = self.connections.get_mut(&client) {
+            connection.waker = Some(waker);
+            if std::mem::take(&mut connection.active) {
+                self.active.clients.retain(|other| *other != client);
+                self.active.add(client, connection);
+            }
+        }
+    }
+
+    /// The thread that the connection has to itself has just looked at it, and need not be woken for what became of it so far.
+    pub fn attended(&mut self, client: ClientId) {
+        self.active.wakers.retain(|(other, _)| *other != client);
+        self.rest(client);
+    }
+
+    /// Wakers to be called for what became of their connections since the last call.
+    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
+        let wakers = std::mem::take(&mut self.active.wakers);
+        wakers.iter().for_each(|(client, _)| self.rest(*client));
+        wakers.into_iter().map(|(_, waker)| waker).collect()
     }
 
     /// Whether domains wait for a privileged client's transaction. Who loops gives it a time limit, and then calls [`Server::end_hold`].
@@ -219,7 +266,7 @@ impl Server {
             match self.connections.get_mut(&client) {
                 Some(connection) => {
                     connection.output.event(&event);
-                    activate(&mut self.active, client, connection);
+                    self.active.add(client, connection);
                 }
                 None => self.local_events.push(event),
             }
@@ -266,8 +313,9 @@ impl Server {
     /// A domain's clients were closed.
     fn closed(&mut self, domain: DomId, clients: &[ClientId]) {
         for client in clients {
-            self.connections.remove(client);
-            self.active.push(*client);
+            if let Some(mut connection) = self.connections.remove(client) {
+                self.active.add(*client, &mut connection);
+            }
         }
         self.rings.remove(&domain);
         self.host.release(domain, clients);
@@ -322,7 +370,13 @@ impl Server {
 
     fn activate(&mut self, client: ClientId) {
         if let Some(connection) = self.connections.get_mut(&client) {
-            activate(&mut self.active, client, connection);
+            self.active.add(client, connection);
+        }
+    }
+
+    fn rest(&mut self, client: ClientId) {
+        if let Some(connection) = self.connections.get_mut(&client) {
+            connection.active = false;
         }
     }
 
@@ -330,11 +384,5 @@ impl Server {
         if self.hold == Some(client) {
             self.end_hold();
         }
-    }
-}
-
-fn activate(active: &mut Vec<ClientId>, client: ClientId, connection: &mut Connection) {
-    if !std::mem::replace(&mut connection.active, true) {
-        active.push(client);
     }
 }

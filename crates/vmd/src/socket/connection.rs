@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::address::{self, AddressError};
 use super::protocol::{PROTOCOL, Reply, Request, VERSION};
+use xenstored::address::{self, AddressError};
 
 /// How long the server may take for a reply.
 const PATIENCE: Duration = Duration::from_secs(10);

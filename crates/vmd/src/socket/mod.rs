@@ -7,10 +7,9 @@
 //! ```
 //!
 //! [`protocol`] has the messages, one line of JSON each. [`server`] is a poll loop over all clients: what a client costs is bounded, and one
-//! that does not read what it watches is dropped, so that neither it nor a hostile one holds up the machine. [`address`] makes, finds and
-//! removes the socket; [`connection`] is the client's end.
+//! that does not read what it watches is dropped, so that neither it nor a hostile one holds up the machine. [`xenstored::address`] makes, finds
+//! and removes the socket; [`connection`] is the client's end.
 
-pub mod address;
 mod client;
 pub mod connection;
 mod mailbox;

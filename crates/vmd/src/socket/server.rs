@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
+use xenstored::address::{AddressError, Listener};
 
-use super::address::{AddressError, Listener};
 use super::client::Client;
 use super::mailbox::Waker;
 use super::protocol::{Refusal, Reply};

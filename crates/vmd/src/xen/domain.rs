@@ -175,10 +175,10 @@ fn serve_ring(xen: &Arc<Xen>, store: &SharedStore, bell: &Bell) {
     let ring = bell.clone();
     let Some(port) = xen.open_store(Arc::new(move || ring.ring())) else { return };
     let waker = bell.clone();
-    store.set_waker(move || waker.ring());
     let domain = DomId(DOMAIN);
     let introduced = store.with(|server| {
         let client = server.introduce(domain, Ring { gfn: STORE_PAGE / PAGE_SIZE, port })?;
+        server.set_waker(client, Arc::new(move || waker.ring()));
         Ok::<_, Error>((client, server.store().features(domain)))
     });
     let Ok((id, features)) = introduced else { return };
@@ -187,8 +187,7 @@ fn serve_ring(xen: &Arc<Xen>, store: &SharedStore, bell: &Bell) {
     while !bell.is_stopped() && (again || bell.wait()) {
         let served = store.with(|server| {
             let served = page.serve(&mut Client { server, id });
-            // There is one connection, and it was looked at.
-            server.take_active();
+            server.attended(id);
             served
         });
         if served.notify {

@@ -21,6 +21,13 @@ const WATCH_BYTES: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ClientId(pub(crate) u64);
 
+impl ClientId {
+    /// The number, from 1 on.
+    pub fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// A client: a connection, or somebody in this process.
 pub(crate) struct Client {
     pub(crate) domain: DomId,

@@ -1,6 +1,6 @@
-//! The socket's place in the file system: made for its owner alone, found again, and removed.
+//! A socket's place in the file system: made for its owner alone, found again, and removed. The store's, and the control sockets of machines.
 //!
-//! A socket that is left over from a machine that was killed is replaced; one at which somebody listens, and a file that is no socket, are
+//! A socket that is left over from a program that was killed is replaced; one at which somebody listens, and a file that is no socket, are
 //! not touched. The mode is set before the socket has a name, so that there is no moment at which others could connect: Linux gives a
 //! socket's file the mode of the descriptor (unix(7), `unix_bind`).
 
@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 /// Longest path that a socket can have: `sun_path` without its final zero (unix(7)).
 const MAX_PATH: usize = 107;
 /// Connections that wait to be accepted.
-const BACKLOG: i32 = 16;
+const BACKLOG: i32 = 128;
 
 /// Why there is no socket, or nobody at it.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +25,14 @@ pub enum AddressError {
     /// Something else has that name.
     #[error("{}: exists and is not a socket", .0.display())]
     NotASocket(PathBuf),
-    /// Another machine.
-    #[error("{}: in use by a running machine", .0.display())]
+    /// Somebody listens there.
+    #[error("{}: in use by a running program", .0.display())]
     InUse(PathBuf),
-    /// A socket without a machine.
-    #[error("{}: no machine listens there; the one that made it has ended", .0.display())]
+    /// A socket without a program.
+    #[error("{}: nobody listens there; the program that made it has ended", .0.display())]
     Abandoned(PathBuf),
     /// No socket.
-    #[error("{}: there is no such socket; a machine has one when it is started with --control", .0.display())]
+    #[error("{}: there is no such socket", .0.display())]
     Missing(PathBuf),
     /// The host's answer.
     #[error("{}: {source}", path.display())]
@@ -92,7 +92,7 @@ impl Drop for Listener {
     }
 }
 
-/// Connects to the machine that listens at `path`.
+/// Connects to who listens at `path`.
 ///
 /// # Errors
 /// [`AddressError`].
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn socket_of_a_killed_machine_is_replaced() {
+    fn socket_of_a_killed_program_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());

@@ -1,0 +1,16 @@
+//! The store's Unix socket: XenStore for ordinary clients, as `xenstored` and inside a running machine.
+//!
+//! ```text
+//!   xenstore-read, toolstacks ══ socket ══ serve (one thread, epoll) ── bytes ──> xenstore::Server
+//!                                             ^                                        ^
+//!   this process: monitor, dialects, rings ───┴── wakes ── SharedStore ── calls ───────┘
+//! ```
+//!
+//! Every client of the socket is the host: the socket's mode is the only guard, as with Xen's own servers. What a client may do and how much waits
+//! for it is decided by [`xenstore::Server`]; here are only the sockets.
+
+pub mod address;
+mod serve;
+
+pub use address::Listener;
+pub use serve::serve;

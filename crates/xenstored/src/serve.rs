@@ -1,0 +1,234 @@
+//! The event loop: one thread, all connections, and only those touched that something became of.
+//!
+//! The kernel names the sockets that are ready (epoll(7)), the server names the connections that a request of somebody else concerns, so idle
+//! connections cost nothing. A connection is read once and then the others have their turn; it is not read while the server does not want
+//! more of it, and it is waited for to read only while something is left to send.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags};
+use xenstore::{ClientId, DomId, Server, SharedStore};
+
+use crate::address::Listener;
+
+/// Bytes read at a time.
+const READ: usize = 16 << 10;
+/// Sockets looked at before the clock is.
+const ROUND: usize = 64;
+/// How long domains wait at most for a transaction of a client that lost too often.
+const HOLD: Duration = Duration::from_secs(1);
+/// How long nobody is accepted after the host refused: it has run out of descriptors or memory.
+const RELIEF: Duration = Duration::from_millis(100);
+
+/// What epoll says of descriptors that are no connections. Connections are named by their clients' numbers, which begin at 1 and never get there.
+const LISTENER: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX - 1;
+const STOP: u64 = u64::MAX - 2;
+
+/// Serves `store` to who connects to `listener`, until `stop` is readable. Then all connections are closed and the socket is removed.
+///
+/// Takes [`SharedStore::set_waker`] for itself, so a store has one such loop. Rings that other threads serve go on beside it, see
+/// [`Server::set_waker`].
+///
+/// # Errors
+/// When the host has no descriptor or memory left at the start.
+pub fn serve(listener: Listener, store: &SharedStore, stop: impl AsFd) -> io::Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    epoll::add(&epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
+    epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+    epoll::add(&epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
+    let waker = Arc::clone(&wake);
+    store.set_waker(move || {
+        // It fails only when the counter is full, and then the loop is woken anyway.
+        let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
+    });
+    let mut service =
+        Service { epoll, wake, listener, store, sockets: HashMap::new(), buffer: vec![0; READ], hold_ends: None, listens_again: None };
+    let done = service.run();
+    store.set_waker(|| {});
+    store.with(|server| service.sockets.values().for_each(|socket| server.disconnect(socket.client)));
+    done
+}
+
+/// A connection.
+struct Socket {
+    descriptor: OwnedFd,
+    client: ClientId,
+    /// What epoll waits for.
+    interest: EventFlags,
+}
+
+struct Service<'a> {
+    epoll: OwnedFd,
+    wake: Arc<OwnedFd>,
+    listener: Listener,
+    store: &'a SharedStore,
+    sockets: HashMap<u64, Socket>,
+    buffer: Vec<u8>,
+    hold_ends: Option<Instant>,
+    listens_again: Option<Instant>,
+}
+
+impl Service<'_> {
+    fn run(&mut self) -> io::Result<()> {
+        let mut ready = Vec::with_capacity(ROUND);
+        loop {
+            let timeout = self.timeout();
+            match epoll::wait(&self.epoll, spare_capacity(&mut ready), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            for event in ready.drain(..) {
+                match event.data.u64() {
+                    STOP => return Ok(()),
+                    LISTENER => self.accept(),
+                    WAKE => self.woken(),
+                    number => self.ready(number, event.flags),
+                }
+            }
+            self.look_at_the_clock()?;
+        }
+    }
+
+    fn timeout(&self) -> Option<Timespec> {
+        let next = self.hold_ends.into_iter().chain(self.listens_again).min()?;
+        Timespec::try_from(next.saturating_duration_since(Instant::now())).ok()
+    }
+
+    fn look_at_the_clock(&mut self) -> io::Result<()> {
+        let is_over = |time: &mut Instant| *time <= Instant::now();
+        if self.hold_ends.take_if(is_over).is_some() {
+            tracing::warn!("a transaction that domains waited for did not end in time");
+            self.work(None, |server, _| server.end_hold());
+        }
+        if self.listens_again.take_if(is_over).is_some() {
+            epoll::add(&self.epoll, self.listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
+        }
+        Ok(())
+    }
+
+    /// Admits who waits, but not so many that those inside would have to wait.
+    fn accept(&mut self) {
+        for _ in 0..ROUND {
+            match rustix::net::accept_with(self.listener.socket(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(descriptor) => self.admit(descriptor),
+                Err(Errno::AGAIN) => return,
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(error) => {
+                    tracing::warn!(%error, connections = self.sockets.len(), "cannot accept connections");
+                    // Without this the loop would spin, as somebody still waits.
+                    let _ = epoll::delete(&self.epoll, self.listener.socket());
+                    self.listens_again = Some(Instant::now() + RELIEF);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, descriptor: OwnedFd) {
+        let client = self.store.with(|server| server.connect(DomId::HOST, true));
+        let interest = EventFlags::IN;
+        if let Err(error) = epoll::add(&self.epoll, &descriptor, EventData::new_u64(client.number()), interest) {
+            tracing::warn!(%error, "cannot serve a connection");
+            self.store.with(|server| server.disconnect(client));
+            return;
+        }
+        self.sockets.insert(client.number(), Socket { descriptor, client, interest });
+    }
+
+    /// Somebody in this process changed something.
+    fn woken(&mut self) {
+        // Only the readiness is to go; the count says nothing.
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        self.work(None, |_, _| {});
+    }
+
+    fn ready(&mut self, number: u64, flags: EventFlags) {
+        // An earlier event of the same round may have closed it.
+        let Some(socket) = self.sockets.get(&number) else { return };
+        let client = socket.client;
+        if flags.contains(EventFlags::IN) {
+            match rustix::net::recv(&socket.descriptor, self.buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+                Ok((count @ 1.., _)) => {
+                    self.work(Some(client), |server, buffer| server.receive(client, buffer.get(..count).unwrap_or_default()))
+                }
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Ok((0, _)) | Err(_) => self.close(client),
+            }
+        } else if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+            self.close(client);
+        } else {
+            self.work(Some(client), |_, _| {});
+        }
+    }
+
+    fn close(&mut self, client: ClientId) {
+        self.sockets.remove(&client.number());
+        // Who waited for its transaction goes on.
+        self.work(None, |server, _| server.disconnect(client));
+    }
+
+    /// Works on the server with what was read, and attends to `client` and to every connection that something became of.
+    fn work(&mut self, client: Option<ClientId>, work: impl FnOnce(&mut Server, &[u8])) {
+        let Service { epoll, sockets, store, buffer, hold_ends, .. } = self;
+        store.with(|server| {
+            work(server, buffer);
+            let mut active = server.take_active();
+            active.extend(client.filter(|client| !active.contains(client)));
+            // Sending makes room for requests that waited, which concern others.
+            while !active.is_empty() {
+                for client in active {
+                    let Some(socket) = sockets.get_mut(&client.number()) else { continue };
+                    if socket.attend(server, epoll).is_err() {
+                        server.disconnect(client);
+                        sockets.remove(&client.number());
+                    }
+                }
+                active = server.take_active();
+            }
+            if !server.is_holding() {
+                *hold_ends = None;
+            } else if hold_ends.is_none() {
+                *hold_ends = Some(Instant::now() + HOLD);
+            }
+        });
+    }
+}
+
+impl Socket {
+    /// Sends what can be sent, and tells epoll what to wait for.
+    ///
+    /// # Errors
+    /// When the connection is to be closed: its client has gone, broke the protocol, or was released with its domain.
+    fn attend(&mut self, server: &mut Server, epoll: &OwnedFd) -> Result<(), Errno> {
+        let mut is_full = false;
+        while !is_full && !server.output(self.client).is_empty() {
+            match rustix::net::send(&self.descriptor, server.output(self.client), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => server.sent(self.client, count),
+                Err(Errno::AGAIN) => is_full = true,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if server.is_broken(self.client) {
+            return Err(Errno::PROTO);
+        }
+        let mut interest = EventFlags::empty();
+        interest.set(EventFlags::IN, server.wants_input(self.client));
+        interest.set(EventFlags::OUT, is_full);
+        if interest != self.interest {
+            epoll::modify(epoll, &self.descriptor, EventData::new_u64(self.client.number()), interest)?;
+            self.interest = interest;
+        }
+        Ok(())
+    }
+}
