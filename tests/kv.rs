@@ -125,6 +125,34 @@ fn absolute_paths_are_those_of_the_whole_tree() {
 }
 
 #[test]
+fn clients_of_xenstore_see_the_same_keys() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("xenstored");
+    let mut machine = Machine::start(&["--xenstore", socket.to_str().unwrap()]);
+    let client = |words: &[&str]| {
+        let mut command = Command::new(format!("xenstore-{}", words[0]));
+        command.arg("-s").args(&words[1..]).env("XENSTORED_PATH", &socket);
+        finished(command)
+    };
+    assert_eq!(client(&["write", "/local/domain/1/vm-data/role", "database"]).0, Some(0));
+    assert_eq!(machine.guest("hostctl guestinfo.role"), "database\r\n");
+    machine.guest("hostctl guestinfo.app.state ready");
+    assert_eq!(client(&["read", "/local/domain/1/vm-data/app/state"]).1, "ready\n");
+    assert_eq!(client(&["list", "/local/domain/1"]).1, "attr\ncontrol\ndata\nvm-data\n");
+    assert_eq!(client(&["rm", "/local/domain/1/vm-data/app"]).0, Some(0));
+    assert_eq!(machine.tool.kv("get", &["app.state"]).0, NO_KEY);
+    let (status, _, errors) = finished({
+        let mut second = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        second.args(["run", "--backend", "soft", "--xenstore"]).arg(&socket).stdin(Stdio::null());
+        second
+    });
+    assert!(status == Some(1) && errors.contains("in use by a running program"), "{errors}");
+    machine.session.type_in("poweroff\r");
+    assert_eq!(machine.session.status(), Some(0));
+    assert!(!socket.exists(), "the socket goes with the machine");
+}
+
+#[test]
 fn binary_values_survive_files_pipes_and_json() {
     let machine = Machine::start(&[]);
     let bytes: Vec<u8> = (0..=255).collect();
@@ -296,7 +324,7 @@ fn socket_errors_say_what_to_do() {
         command.args(["run", "--backend", "soft", "--control"]).arg(socket);
         command
     };
-    refused(run(&machine.tool.socket), "in use by a running machine");
+    refused(run(&machine.tool.socket), "in use by a running program");
     let file = guests::write(other.path(), "file", b"precious");
     refused(run(&file), "exists and is not a socket");
     refused(run(&other.path().join("absent/control")), "No such file");

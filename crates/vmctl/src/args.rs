@@ -241,6 +241,9 @@ pub struct RunArguments {
     /// A socket for vmctl kv, stop, status and sync.
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
+    /// A socket at which the machine's store is offered to XenStore's own clients.
+    #[arg(long, value_name = "SOCKET")]
+    pub xenstore: Option<PathBuf>,
     /// A file in the firmware configuration device: name=opt/NAME,file=FILE or name=opt/NAME,string=TEXT. Repeatable.
     #[arg(long, value_name = "FILE", action = ArgAction::Append)]
     pub fw_cfg: Vec<FwCfgSpec>,

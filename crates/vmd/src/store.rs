@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   vmctl kv, --kv, guestinfo, fw_cfg ── dialects::store::Store ── MachineStore ─┐
-//!   Xen's domain: ring, backends ────────────────────────────────────────────────┴── xenstore::SharedStore
+//!   Xen's domain: ring, backends ────────────────────────────────────────────────┼── xenstore::SharedStore
+//!   --xenstore SOCKET ── xenstored::serve ───────────────────────────────────────┘
 //! ```
 //!
 //! Relative paths are below the machine's home, `/local/domain/1`; absolute ones are the whole tree's. One store serves the machine over all its
@@ -17,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dialects::store::{Client, Observer, Store, StoreError, VM_DATA, WatchId};
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN};
-use xenstore::{Config, DomId, Error, Perms, Quota, Session, SharedStore, View, Watching};
+use xenstore::{Config, DomId, Error, Host, Perms, Quota, Server, Session, SharedStore, View, Watching};
 
 /// The machine's home. [`DOMAIN`] is its number in the store whether it has Xen's dialect or not.
 pub const HOME: &str = "/local/domain/1";
@@ -48,7 +49,7 @@ impl MachineStore {
     pub fn new() -> Result<MachineStore, Error> {
         let mut config = Config::default();
         config.quotas.set(Quota::NodeSize, GUEST_VALUE);
-        let shared = SharedStore::new(config);
+        let shared = SharedStore::of(Server::new(xenstore::Store::new(config), Box::new(OneMachine)));
         let host = shared.host();
         host.update(make_home)?;
         Ok(MachineStore { shared, host, watches: Mutex::default() })
@@ -69,6 +70,15 @@ impl MachineStore {
 
     fn watches(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the store knows of domains: there is one.
+struct OneMachine;
+
+impl Host for OneMachine {
+    fn exists(&self, domain: DomId) -> bool {
+        domain == DomId(DOMAIN)
     }
 }
 

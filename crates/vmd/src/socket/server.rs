@@ -21,14 +21,14 @@ pub const MAX_CLIENTS: usize = 16;
 /// How long nobody is accepted after the host refused: it has run out of descriptors or memory.
 const RELIEF: Duration = Duration::from_millis(100);
 
-/// Why there is no control socket.
+/// Why a socket of the machine cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Its name.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The host has no thread or descriptor left.
-    #[error("cannot serve the control socket: {0}")]
+    #[error("cannot serve the socket: {0}")]
     Host(#[from] std::io::Error),
 }
 
