@@ -25,7 +25,7 @@ impl StoreServer {
         let listener = Listener::bind(path)?;
         let stop = Arc::new(Waker::new()?);
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("xenstored".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
             if let Err(error) = xenstored::serve(listener, &store, &*stopped) {
                 eprintln!("vmctl: the store's socket is gone: {error}");
             }
