@@ -22,6 +22,11 @@ pub trait Driver<'h>: Send {
         None
     }
 
+    /// Whether it wants to be polled when the hypervisor calls ([`crate::Hal::upcall_vector`]).
+    fn takes_upcalls(&self) -> bool {
+        false
+    }
+
     /// Hears about the kernel.
     fn hear(&mut self, news: &News, now: Nanos) {
         let _ = (news, now);

@@ -72,7 +72,7 @@ impl Machine {
         let (write, mut bytes) = match &transfer {
             Transfer::Out(bytes) => (true, bytes.to_vec()),
             Transfer::In(bytes) => (false, vec![0; bytes.len()]),
-            Transfer::None => return,
+            Transfer::None | Transfer::Exchange(_) => return,
         };
         for byte in &mut bytes {
             let mut call = PortCall {
