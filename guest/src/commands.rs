@@ -227,7 +227,8 @@ fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
     for (at, line) in bytes.chunks(16).enumerate() {
         print!("{:04x} ", at * 16);
         line.iter().for_each(|byte| print!(" {byte:02x}"));
-        println!("  |{}|", line.escape_ascii());
+        let text = line.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' });
+        println!("  |{}|", text.collect::<String>());
     }
     Ok(())
 }
