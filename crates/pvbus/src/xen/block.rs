@@ -164,14 +164,12 @@ impl<'h> Xbf<'h> {
             request.nr_segments += 1;
             left -= last + 1;
         }
-        match self.exchange(&request) {
-            Ok(response) => answer(&response, &request),
-            Err(error) => {
-                // The backend may still write to the pages, and its next answers would be taken for others'.
-                self.geometry = None;
-                Err(error)
-            }
+        let answer = self.exchange(&request).and_then(|response| answer(&response, &request));
+        if !matches!(answer, Ok(()) | Err(DiskError::Failed | DiskError::Unsupported)) {
+            // The backend may still write to the pages, and its next answers would be taken for others'.
+            self.geometry = None;
         }
+        answer
     }
 
     fn exchange(&mut self, request: &Request) -> Result<Response, DiskError> {

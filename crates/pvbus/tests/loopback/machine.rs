@@ -81,6 +81,11 @@ impl Machine {
         self.others.lock().unwrap().push(Box::new(work));
     }
 
+    /// Ends the host's latest thread.
+    pub fn end_latest_thread(&self) {
+        self.others.lock().unwrap().pop();
+    }
+
     /// Lets the host's threads have a turn, unless they are paused.
     pub fn let_others_run(&self) {
         if !self.paused.load(Ordering::Relaxed) {

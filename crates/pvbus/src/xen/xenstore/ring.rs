@@ -103,7 +103,8 @@ impl<'h> RingPeer<'h> {
 
 impl Peer for RingPeer<'_> {
     fn deadline(&self) -> Nanos {
-        self.platform.hal.now().saturating_add(if self.silent { 0 } else { PATIENCE })
+        let speaks = || self.filled(offset_of!(Interface, rsp_cons), offset_of!(Interface, rsp_prod)).is_ok_and(|(_, bytes)| bytes > 0);
+        self.platform.hal.now().saturating_add(if self.silent && !speaks() { 0 } else { PATIENCE })
     }
 
     fn is_numbered(&self) -> bool {

@@ -23,8 +23,7 @@ const SECOND: u64 = 1_000_000_000;
 const GUEST: DomId = DomId(1);
 const HOME: &str = "/local/domain/1";
 /// Nodes that the guest may write.
-const GUESTS_OWN: [&str; 6] =
-    ["data", "error", "device", "control/shutdown", "control/feature-poweroff", "control/feature-reboot"];
+const GUESTS_OWN: [&str; 6] = ["data", "error", "device", "control/shutdown", "control/feature-poweroff", "control/feature-reboot"];
 
 /// A domain, its hypervisor, and its host's store.
 struct Rig {
@@ -100,6 +99,7 @@ impl Rig {
         assert_eq!(rig.xen.open_store(Arc::new(|| {})), Some(1));
         for name in ["name", "device", "control/platform-feature-xs_reset_watches"] {
             rig.host.write(&format!("{HOME}/{name}"), b"1").unwrap();
+            rig.allow(&format!("{HOME}/{name}"), "n0,r1");
         }
         rig.allow(HOME, "n0,r1");
         for name in GUESTS_OWN {

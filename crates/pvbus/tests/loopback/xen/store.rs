@@ -21,10 +21,7 @@ fn store<'h>(tree: &mut Tree<'h>) -> XenStore<'h> {
 fn line_is_openbsds() {
     let rig = Rig::new();
     let tree = Tree::attach(&rig.machine);
-    assert_eq!(
-        tree.dmesg(),
-        ["pvbus0 at mainbus0: Xen 4.17", "xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1"]
-    );
+    assert_eq!(tree.dmesg(), ["pvbus0 at mainbus0: Xen 4.17", "xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1"]);
     assert_eq!(tree.devices().collect::<Vec<_>>(), [("pvbus0", "mainbus0"), ("xen0", "pvbus0")]);
 }
 
@@ -117,7 +114,8 @@ fn transaction_that_others_are_in_the_way_of_is_repeated() {
 
     let never = store.transaction(|transaction| {
         let count = transaction.read(b"data/count")?;
-        rig.host.write(&format!("{HOME}/data/count"), b"x").unwrap();
+        rounds += 1;
+        rig.host.write(&format!("{HOME}/data/count"), rounds.to_string().as_bytes()).unwrap();
         transaction.write(b"data/seen", &count)
     });
     assert_eq!(never, Err(StoreError::Refused("EAGAIN".into())));
@@ -239,8 +237,5 @@ fn answers_that_make_no_sense_are_errors() {
         rig.machine.memory.write_obj(byte, GuestAddress(slot)).unwrap();
     }
     rig.machine.memory.write_obj(prod.wrapping_add(16), GuestAddress(RSP_PROD)).unwrap();
-    assert_eq!(
-        store.read(b"name"),
-        Err(StoreError::Transport("XenStore sent a message longer than its protocol allows"))
-    );
+    assert_eq!(store.read(b"name"), Err(StoreError::Transport("XenStore sent a message longer than its protocol allows")));
 }
