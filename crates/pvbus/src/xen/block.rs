@@ -16,14 +16,17 @@ use spin::Mutex;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Domain;
-use super::hypercall::{PAGE, XenError};
+use super::hypercall::{PAGE, XenError, offset};
 use super::ring::{BrokenRing, FrontRing};
 use super::xenbus::{Frontend, Keys, XenbusError};
 use crate::hal::{Dma, HalError, MILLISECOND, Nanos, SECOND};
 
 /// Bytes of a sector in memory.
-const SECTOR_BYTES: usize = SECTOR as usize;
-const PAGE_BYTES: usize = PAGE as usize;
+const SECTOR_BYTES: usize = offset(SECTOR);
+const PAGE_BYTES: usize = offset(PAGE);
+/// Sectors of a page.
+const PAGE_SECTORS: u8 = 8;
+const _: () = assert!(PAGE_SECTORS as usize * SECTOR_BYTES == PAGE_BYTES);
 /// Most bytes of a request.
 const REQUEST_BYTES: usize = SEGMENTS * PAGE_BYTES;
 /// How long a request is waited for. A disk that does not answer is not used any more.
@@ -158,11 +161,11 @@ impl<'h> Xbf<'h> {
         (request.operation, request.id, request.sector_number) = (operation, self.next_id.into(), sector.into());
         let mut left = length / SECTOR_BYTES;
         for (segment, buffer) in request.segments.iter_mut().zip(&self.buffers) {
-            // At most the sectors of a page.
-            let Some(last) = left.min(PAGE_BYTES / SECTOR_BYTES).checked_sub(1) else { break };
-            *segment = Segment { gref: buffer.grant.into(), last_sect: last as u8, ..Segment::default() };
+            let count = u8::try_from(left).unwrap_or(u8::MAX).min(PAGE_SECTORS);
+            let Some(last_sect) = count.checked_sub(1) else { break };
+            *segment = Segment { gref: buffer.grant.into(), last_sect, ..Segment::default() };
             request.nr_segments += 1;
-            left -= last + 1;
+            left -= usize::from(count);
         }
         let answer = self.exchange(&request).and_then(|response| answer(&response, &request));
         if !matches!(answer, Ok(()) | Err(DiskError::Failed | DiskError::Unsupported)) {

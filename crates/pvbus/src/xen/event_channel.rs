@@ -12,7 +12,7 @@ use abi::xen::hypercall::{DOMID_SELF, memory, number};
 use abi::xen::shared_info::{EVTCHN_MASK, EVTCHN_PENDING, vcpu_info};
 use zerocopy::little_endian::U32;
 
-use super::hypercall::{Hypervisor, XenError};
+use super::hypercall::{Hypervisor, XenError, offset};
 use crate::detect::Interface;
 use crate::hal::{Dma, Hal, HalError};
 
@@ -23,9 +23,9 @@ const WORDS: usize = PORTS as usize / PORTS_PER_WORD;
 /// `evtchn_upcall_pending` in its word.
 const UPCALL_PENDING: u32 = 0xff;
 /// Offsets in the page, of processor 0's vcpu info too, which is its beginning.
-const PENDING_SEL: usize = vcpu_info::PENDING_SEL as usize;
-const PENDING: usize = EVTCHN_PENDING as usize;
-const MASK: usize = EVTCHN_MASK as usize;
+const PENDING_SEL: usize = offset(vcpu_info::PENDING_SEL);
+const PENDING: usize = offset(EVTCHN_PENDING);
+const MASK: usize = offset(EVTCHN_MASK);
 
 /// The domain as the hypervisor runs it.
 pub(super) struct Platform<'h> {

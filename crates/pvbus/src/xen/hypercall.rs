@@ -15,6 +15,12 @@ use crate::hal::{Dma, Gate, Hal, HalError, Registers, Transfer};
 /// Size of a page as `xen_add_to_physmap` counts them.
 pub(super) const PAGE: u64 = 4096;
 
+/// An offset in a page, for [`Dma`].
+#[allow(clippy::cast_possible_truncation, reason = "it is less than a page, or the access fails")]
+pub(super) const fn offset(at: u64) -> usize {
+    at as usize
+}
+
 /// The way to the hypervisor.
 pub(super) struct Hypervisor<'h> {
     hal: &'h dyn Hal,

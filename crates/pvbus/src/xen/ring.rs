@@ -7,10 +7,10 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use abi::xen::io::ring::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS};
 
-use super::hypercall::PAGE;
+use super::hypercall::{PAGE, offset};
 use crate::hal::{Dma, HalError};
 
-const HEADER: usize = SLOTS as usize;
+const HEADER: usize = offset(SLOTS);
 
 /// The backend shows more responses than there are requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +35,8 @@ impl FrontRing {
     /// An empty ring in `page`, with slots of `slot` bytes.
     pub fn new(page: Dma, slot: usize) -> Result<FrontRing, HalError> {
         // The largest power of two that fits.
-        let slots = ((PAGE as u32 - SLOTS as u32) / u32::try_from(slot).map_err(|_| HalError::Fault)?).checked_ilog2().map(|log| 1 << log);
-        let ring = FrontRing { page, slot, slots: slots.ok_or(HalError::Fault)?, req_prod: 0, rsp_cons: 0 };
+        let slots = (offset(PAGE) - HEADER).checked_div(slot).and_then(usize::checked_ilog2).map(|log| 1 << log).ok_or(HalError::Fault)?;
+        let ring = FrontRing { page, slot, slots, req_prod: 0, rsp_cons: 0 };
         ring.word(REQ_EVENT)?.store(1, Ordering::Relaxed);
         ring.word(RSP_EVENT)?.store(1, Ordering::Relaxed);
         Ok(ring)
@@ -53,7 +53,7 @@ impl FrontRing {
         if self.req_prod.wrapping_sub(self.rsp_cons) >= self.slots {
             return Err(HalError::Unavailable);
         }
-        self.page.write(self.offset(self.req_prod), request)?;
+        self.page.write(self.slot_at(self.req_prod), request)?;
         self.req_prod = self.req_prod.wrapping_add(1);
         self.word(REQ_PROD)?.store(self.req_prod, Ordering::Release);
         fence(Ordering::SeqCst);
@@ -69,7 +69,7 @@ impl FrontRing {
                 return Ok(false);
             }
         }
-        self.page.read(self.offset(self.rsp_cons), response)?;
+        self.page.read(self.slot_at(self.rsp_cons), response)?;
         self.rsp_cons = self.rsp_cons.wrapping_add(1);
         Ok(true)
     }
@@ -80,10 +80,10 @@ impl FrontRing {
     }
 
     fn word(&self, at: u64) -> Result<&AtomicU32, HalError> {
-        self.page.word(usize::try_from(at).map_err(|_| HalError::Fault)?)
+        self.page.word(offset(at))
     }
 
-    fn offset(&self, index: u32) -> usize {
+    fn slot_at(&self, index: u32) -> usize {
         HEADER + (index & self.slots.wrapping_sub(1)) as usize * self.slot
     }
 }

@@ -71,11 +71,12 @@ impl<'h> Xen0<'h> {
         let page = page.checked_mul(PAGE).filter(|page| *page != 0).ok_or(XenError::NoStore)?;
         let ring = RingPeer::new(Arc::clone(&platform), hal.map(page, 1)?, port);
         platform.listen(port)?;
+        // Requests do not have the numbers of an earlier kernel's, whose answers may still come. The lowest bits of the time differ most.
+        let [a, b, c, d, ..] = hal.now().to_le_bytes();
         let domain = Domain {
             grants: Mutex::new(GrantTable::new(Arc::clone(&platform))),
             platform,
-            // Not the numbers of an earlier kernel, whose answers may still come. The lowest bits of the time differ most.
-            store: Mutex::new(Client::new(ring, hal.now() as u32)),
+            store: Mutex::new(Client::new(ring, u32::from_le_bytes([a, b, c, d]))),
             disks: Mutex::default(),
         };
         let mut xen0 = Xen0 { domain: Arc::new(domain), devices: Vec::new(), disks: 0, port, features, is_over: false };
@@ -102,9 +103,8 @@ impl<'h> Xen0<'h> {
         }
         for feature in FEATURES {
             // A host that does not let us say so does not ask either.
-            match store.write(feature, b"1") {
-                Err(error @ (StoreError::Timeout | StoreError::Transport(_))) => return Err(error),
-                _ => {}
+            if let Err(error @ (StoreError::Timeout | StoreError::Transport(_))) = store.write(feature, b"1") {
+                return Err(error);
             }
         }
         store.watch(SHUTDOWN, SHUTDOWN)?;

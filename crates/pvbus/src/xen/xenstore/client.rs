@@ -107,13 +107,7 @@ impl<P: Peer> Client<P> {
             if let Some(event) = self.events.pop_front() {
                 return Ok(event);
             }
-            let (header, payload) = self.message(deadline)?;
-            match header.op.get() {
-                op::WATCH_EVENT => self.remember(&payload),
-                // The late answer to a request that was given up.
-                _ if self.peer.is_numbered() => {}
-                _ => return Err(StoreError::Transport("XenStore answered without a question")),
-            }
+            self.receive_event(deadline)?;
         }
     }
 
@@ -128,10 +122,7 @@ impl<P: Peer> Client<P> {
                 self.events.remove(at);
                 return Ok(());
             }
-            match self.message(Some(deadline))? {
-                (header, payload) if header.op.get() == op::WATCH_EVENT => self.remember(&payload),
-                _ => return Err(StoreError::Transport("XenStore answered without a question")),
-            }
+            self.receive_event(Some(deadline))?;
         }
     }
 
@@ -218,6 +209,17 @@ impl<P: Peer> Client<P> {
                 _ => return Err(StoreError::Transport("XenStore answered another question").into()),
             }
         }
+    }
+
+    /// Takes down the event that comes next.
+    fn receive_event(&mut self, deadline: Option<Nanos>) -> Result<(), StoreError> {
+        match self.message(deadline)? {
+            (header, payload) if header.op.get() == op::WATCH_EVENT => self.remember(&payload),
+            // The late answer to a request that was given up.
+            _ if self.peer.is_numbered() => {}
+            _ => return Err(StoreError::Transport("XenStore answered without a question")),
+        }
+        Ok(())
     }
 
     /// The next message.
