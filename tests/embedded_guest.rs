@@ -59,7 +59,9 @@ fn prompt_runs_commands_and_powers_off() {
     assert_eq!(answer(&mut guest, "mem 1"), "usage: mem \r\n");
     assert_eq!(answer(&mut guest, "nonsense"), "nonsense: no such command; type help for a list\r\n");
     let help = answer(&mut guest, "help");
-    assert!(["clock", "dmesg", "help", "hostctl", "mem", "pci", "poweroff", "pvbus", "reboot"].iter().all(|name| help.contains(name)));
+    assert!(
+        ["clock", "disk", "dmesg", "help", "hostctl", "mem", "pci", "poweroff", "pvbus", "reboot"].iter().all(|name| help.contains(name))
+    );
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
 }
@@ -128,9 +130,11 @@ fn reboot_starts_the_machine_again() {
 
 #[test]
 fn host_asks_and_the_guest_goes_down() {
-    for (way, dialect, said) in
-        [("acpi", "none", "because the power button was pressed"), ("openbsd", "openbsd", "in response to request from OpenBSD host")]
-    {
+    for (way, dialect, said) in [
+        ("acpi", "none", "because the power button was pressed"),
+        ("openbsd", "openbsd", "in response to request from OpenBSD host"),
+        ("xen", "xen", "in response to request from Xen host"),
+    ] {
         let directory = TempDir::new().unwrap();
         let socket = directory.path().join("control");
         let mut guest = Session::start(vmctl(directory.path(), &["--dialect", dialect, "--control", socket.to_str().unwrap()]));
@@ -140,6 +144,34 @@ fn host_asks_and_the_guest_goes_down() {
         guest.wait_for(&format!("Shutting down {said}\r\n"));
         assert_eq!(guest.status(), Some(0), "{way}");
     }
+}
+
+#[test]
+fn xen_domain_reads_and_writes_keys_and_its_disk() {
+    let directory = TempDir::new().unwrap();
+    let disk = directory.path().join("disk.raw");
+    let mut bytes = vec![0; 1 << 20];
+    bytes[7 * 512..][..16].copy_from_slice(b"sector number 7.");
+    std::fs::write(&disk, bytes).unwrap();
+    let disk = format!("{},bus=xen", disk.display());
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--disk", &disk]));
+    let boot = guest.wait_for(PROMPT);
+    // The backend is another thread, which connects before the prompt or behind it.
+    const CONNECTED: &str = "xbf0 at xen0: disk, 1MB, 512 bytes/sector, 2048 sectors\r\n";
+    if !boot.contains(CONNECTED) {
+        guest.wait_for(CONNECTED);
+    }
+    assert!(boot.contains("xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1\r\n"), "{boot}");
+    assert_eq!(answer(&mut guest, "hostctl -f /dev/pvbus0 name"), "machine\r\n");
+    assert_eq!(answer(&mut guest, "hostctl data/said \"by the guest\""), "");
+    assert_eq!(answer(&mut guest, "hostctl /local/domain/1/data/said"), "by the guest\r\n");
+    assert_eq!(answer(&mut guest, "hostctl device/vbd"), "51712\r\n", "a directory is listed by reading it");
+    assert_eq!(answer(&mut guest, "hostctl name x"), "hostctl: the host does not allow it\r\n");
+    assert_eq!(answer(&mut guest, "disk"), "xbf0: 2048 sectors of 512 bytes, read and write\r\n");
+    assert!(answer(&mut guest, "disk xbf0 7").contains("|sector.number.7.|\r\n"));
+    assert_eq!(answer(&mut guest, "disk xbf0 2048"), "disk: not inside of the disk, or not in whole sectors\r\n");
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
 }
 
 #[test]

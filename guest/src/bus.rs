@@ -62,9 +62,12 @@ impl Bus {
         for (line, vector) in self.lines.clone() {
             if interrupts::take(vector) {
                 let polled = self.tree.on_interrupt(line, time::now());
-                self.next = [self.next, polled.next].into_iter().flatten().min();
-                self.obey(&polled.events);
+                self.sooner(&polled);
             }
+        }
+        if interrupts::take(interrupts::UPCALL) {
+            let polled = self.tree.on_upcall(time::now());
+            self.sooner(&polled);
         }
         if self.next.is_some_and(|next| next <= time::now()) {
             let Polled { events, next } = self.tree.poll(time::now());
@@ -92,6 +95,12 @@ impl Bus {
     /// Seconds since 1970 by the real-time clock, by now.
     pub fn rtc_time(&self) -> Option<u64> {
         self.rtc.map(|(seconds, read_at)| seconds + time::now().saturating_sub(read_at) / SECOND)
+    }
+
+    /// After some of the devices were polled.
+    fn sooner(&mut self, polled: &Polled) {
+        self.next = [self.next, polled.next].into_iter().flatten().min();
+        self.obey(&polled.events);
     }
 
     fn obey(&mut self, events: &[Event]) {

@@ -8,6 +8,7 @@ use abi::pci::{CAP_MSIX, CAP_VENDOR};
 use logic::calendar::DateTime;
 use logic::words::{self, Options, Unterminated};
 use pvbus::hal::SECOND;
+use pvbus::xen::DiskError;
 use pvbus::{Interface, Kind, StoreError};
 
 use crate::bus::Bus;
@@ -17,6 +18,8 @@ use crate::{console, memory, pci, print, println, time};
 /// Where `hostctl` looks when it is not told.
 const DEFAULT_DEVICE: &str = "/dev/pvbus0";
 const DEVICE: &str = "/dev/pvbus";
+/// Bytes of a sector.
+const SECTOR: usize = 512;
 /// The root of the device tree.
 const ROOT: &str = "mainbus0";
 
@@ -38,10 +41,13 @@ enum Failure {
     NoStore(Kind),
     /// The store refused.
     Store(StoreError),
+    /// The disk did not do it.
+    Disk(DiskError),
 }
 
 const COMMANDS: &[Command] = &[
     Command { name: "clock", usage: "", about: "what the clocks say: ours, pvclock, the hosts'", run: clock },
+    Command { name: "disk", usage: "[name sector]", about: "disks, or a sector of 512 bytes", run: disk },
     Command { name: "dmesg", usage: "", about: "what the kernel said", run: dmesg },
     Command { name: "help", usage: "", about: "this list", run: help },
     Command { name: "hostctl", usage: "[-qt] [-f device] key [value]", about: "read or write the host's information", run: hostctl },
@@ -69,6 +75,7 @@ pub fn execute(bus: &mut Bus, line: &str) {
         Err(Failure::Device(device)) => println!("{name}: {device}: there is no such device"),
         Err(Failure::NoStore(kind)) => println!("{name}: {kind} has no information store"),
         Err(Failure::Store(error)) => println!("{name}: {error}"),
+        Err(Failure::Disk(error)) => println!("{name}: {error}"),
     }
 }
 
@@ -172,7 +179,7 @@ fn hostctl(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
     match value {
         Some(value) => store.write(key.as_bytes(), value.as_bytes()).map_err(Failure::Store)?,
         None => {
-            let value = store.read(key.as_bytes()).map_err(Failure::Store)?;
+            let value = store.read_or_list(key.as_bytes()).map_err(Failure::Store)?;
             if !options.has('q') && !value.is_empty() {
                 println!("{}", Safe(&value));
             }
@@ -198,6 +205,32 @@ impl fmt::Display for Safe<'_> {
         }
         Ok(())
     }
+}
+
+fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
+    let disks = bus.tree.xen().map(|xen| xen.disks()).unwrap_or_default();
+    let (name, sector) = match arguments {
+        [] => {
+            for disk in disks {
+                let Some(geometry) = disk.geometry() else { continue };
+                let access = if geometry.is_read_only { "read-only" } else { "read and write" };
+                println!("{}: {} sectors of 512 bytes, {access}", disk.name(), geometry.sectors);
+            }
+            return Ok(());
+        }
+        [name, sector] => (name, sector.parse().map_err(|_| Failure::Usage)?),
+        _ => return Err(Failure::Usage),
+    };
+    let disk = disks.into_iter().find(|disk| disk.name() == *name).ok_or_else(|| Failure::Device(name.clone()))?;
+    let mut bytes = [0; SECTOR];
+    disk.read(sector, &mut bytes).map_err(Failure::Disk)?;
+    for (at, line) in bytes.chunks(16).enumerate() {
+        print!("{:04x} ", at * 16);
+        line.iter().for_each(|byte| print!(" {byte:02x}"));
+        let text = line.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' });
+        println!("  |{}|", text.collect::<String>());
+    }
+    Ok(())
 }
 
 fn list_pci(_: &mut Bus, _: &[String]) -> Result<(), Failure> {

@@ -10,10 +10,13 @@ use crate::bus::Bus;
 use crate::prompt::demonstrate;
 use crate::time;
 
-/// Keys that `vmctl` sets for the demonstration.
-const HOST_KEYS: [&str; 2] = ["guestinfo.hostname", "guestinfo.greeting"];
-/// The key that is written for it.
-const GUEST_KEY: &str = "guestinfo.guest.said";
+/// Keys of the host's in a store, some of which `vmctl` sets for the demonstration, and the key that is written for it.
+const fn keys(kind: Kind) -> ([&'static str; 2], &'static str) {
+    match kind {
+        Kind::Xen => (["name", "vm"], "data/said"),
+        _ => (["guestinfo.hostname", "guestinfo.greeting"], "guestinfo.guest.said"),
+    }
+}
 
 /// Shows the tree, and exchanges keys with the host through every store.
 pub fn run(bus: &mut Bus) {
@@ -23,10 +26,11 @@ pub fn run(bus: &mut Bus) {
         if bus.tree.stores().store(kind).is_none() {
             continue;
         }
-        for key in HOST_KEYS {
+        let (host_keys, guest_key) = keys(kind);
+        for key in host_keys {
             demonstrate(bus, &format!("hostctl -f /dev/pvbus{minor} {key}"));
         }
         let said = format!("hello through {kind} after {} ms", time::now() / MILLISECOND);
-        demonstrate(bus, &format!("hostctl -f /dev/pvbus{minor} {GUEST_KEY} \"{said}\""));
+        demonstrate(bus, &format!("hostctl -f /dev/pvbus{minor} {guest_key} \"{said}\""));
     }
 }

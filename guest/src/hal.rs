@@ -76,6 +76,7 @@ impl Hal for Kernel {
             Transfer::None => {}
             Transfer::Out(bytes) => (registers.rsi, registers.rcx) = (bytes.as_ptr().expose_provenance() as u64, bytes.len() as u64),
             Transfer::In(bytes) => (registers.rdi, registers.rcx) = (bytes.as_mut_ptr().expose_provenance() as u64, bytes.len() as u64),
+            Transfer::Exchange(bytes) => registers.rsi = bytes.as_mut_ptr().expose_provenance() as u64,
         }
         let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp } = *registers;
         let mut block = [rax, rbx, rcx, rdx, rsi, rdi, rbp];
@@ -86,6 +87,7 @@ impl Hal for Kernel {
                 (Gate::Out, Transfer::None) => output(&mut block),
                 (Gate::In | Gate::Out, Transfer::In(_)) => input_bytes(&mut block),
                 (Gate::In | Gate::Out, Transfer::Out(_)) => output_bytes(&mut block),
+                (Gate::In | Gate::Out, Transfer::Exchange(_)) => return Err(HalError::Unavailable),
                 (Gate::Vmcall, _) => vmcall(&mut block),
                 (Gate::Vmmcall, _) => vmmcall(&mut block),
             }
@@ -135,6 +137,17 @@ impl Hal for Kernel {
         let words = dma.into_words();
         // SAFETY: they are from `dma_alloc`, and `Dma` was the only reference.
         unsafe { memory::give_pages(words.into(), words.len() / PAGE_WORDS) };
+    }
+
+    fn map(&self, gpa: u64, pages: usize) -> Result<Dma, HalError> {
+        let start = memory::host_pages(gpa, pages).ok_or(HalError::Unavailable)?;
+        // SAFETY: mapped for ever, and accessed by atomics only: the library asks for it once, and the host knows that it is shared.
+        let words = unsafe { core::slice::from_raw_parts(start.cast::<AtomicU32>().as_ptr(), pages * PAGE_WORDS) };
+        Ok(Dma::new(gpa, words))
+    }
+
+    fn upcall_vector(&self) -> Option<u8> {
+        Some(interrupts::UPCALL)
     }
 
     fn tsc(&self) -> Result<u64, HalError> {

@@ -168,6 +168,13 @@ pub fn take_pages(count: usize) -> Option<NonNull<u8>> {
     Some(pages)
 }
 
+/// Pages that a hypervisor set aside, which are none of ours.
+pub fn host_pages(address: u64, count: usize) -> Option<NonNull<u8>> {
+    let end = address.checked_add((count as u64).checked_mul(PAGE_SIZE)?)?;
+    let is_there = address.is_multiple_of(PAGE_SIZE) && end <= MEMORY.with(|memory| memory.mapped);
+    NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize)).filter(|_| is_there)
+}
+
 /// Gives pages back.
 ///
 /// # Safety

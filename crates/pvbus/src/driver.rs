@@ -1,6 +1,6 @@
 //! What a device driver of the bus is: a state machine that is polled.
 //!
-//! A driver never waits. [`Driver::poll`] does what is due, tells the kernel about it by [`Event`]s and says when it wants to be called
+//! A driver does not wait for its device; xen0 alone waits for its store. [`Driver::poll`] does what is due, tells the kernel about it by [`Event`]s and says when it wants to be called
 //! again. The kernel tells drivers of itself by [`News`].
 
 use alloc::boxed::Box;
@@ -20,6 +20,11 @@ pub trait Driver<'h>: Send {
     /// The interrupt line at which it wants to be polled, as the PCI function's configuration names it.
     fn interrupt_line(&self) -> Option<u8> {
         None
+    }
+
+    /// Whether it wants to be polled when the hypervisor calls ([`crate::Hal::upcall_vector`]).
+    fn takes_upcalls(&self) -> bool {
+        false
     }
 
     /// Hears about the kernel.

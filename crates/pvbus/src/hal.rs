@@ -7,7 +7,7 @@
 //! make the host write to memory), so a `Hal` is for this library, not for untrusted code.
 
 use core::fmt;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use abi::pci;
 
@@ -36,7 +36,8 @@ pub trait Hal: Sync {
     /// Executes the instruction of `gate` with `registers` loaded, and stores them back. The direction flag is clear.
     ///
     /// With [`Transfer::Out`] the buffer's address goes to RSI and its length to RCX first, and port gates are `rep outsb`; with
-    /// [`Transfer::In`] the address goes to RDI, and port gates are `rep insb`.
+    /// [`Transfer::In`] the address goes to RDI, and port gates are `rep insb`. With [`Transfer::Exchange`] the address goes to RSI, and the
+    /// gate is no port.
     ///
     /// # Errors
     /// [`HalError`]. The host's own refusals are in the registers.
@@ -112,6 +113,21 @@ pub trait Hal: Sync {
     /// Takes back what [`Hal::dma_alloc`] gave. The host has been told before to leave it alone.
     fn dma_free(&self, dma: Dma) {
         let _ = dma;
+    }
+
+    /// Memory at guest physical address `gpa` that the hypervisor has set aside for both, `pages` pages. It is asked for once and never given back.
+    ///
+    /// # Errors
+    /// [`HalError::Unavailable`] also when it cannot be mapped.
+    fn map(&self, gpa: u64, pages: usize) -> Result<Dma, HalError> {
+        let _ = (gpa, pages);
+        Err(HalError::Unavailable)
+    }
+
+    /// An interrupt vector by which hypervisors may call: an ordinary interrupt of the first processor's local APIC, which ends
+    /// [`Hal::wait_until`] and which the kernel brings to [`crate::Tree::on_upcall`]. Without one, everything works by polling.
+    fn upcall_vector(&self) -> Option<u8> {
+        None
     }
 
     /// The processor's time-stamp counter, read after everything before it in program order.
@@ -200,6 +216,8 @@ pub enum Transfer<'a> {
     Out(&'a [u8]),
     /// From the host.
     In(&'a mut [u8]),
+    /// To the host, which changes it.
+    Exchange(&'a mut [u8]),
 }
 
 /// Width of a port access.
@@ -265,5 +283,31 @@ impl Dma {
     #[must_use]
     pub const fn words(&self) -> &[AtomicU32] {
         self.words
+    }
+
+    /// The word at byte offset `at`, a multiple of four.
+    ///
+    /// # Errors
+    /// [`HalError::Fault`] outside of the memory; here and below.
+    pub(crate) fn word(&self, at: usize) -> Result<&AtomicU32, HalError> {
+        self.words.get(at / 4).ok_or(HalError::Fault)
+    }
+
+    /// Copies bytes from offset `at`.
+    pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), HalError> {
+        for (at, byte) in (at..).zip(bytes) {
+            let [a, b, c, d] = self.word(at)?.load(Ordering::Relaxed).to_le_bytes();
+            *byte = [a, b, c, d].into_iter().nth(at % 4).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Copies bytes to offset `at`. The host does not write to words of which a part is written here.
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) -> Result<(), HalError> {
+        for (at, byte) in (at..).zip(bytes) {
+            let (word, shift) = (self.word(at)?, at % 4 * 8);
+            word.store(word.load(Ordering::Relaxed) & !(0xff << shift) | u32::from(*byte) << shift, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }

@@ -120,7 +120,7 @@ impl<'h> Stores<'h> {
             return value.copy_out(b"", user, Errno::ERANGE);
         }
         value.length()?;
-        let found = store.read(&key).map_err(|error| error.errno())?;
+        let found = store.read_or_list(&key).map_err(|error| error.errno())?;
         value.copy_out(string(&found), user, Errno::ERANGE)
     }
 }

@@ -1,7 +1,7 @@
 //! The paravirtual bus, guest half: finds every hypervisor interface, attaches the devices that belong to it, and opens its information store.
 //!
 //! The root is OpenBSD's pvbus(4). It is a library for kernels (`no_std` + `alloc`) and for programs; what it needs of either is the trait
-//! [`Hal`], on the other side of which is all `unsafe`. Drivers never wait: they are polled, say when they want to be polled again, and tell the
+//! [`Hal`], on the other side of which is all `unsafe`. Drivers are polled, say when they want to be polled again, and tell the
 //! kernel by [`Event`]s what their host wants.
 //!
 //! ```
@@ -35,8 +35,8 @@
 //! ```text
 //!   Tree ---attach---> detect                      Stores ---> ioctl (pvbus(4))    Store (typed)
 //!     |                                                           |                   |
-//!     +--poll/on_interrupt/tell--> Driver: vmt, pvclock, vmmci    +-------------------+--> guestinfo
-//!                                    |                                                       |
+//!     +--poll/on_interrupt/tell--> Driver: vmt, pvclock, xen0,    +-------------------+--> guestinfo, XenStore
+//!                                    |     vmmci                                             |
 //!                                    +------------------------- Hal -------------------------+
 //! ```
 #![no_std]

@@ -22,6 +22,14 @@ pub trait Store: Send {
     /// [`StoreError::NotFound`] when there is none, and the others.
     fn read(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError>;
 
+    /// What pvbus(4) reads at `key`: the value; where OpenBSD's driver lists a directory by reading it, its names, each on a line.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    fn read_or_list(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.read(key)
+    }
+
     /// Makes `value` the value of `key`.
     ///
     /// # Errors

@@ -12,13 +12,14 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use crate::detect::{Detection, Interface, Kind, detect};
+use crate::detect::{Detection, Interface, Kind, Note, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
 use crate::ioctl::Stores;
 use crate::kvm::{ClockError, Pvclock, PvclockDevice};
 use crate::openbsd::{self, Vmmci};
 use crate::vmware::Vmt;
+use crate::xen::{Xen, Xen0};
 
 /// The bus with its devices.
 pub struct Tree<'h> {
@@ -27,6 +28,7 @@ pub struct Tree<'h> {
     devices: Vec<Device<'h>>,
     stores: Stores<'h>,
     clock: Option<Arc<Pvclock<'h>>>,
+    xen: Option<Xen<'h>>,
 }
 
 /// A device that is attached.
@@ -50,10 +52,11 @@ impl<'h> Tree<'h> {
     #[must_use]
     pub fn attach(hal: &'h dyn Hal) -> Tree<'h> {
         let detection = detect(hal);
-        let mut tree = Tree { detection, dmesg: Vec::new(), devices: Vec::new(), stores: Stores::new(), clock: None };
+        let mut tree = Tree { detection, dmesg: Vec::new(), devices: Vec::new(), stores: Stores::new(), clock: None, xen: None };
         tree.attach_bus();
         tree.attach_vmt(hal);
         tree.attach_pvclock(hal);
+        tree.attach_xen(hal);
         tree.attach_vmmci(hal);
         tree
     }
@@ -66,6 +69,11 @@ impl<'h> Tree<'h> {
     /// Polls the devices at an interrupt line. Their next time is as [`Tree::poll`] said before, unless this says sooner.
     pub fn on_interrupt(&mut self, line: u8, now: Nanos) -> Polled {
         self.poll_those(now, |driver| driver.interrupt_line() == Some(line))
+    }
+
+    /// Polls the devices that hypervisors call for, by [`Hal::upcall_vector`]. Their next time is as with [`Tree::on_interrupt`].
+    pub fn on_upcall(&mut self, now: Nanos) -> Polled {
+        self.poll_those(now, |driver| driver.takes_upcalls())
     }
 
     /// Tells the devices about the kernel. Poll afterwards.
@@ -100,6 +108,12 @@ impl<'h> Tree<'h> {
     #[must_use]
     pub fn clock(&self) -> Option<Arc<Pvclock<'h>>> {
         self.clock.clone()
+    }
+
+    /// Xen's domain, if this machine is one: its store with transactions, its disks.
+    #[must_use]
+    pub fn xen(&self) -> Option<Xen<'h>> {
+        self.xen.clone()
     }
 
     /// Interrupt lines that the kernel shall bring to [`Tree::on_interrupt`].
@@ -157,6 +171,22 @@ impl<'h> Tree<'h> {
         }
         if let Some(error) = last {
             self.dmesg.push(format!("pvclock0 at pvbus0: not attached: {error}"));
+        }
+    }
+
+    fn attach_xen(&mut self, hal: &'h dyn Hal) {
+        let Some(interface) = self.detection.find(Kind::Xen).filter(|interface| !interface.notes.contains(&Note::NoHypercalls)) else {
+            return;
+        };
+        match Xen0::attach(hal, interface) {
+            Ok(xen0) => {
+                if let Some(store) = xen0.store() {
+                    self.stores.set(Kind::Xen, store);
+                }
+                self.xen = Some(xen0.xen());
+                self.add("xen0", "pvbus0", &xen0.about(), xen0);
+            }
+            Err(error) => self.dmesg.push(format!("xen0 at pvbus0: not attached: {error}")),
         }
     }
 

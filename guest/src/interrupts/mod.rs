@@ -1,10 +1,10 @@
 //! Interrupts and exceptions.
 //!
 //! ```text
-//!   8259 pair, IRQ n -> vector 0x20 + n --+
-//!   local APIC timer -> vector 0x30       +--> stub (stubs.rs) --> handle: notes the vector --> wait() returns
-//!   devices' messages, hypervisors' calls +
-//!   exceptions ---------------------------+--> goes on at a fix-up, or prints the registers and gives up
+//!   8259 pair, IRQ n   -> vector 0x20 + n -+
+//!   local APIC timer   -> vector 0x30 -----+--> stub (stubs.rs) --> handle: notes the vector --> wait() returns
+//!   hypervisors' calls -> vector 0x31 -----+
+//!   exceptions ----------------------------+--> goes on at a fix-up, or prints the registers and gives up
 //! ```
 //!
 //! Handlers do nothing but note that a vector came. What is to be done about it, the main loop does after [`wait`]: nothing is
@@ -36,6 +36,8 @@ const EXCEPTIONS: u8 = 32;
 const PIC_FIRST: u8 = 0x20;
 /// Vector of the local APIC's timer.
 const TIMER: u8 = 0x30;
+/// Vector by which hypervisors call.
+pub const UPCALL: u8 = 0x31;
 /// Vector of the local APIC's spurious interrupts, which are not acknowledged.
 const SPURIOUS: u8 = 0xff;
 

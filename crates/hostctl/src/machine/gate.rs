@@ -121,6 +121,8 @@ pub(super) fn execute(gate: Gate, registers: &mut Registers, transfer: &mut Tran
     let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp } = *registers;
     let mut loaded: Loaded = [rax, rbx, rcx, rdx, rsi, rdi, rbp];
     match transfer {
+        // Programs are not let through to what exchanges memory: hypercalls of kernels.
+        Transfer::Exchange(_) => return Err(HalError::Unavailable),
         Transfer::None => {}
         Transfer::Out(bytes) => {
             loaded[2] = bytes.len() as u64;
@@ -137,7 +139,7 @@ pub(super) fn execute(gate: Gate, registers: &mut Registers, transfer: &mut Tran
         (Gate::In, Transfer::None) => &IN,
         (Gate::Out, Transfer::None) => &OUT,
         (_, Transfer::In(_)) => &INSB,
-        (_, Transfer::Out(_)) => &OUTSB,
+        (_, Transfer::Out(_) | Transfer::Exchange(_)) => &OUTSB,
     };
     // SAFETY: the function stores to `loaded` alone and keeps the ABI's registers. What the instruction does beside is the host's affair: it
     // writes to memory only by `rep insb`, RCX bytes from RDI on, which are those of `transfer`; a hypercall writes as much, there, when asked

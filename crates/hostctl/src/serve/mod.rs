@@ -17,7 +17,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use pvbus::ioctl::Stores;
-use pvbus::{Kind, Store, StoreError, detect};
+use pvbus::{Store, detect};
 
 use crate::args::Arguments;
 use crate::error::Error;
@@ -25,7 +25,6 @@ use crate::machine::MACHINE;
 use crate::select::{self, DEVICE_PREFIX};
 use crate::sys::file::{self, Access};
 use crate::sys::{self, Errno, File, process};
-use crate::transport::Opened;
 use cuse::Device;
 
 /// The kernel's end.
@@ -53,7 +52,7 @@ pub fn serve(arguments: &Arguments) -> Result<(), Error> {
             // Its device tells its type.
             Err(error) => (None, error.to_string()),
         };
-        stores.add(interface.kind, store.map(|store| Box::new(AsOpenBsd(store)) as Box<dyn Store>));
+        stores.add(interface.kind, store.map(|store| store as Box<dyn Store>));
         let path = format!("{DEVICE_PREFIX}{minor}");
         devices.push(Served::make(Device::new(minor, 0), &path, &mut stores)?);
         sys::say(&format!("hostctl: {path}: {what}\n"));
@@ -109,22 +108,5 @@ impl Served {
             None | Some(Ok(()) | Err(Errno::ENOENT)) => Ok(()),
             Some(Err(errno)) => Err(Error::system(CUSE)(errno)),
         }
-    }
-}
-
-/// A store as OpenBSD's ioctls show it: reading lists.
-struct AsOpenBsd(Box<dyn Opened>);
-
-impl Store for AsOpenBsd {
-    fn kind(&self) -> Kind {
-        self.0.kind()
-    }
-
-    fn read(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.0.read_or_list(key)
-    }
-
-    fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.0.write(key, value)
     }
 }

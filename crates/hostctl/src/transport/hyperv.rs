@@ -105,6 +105,13 @@ impl Store for Pools {
         found.map(|record| record.value).ok_or(StoreError::NotFound)
     }
 
+    fn read_or_list(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
+        match split(key)? {
+            (_, b"") => Ok(self.list(key)?.join(&b'\n')),
+            _ => self.read(key),
+        }
+    }
+
     fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let name = own(key)?;
         fits(name, kvp::KEY_SIZE)?;
@@ -138,13 +145,6 @@ impl Store for Pools {
 }
 
 impl Opened for Pools {
-    fn read_or_list(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        match split(key)? {
-            (_, b"") => Ok(self.list(key)?.join(&b'\n')),
-            _ => self.read(key),
-        }
-    }
-
     fn rules(&self) -> &'static str {
         "Hyper-V's keys are Pool/key with the pools External, Guest, Auto and Guest/Parameters, of which only Guest can be written; \
          keys are 255 and values 1023 characters at most, text without zero bytes"

@@ -29,14 +29,6 @@ pub trait Opened: Store {
     /// What keys and values the store takes, to be told with a refusal. Half a sentence.
     fn rules(&self) -> &'static str;
 
-    /// The value of `key` as pvbus(4)'s KVREAD gives it: OpenBSD lists by reading.
-    ///
-    /// # Errors
-    /// As [`Store::read`].
-    fn read_or_list(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.read(key)
-    }
-
     /// Asks the host to tell of changes at or below `key`, where hosts do that.
     ///
     /// # Errors

@@ -123,6 +123,8 @@ impl<'h> Backdoor<'h> {
             Transfer::Out(data) => (high, 0, low, HYPERCALL_HB | HYPERCALL_OUT, data.len()),
             Transfer::In(data) => (low, high, 0, HYPERCALL_HB, data.len()),
             Transfer::None => (high, 0, low, HYPERCALL_HB, 0),
+            // The backdoor moves bytes one way at a time.
+            Transfer::Exchange(_) => return Err(HalError::Unavailable),
         };
         let dx = match self.gate {
             Gate::In | Gate::Out => PORT_HB,

@@ -250,7 +250,7 @@ impl Script {
                 assert_eq!((r.rsi as u32, r.rbp as u32, r.rcx as usize), (cookie.0, cookie.1, data.len()));
                 data.iter_mut().zip(open.reply.as_ref().unwrap()).for_each(|(to, from)| *to = *from);
             }
-            Transfer::None => unreachable!(),
+            Transfer::None | Transfer::Exchange(_) => unreachable!(),
         }
     }
 }

@@ -1,24 +1,31 @@
 //! A machine without a processor: what the guest's half asks of its [`Hal`] goes to the host's halves at once. Time passes only by waiting.
 #![allow(unsafe_code, reason = "guest memory is seen from both sides")]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use abi::hypervisor::PRESENT;
+use abi::xen::hvm::{SPECIAL_PAGES, SPECIAL_PAGES_SIZE};
 use devices::DeviceMap;
 use dialects::Dialect;
 use pvbus::hal::{Cpuid, Gate, Registers, Transfer, Width};
 use pvbus::{Dma, Hal, HalError, Nanos};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI};
 use vmm::time::{Clock, StepClock, Timers};
 use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, PortCall};
 
 const PAGE: u64 = 4096;
-const MEMORY: u64 = 64 * PAGE;
+const MEMORY: u64 = 256 * PAGE;
+/// Words of a page.
+const WORDS: usize = PAGE as usize / 4;
+/// Where arguments of hypercalls are, in the page that is never handed out.
+const EXCHANGE: u64 = 0x100;
 /// Time of day when the machine started.
 pub const EPOCH: Duration = Duration::from_micros(1_785_369_600_123_456);
+
+type Work = Box<dyn FnMut() + Send>;
 
 pub struct Machine {
     pub memory: GuestMemory,
@@ -28,13 +35,19 @@ pub struct Machine {
     dialects: Vec<Arc<dyn Dialect>>,
     cpuid: CpuidTable,
     next_page: AtomicU64,
+    free_pages: Mutex<Vec<Dma>>,
+    /// What other threads of the host do, which run while the guest waits.
+    others: Mutex<Vec<Work>>,
+    paused: AtomicBool,
+    /// The vector by which the guest takes calls of hypervisors.
+    pub upcall_vector: Option<u8>,
     /// What the processor calls its hypercall instruction.
     pub vmmcall: bool,
 }
 
 impl Machine {
     pub fn new() -> Machine {
-        let memory = vmm::memory::map(&[(0, MEMORY)]).unwrap();
+        let memory = vmm::memory::map(&[(0, MEMORY), (SPECIAL_PAGES, SPECIAL_PAGES_SIZE)]).unwrap();
         // The pages that a driver has outlive the machine of their test.
         std::mem::forget(Arc::clone(&memory));
         let clock = Arc::new(StepClock::new(EPOCH));
@@ -48,6 +61,10 @@ impl Machine {
             dialects: Vec::new(),
             cpuid,
             next_page: AtomicU64::new(PAGE),
+            free_pages: Mutex::default(),
+            others: Mutex::default(),
+            paused: AtomicBool::new(false),
+            upcall_vector: None,
             vmmcall: false,
         }
     }
@@ -57,6 +74,48 @@ impl Machine {
         dialect.add_cpuid(base, &mut self.cpuid);
         self.dialects.push(dialect);
         self
+    }
+
+    /// Adds a thread of the host's, as what it does at each turn.
+    pub fn spawn(&self, work: impl FnMut() + Send + 'static) {
+        self.others.lock().unwrap().push(Box::new(work));
+    }
+
+    /// Ends the host's latest thread.
+    pub fn end_latest_thread(&self) {
+        self.others.lock().unwrap().pop();
+    }
+
+    /// Lets the host's threads have a turn, unless they are paused.
+    pub fn let_others_run(&self) {
+        if !self.paused.load(Ordering::Relaxed) {
+            self.others.lock().unwrap().iter_mut().for_each(|work| work());
+        }
+    }
+
+    /// Stops the host's threads, or lets them go on.
+    pub fn pause_others(&self, pause: bool) {
+        self.paused.store(pause, Ordering::Relaxed);
+    }
+
+    /// Pages that were handed out and not given back.
+    pub fn pages_in_use(&self) -> u64 {
+        self.next_page.load(Ordering::Relaxed) / PAGE - 1 - self.free_pages.lock().unwrap().len() as u64
+    }
+
+    /// A hypercall whose structure is copied to the guest's first page and back.
+    fn exchange(&self, vmmcall: bool, registers: &mut Registers, bytes: &mut [u8]) -> Result<(), HalError> {
+        self.memory.write_slice(bytes, GuestAddress(EXCHANGE)).map_err(|_| HalError::Fault)?;
+        self.hypercall(vmmcall, &mut Registers { rsi: EXCHANGE, ..*registers }).map(|done| *registers = done)?;
+        self.memory.read_slice(bytes, GuestAddress(EXCHANGE)).map_err(|_| HalError::Fault)
+    }
+
+    fn hypercall(&self, vmmcall: bool, registers: &mut Registers) -> Result<Registers, HalError> {
+        let mut call = Hypercall { gpr: gpr(registers), long_mode: true, vmmcall, ..Hypercall::default() };
+        if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
+            return Err(HalError::Fault);
+        }
+        Ok(from_gpr(&call.gpr))
     }
 
     fn port_call(&self, call: &mut PortCall) {
@@ -72,7 +131,7 @@ impl Machine {
         let (write, mut bytes) = match &transfer {
             Transfer::Out(bytes) => (true, bytes.to_vec()),
             Transfer::In(bytes) => (false, vec![0; bytes.len()]),
-            Transfer::None => return,
+            Transfer::None | Transfer::Exchange(_) => return,
         };
         for byte in &mut bytes {
             let mut call = PortCall {
@@ -106,10 +165,11 @@ impl Hal for Machine {
     fn wait_until(&self, deadline: Nanos) {
         self.clock.advance_to(deadline);
         self.timers.run_due();
+        self.let_others_run();
     }
 
     fn call(&self, gate: Gate, registers: &mut Registers, transfer: Transfer<'_>) -> Result<(), HalError> {
-        match (gate, &transfer) {
+        match (gate, transfer) {
             (Gate::In | Gate::Out, Transfer::None) => {
                 let mut call = PortCall {
                     port: port(registers),
@@ -123,15 +183,9 @@ impl Hal for Machine {
                 self.port_call(&mut call);
                 *registers = from_gpr(&call.gpr);
             }
-            (Gate::In | Gate::Out, _) => self.string(registers, transfer),
-            (_, Transfer::None) => {
-                let vmmcall = gate == Gate::Vmmcall;
-                let mut call = Hypercall { gpr: gpr(registers), long_mode: true, vmmcall, ..Hypercall::default() };
-                if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
-                    return Err(HalError::Fault);
-                }
-                *registers = from_gpr(&call.gpr);
-            }
+            (Gate::In | Gate::Out, transfer) => self.string(registers, transfer),
+            (_, Transfer::None) => *registers = self.hypercall(gate == Gate::Vmmcall, registers)?,
+            (_, Transfer::Exchange(bytes)) => return self.exchange(gate == Gate::Vmmcall, registers, bytes),
             // The buffer's address is one of this process and not of the machine.
             _ => return Err(HalError::Unavailable),
         }
@@ -160,16 +214,31 @@ impl Hal for Machine {
     }
 
     fn dma_alloc(&self, pages: usize) -> Result<Dma, HalError> {
+        let mut free = self.free_pages.lock().unwrap();
+        if let Some(at) = free.iter().position(|dma| dma.words().len() == pages * WORDS) {
+            let dma = free.swap_remove(at);
+            dma.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+            return Ok(dma);
+        }
         let length = pages as u64 * PAGE;
         let gpa = self.next_page.fetch_add(length, Ordering::Relaxed);
-        if gpa + length > MEMORY {
-            return Err(HalError::Unavailable);
-        }
+        if gpa + length > MEMORY { Err(HalError::Unavailable) } else { self.map(gpa, pages) }
+    }
+
+    fn dma_free(&self, dma: Dma) {
+        self.free_pages.lock().unwrap().push(dma);
+    }
+
+    fn map(&self, gpa: u64, pages: usize) -> Result<Dma, HalError> {
         let host = self.memory.get_host_address(GuestAddress(gpa)).map_err(|_| HalError::Unavailable)?;
-        // SAFETY: the range is inside the mapping, which is aligned to pages and never unmapped (`Machine::new`); no other piece of it is handed
-        // out twice; host and guest access it by atomics or vm-memory's volatile copies only.
-        let words = unsafe { std::slice::from_raw_parts(host.cast::<AtomicU32>(), pages * 1024) };
+        // SAFETY: the range is inside the mapping, which is aligned to pages and never unmapped (`Machine::new`); host and guest access it by
+        // atomics or vm-memory's volatile copies only.
+        let words = unsafe { std::slice::from_raw_parts(host.cast::<AtomicU32>(), pages * WORDS) };
         Ok(Dma::new(gpa, words))
+    }
+
+    fn upcall_vector(&self) -> Option<u8> {
+        self.upcall_vector
     }
 
     fn tsc(&self) -> Result<u64, HalError> {

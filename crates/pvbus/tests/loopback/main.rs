@@ -6,3 +6,4 @@ mod machine;
 mod together;
 mod vmmci;
 mod vmware;
+mod xen;

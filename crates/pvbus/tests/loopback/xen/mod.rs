@@ -1,0 +1,144 @@
+//! Xen: the domain against `dialects::xen` and `xenstore`, as `vmd` puts these together, with the host's threads taking turns with the guest.
+
+mod disk;
+mod store;
+
+use std::sync::{Arc, Mutex};
+
+use abi::hypervisor::FIRST_BASE;
+use abi::xen::hvm::STORE_PAGE;
+use dialects::Processors;
+use dialects::kvm::clock::PvClock;
+use dialects::xen::xenstore::{Connection, StoreRing};
+use dialects::xen::{Shutdown, Xen};
+use pvbus::{Event, Hal, Tree};
+use vmm::VcpuId;
+use vmm::backend::EoiFlag;
+use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
+
+use crate::machine::Machine;
+
+const HZ: u64 = 1_000_000_000;
+const SECOND: u64 = 1_000_000_000;
+const GUEST: DomId = DomId(1);
+const HOME: &str = "/local/domain/1";
+/// Nodes that the guest may write.
+const GUESTS_OWN: [&str; 6] = ["data", "error", "device", "control/shutdown", "control/feature-poweroff", "control/feature-reboot"];
+
+/// A domain, its hypervisor, and its host's store.
+struct Rig {
+    machine: Machine,
+    xen: Arc<Xen>,
+    store: SharedStore,
+    host: Session,
+}
+
+/// Interrupts that were sent.
+#[derive(Default)]
+struct Interrupts(Mutex<Vec<u32>>);
+
+impl Processors for Interrupts {
+    fn signal_msi(&self, _address: u64, data: u32) {
+        self.0.lock().unwrap().push(data);
+    }
+    fn wake(&self, _id: VcpuId) {}
+    fn set_eoi_flag(&self, _id: VcpuId, _flag: Option<Arc<dyn EoiFlag>>) {}
+}
+
+impl dialects::xen::Machine for Interrupts {
+    fn shut_down(&self, _reason: Shutdown) {}
+}
+
+/// The guest's connection with the store's server.
+struct Guest<'a>(&'a mut Server, ClientId);
+
+impl Connection for Guest<'_> {
+    fn wants_input(&self) -> bool {
+        self.0.wants_input(self.1)
+    }
+    fn receive(&mut self, bytes: &[u8]) {
+        self.0.receive(self.1, bytes);
+    }
+    fn output(&self) -> &[u8] {
+        self.0.output(self.1)
+    }
+    fn sent(&mut self, count: usize) {
+        self.0.sent(self.1, count);
+    }
+    fn is_broken(&self) -> bool {
+        self.0.is_broken(self.1)
+    }
+    fn reconnect(&mut self) {
+        self.0.reconnect(self.1);
+    }
+}
+
+impl Rig {
+    /// With a store that is served, and the nodes of a domain.
+    fn new() -> Rig {
+        let rig = Rig::silent();
+        let (xen, store) = (Arc::clone(&rig.xen), rig.store.clone());
+        let client = store.with(|server| server.introduce(GUEST, Ring { gfn: STORE_PAGE / 4096, port: 1 })).unwrap();
+        let mut ring = StoreRing::new(rig.machine.memory.clone(), 0);
+        rig.machine.spawn(move || {
+            let served = store.with(|server| {
+                let served = ring.serve(&mut Guest(server, client));
+                server.take_active();
+                served
+            });
+            if served.notify {
+                xen.notify(1);
+            }
+        });
+        rig
+    }
+
+    /// With a store that says nothing.
+    fn silent() -> Rig {
+        let rig = Rig::storeless();
+        assert_eq!(rig.xen.open_store(Arc::new(|| {})), Some(1));
+        for name in ["name", "device", "control/platform-feature-xs_reset_watches"] {
+            rig.host.write(&format!("{HOME}/{name}"), b"1").unwrap();
+            rig.allow(&format!("{HOME}/{name}"), "n0,r1");
+        }
+        rig.allow(HOME, "n0,r1");
+        for name in GUESTS_OWN {
+            rig.host.write(&format!("{HOME}/{name}"), b"").unwrap();
+            rig.allow(&format!("{HOME}/{name}"), "n1");
+        }
+        rig
+    }
+
+    /// Without a store.
+    fn storeless() -> Rig {
+        let machine = Machine::new();
+        let clock = Arc::new(PvClock::new(machine.memory.clone(), machine.clock.clone(), HZ, 1));
+        let xen = Xen::new(machine.memory.clone(), clock, machine.timers.clone(), [7; 16], 1);
+        let store = SharedStore::new(Config::default());
+        let host = store.host();
+        Rig { machine: machine.with(FIRST_BASE, xen.clone()), xen, store, host }
+    }
+
+    fn allow(&self, path: &str, perms: &str) {
+        self.host.set_perms(path, Perms::parse(perms.split(',').map(str::as_bytes)).unwrap()).unwrap();
+    }
+
+    /// What the devices want when everybody has had enough turns.
+    fn poll(&self, tree: &mut Tree<'_>) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..8 {
+            self.machine.wait_until(self.machine.now() + SECOND);
+            events.extend(tree.poll(self.machine.now()).events);
+        }
+        events
+    }
+
+    /// The lines for the message buffer among them.
+    fn lines(&self, tree: &mut Tree<'_>) -> Vec<String> {
+        let line = |event| match event {
+            Event::Message(line) => Some(line),
+            _ => None,
+        };
+        self.poll(tree).into_iter().filter_map(line).collect()
+    }
+}
