@@ -2,6 +2,7 @@
 //!
 //! XenStore's data model and protocol (xen-project/xen `docs/misc/xenstore.txt`), as the one store of this project: VMware's guestinfo, Hyper-V's
 //! KVP and fw_cfg are views on the same tree. Nothing here does I/O, keeps time or starts threads; bytes and calls go in, bytes and events come out.
+//! The one exception is [`client`], the other end of the wire.
 //!
 //! ```text
 //!   wire clients ── bytes ──> Server ─┐                      ┌─ Tree        nodes, snapshots by path copying (tree, dir, bytes)
@@ -15,6 +16,7 @@
 #![cfg_attr(not(test), warn(clippy::indexing_slicing))]
 
 mod bytes;
+pub mod client;
 mod dir;
 mod domain;
 mod domid;

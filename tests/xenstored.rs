@@ -1,0 +1,428 @@
+//! `xenstored` before Debian's own clients, before our client library, and before clients that mean no good.
+//!
+//! `tests/common/xenstore/make` unpacks Debian's programs; `./test` calls it.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use abi::xen::xenstore::{Header, op};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use xenstore::client::{Client, ClientError, Refusal};
+use xenstore::{Config, DomId, Perms, SharedStore};
+use xenstored::Listener;
+use zerocopy::{FromBytes, IntoBytes};
+
+/// For what takes moments.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running `xenstored`.
+struct Daemon {
+    directory: TempDir,
+    child: Child,
+}
+
+impl Daemon {
+    fn start(more: &[&str]) -> Daemon {
+        let directory = tempfile::tempdir().unwrap();
+        let child = program(directory.path()).args(more).stderr(Stdio::piped()).spawn().unwrap();
+        let daemon = Daemon { directory, child };
+        eventually(|| Client::connect(&daemon.socket()).is_ok());
+        daemon
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.path().join("socket")
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(&self.socket()).unwrap()
+    }
+
+    /// A connection to speak the wire protocol on, or something else.
+    fn raw(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// One of Debian's programs, its path below the directory that they are in.
+    fn debian(&self, program: &str, arguments: &[&str]) -> Command {
+        let tree = debian();
+        let mut command = Command::new(tree.join(program));
+        command.env("XENSTORED_PATH", self.socket()).env("LD_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu")).args(arguments);
+        command
+    }
+
+    /// What one of the `xenstore-` programs prints.
+    #[track_caller]
+    fn tool(&self, name: &str, arguments: &[&str]) -> String {
+        let output = self.debian(&format!("usr/bin/xenstore-{name}"), arguments).output().unwrap();
+        assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Ends it by `signal`; its status and log.
+    fn end(mut self, signal: Signal) -> Output {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let mut stderr = Vec::new();
+        self.child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
+        Output { status: self.child.wait().unwrap(), stdout: Vec::new(), stderr }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn program(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
+    command.arg("--socket").arg(directory.join("socket"));
+    command
+}
+
+fn debian() -> PathBuf {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/xenstore");
+    assert!(tree.exists(), "{} is missing; make it with: tests/common/xenstore/make target/guest", tree.display());
+    tree
+}
+
+#[track_caller]
+fn eventually(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "it did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn message(operation: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    let header = Header { op: operation.into(), req_id: 7.into(), tx_id: 0.into(), len: len.into() };
+    [header.as_bytes(), payload].concat()
+}
+
+fn reply(stream: &mut UnixStream) -> (Header, Vec<u8>) {
+    let mut header = [0; size_of::<Header>()];
+    stream.read_exact(&mut header).unwrap();
+    let header = Header::read_from_bytes(&header).unwrap();
+    let mut payload = vec![0; header.len.get() as usize];
+    stream.read_exact(&mut payload).unwrap();
+    (header, payload)
+}
+
+fn is_refused<T>(result: Result<T, ClientError>, refusal: Refusal) -> bool {
+    matches!(result, Err(ClientError::Refused(said)) if said == refusal)
+}
+
+#[test]
+fn debians_clients_write_read_list_and_remove() {
+    let daemon = Daemon::start(&[]);
+    daemon.tool("write", &["/tool/a", "one", "/tool/b/c", "two"]);
+    assert_eq!(daemon.tool("read", &["/tool/a", "/tool/b/c"]), "one\ntwo\n");
+    assert_eq!(daemon.tool("list", &["/tool"]), "a\nb\n");
+    daemon.tool("chmod", &["/tool/a", "n0", "r3"]);
+    assert_eq!(daemon.tool("ls", &["-pf", "/tool"]), "/tool/a = \"one\"   (n0,r3)\n/tool/b = \"\"   (n0)\n/tool/b/c = \"two\"   (n0)\n");
+    daemon.tool("exists", &["/tool/a"]);
+    daemon.tool("rm", &["/tool/b"]);
+    let missing = daemon.debian("usr/bin/xenstore-exists", &["/tool/b"]).status().unwrap();
+    assert_eq!(missing.code(), Some(1));
+    let unread = daemon.debian("usr/bin/xenstore-read", &["/tool/b"]).output().unwrap();
+    assert!(!unread.status.success() && String::from_utf8(unread.stderr).unwrap().contains("couldn't read path /tool/b"));
+    daemon.tool("write", &["relative", "home"]);
+    assert_eq!(daemon.tool("read", &["/local/domain/0/relative"]), "home\n");
+}
+
+#[test]
+fn debians_client_lists_what_no_message_holds() {
+    let daemon = Daemon::start(&[]);
+    let mut client = daemon.client();
+    let names: Vec<String> = (0..1000).map(|number| format!("child-{number:04}")).collect();
+    names.iter().for_each(|name| client.mkdir(&format!("/wide/{name}")).unwrap());
+    assert_eq!(daemon.tool("list", &["/wide"]), names.join("\n") + "\n");
+    assert_eq!(client.list("/wide").unwrap(), names);
+}
+
+#[test]
+fn debians_client_watches() {
+    let daemon = Daemon::start(&[]);
+    let mut watch = daemon.debian("usr/bin/xenstore-watch", &["-n", "3", "/watched"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut client = daemon.client();
+    eventually(|| client.control(&["memreport"]).unwrap().contains("clients: 2"));
+    // Its first event is the watch itself. Then it listens.
+    let mut output = watch.stdout.take().unwrap();
+    let mut first = [0; 9];
+    output.read_exact(&mut first).unwrap();
+    client.write("/watched/a", b"1").unwrap();
+    client.write("/elsewhere", b"1").unwrap();
+    client.remove("/watched").unwrap();
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    assert_eq!((&first, rest.as_str()), (b"/watched\n", "/watched/a\n/watched\n"));
+    assert!(watch.wait().unwrap().success());
+}
+
+#[test]
+fn debians_test_suite_passes() {
+    let daemon = Daemon::start(&[]);
+    let output = daemon.debian("usr/lib/xen-4.17/bin/test-xenstore", &[]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(text.lines().filter(|line| line.ends_with(" ns")).count(), 12, "{text}");
+}
+
+#[test]
+fn pyxs_reads_writes_watches_and_commits() {
+    let daemon = Daemon::start(&[]);
+    let script = r#"
+import os, pyxs
+with pyxs.Client(unix_socket_path=os.environ["XENSTORED_PATH"]) as client:
+    client[b"/py/x"] = b"1"
+    assert client[b"/py/x"] == b"1" and client.list(b"/py") == [b"x"]
+    with client.monitor() as monitor:
+        monitor.watch(b"/py", b"token")
+        events = monitor.wait()
+        assert next(events) == (b"/py", b"token")
+        client.set_perms(b"/py/x", [b"r0"])
+        assert next(events) == (b"/py/x", b"token")
+    client.transaction()
+    client.write(b"/py/y", b"2")
+    client.commit()
+    assert client.read(b"/py/y") == b"2"
+    client.delete(b"/py")
+    assert not client.exists(b"/py/y")
+"#;
+    let mut python = Command::new("python3");
+    python.arg("-c").arg(script).env("PYTHONPATH", debian().join("usr/lib/python3/dist-packages"));
+    let output = python.env("XENSTORED_PATH", daemon.socket()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn library_reads_writes_and_names_what_is_refused() {
+    let daemon = Daemon::start(&[]);
+    let mut client = daemon.client();
+    client.write("/lib/value", &[0, 255, 10]).unwrap();
+    assert_eq!(client.read("/lib/value").unwrap(), [0, 255, 10]);
+    let perms = Perms::parse([&b"n5"[..], b"r6"].into_iter()).unwrap();
+    client.set_perms("/lib/value", &perms).unwrap();
+    assert_eq!(client.perms("/lib/value").unwrap(), perms);
+    assert!(client.exists("/lib").unwrap() && !client.exists("/lib/other").unwrap());
+    assert_eq!(client.domain_path(DomId(5)).unwrap(), "/local/domain/5");
+    assert!(is_refused(client.read("/lib/other"), Refusal::Missing));
+    assert!(is_refused(client.read("/lib//other"), Refusal::Invalid));
+    assert!(is_refused(client.control(&["dance"]), Refusal::Invalid));
+    assert!(matches!(client.read("/lib\0"), Err(ClientError::ZeroByte)));
+    assert!(matches!(client.write("/lib", &[0; 4096]), Err(ClientError::TooLong(4101))));
+    assert_eq!(client.control(&["check"]).unwrap(), "OK");
+}
+
+#[test]
+fn transactions_that_conflict_are_done_again_and_none_is_lost() {
+    let daemon = Daemon::start(&[]);
+    daemon.client().write("/count", b"0").unwrap();
+    let count = |mut client: Client| {
+        for _ in 0..50 {
+            client
+                .transaction(|store| {
+                    let value = String::from_utf8(store.read("/count")?).unwrap().parse::<u32>().unwrap();
+                    store.write("/count", (value + 1).to_string().as_bytes())
+                })
+                .unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| count(daemon.client())))));
+    let mut client = daemon.client();
+    assert_eq!(client.read("/count").unwrap(), b"200");
+    let failed = client.transaction(|store| store.write("/count", b"x").and_then(|()| store.read("/nowhere")));
+    assert!(is_refused(failed, Refusal::Missing));
+    assert_eq!(client.read("/count").unwrap(), b"200");
+}
+
+#[test]
+fn watches_tell_of_others_and_end() {
+    let daemon = Daemon::start(&[]);
+    let (mut client, mut other) = (daemon.client(), daemon.client());
+    client.watch("/a", "token").unwrap();
+    assert!(is_refused(client.watch("/a", "token"), Refusal::Exists));
+    other.write("/a/b", b"1").unwrap();
+    let told = [client.next_event().unwrap(), client.next_event().unwrap()];
+    assert_eq!(told.map(|event| (event.path, event.token)), ["/a", "/a/b"].map(|path| (path.into(), "token".into())));
+    client.unwatch("/a", "token").unwrap();
+    other.write("/a/b", b"2").unwrap();
+    client.read("/a/b").unwrap();
+    assert_eq!(client.take_event(), None);
+    assert!(is_refused(client.unwatch("/a", "token"), Refusal::Missing));
+}
+
+#[test]
+fn message_may_come_byte_by_byte() {
+    let daemon = Daemon::start(&[]);
+    daemon.client().write("/slow", b"value").unwrap();
+    let mut stream = daemon.raw();
+    for byte in message(op::READ, b"/slow\0") {
+        stream.write_all(&[byte]).unwrap();
+    }
+    assert_eq!(reply(&mut stream).1, b"value");
+}
+
+#[test]
+fn message_that_is_too_long_ends_its_connection_after_what_came_before() {
+    let daemon = Daemon::start(&[]);
+    let mut other = daemon.client();
+    other.write("/a", b"value").unwrap();
+    let mut stream = daemon.raw();
+    let mut bytes = message(op::READ, b"/a\0");
+    bytes.extend(message(op::WRITE, &[b'/'; 4097]));
+    stream.write_all(&bytes).unwrap();
+    assert_eq!(reply(&mut stream).1, b"value");
+    let mut rest = Vec::new();
+    // The server may close before it has read all that was sent, which resets the connection.
+    let _ = stream.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+    assert_eq!(other.read("/a").unwrap(), b"value");
+}
+
+#[test]
+fn client_that_does_not_read_stalls_itself_alone() {
+    let daemon = Daemon::start(&[]);
+    let mut other = daemon.client();
+    other.write("/large", &[b'x'; 4000]).unwrap();
+    let mut greedy = daemon.raw();
+    greedy.write_all(&message(op::WATCH, b"/hot\0token\0")).unwrap();
+    greedy.set_nonblocking(true).unwrap();
+    let requests = message(op::READ, b"/large\0").repeat(1000);
+    while greedy.write(&requests).is_ok() {}
+    for number in 0..2000 {
+        other.write("/hot", number.to_string().as_bytes()).unwrap();
+    }
+    let report = other.control(&["memreport"]).unwrap();
+    assert!(report.contains("clients: 2"), "{report}");
+    // It gets all that it has asked for, once it reads.
+    greedy.set_nonblocking(false).unwrap();
+    assert_eq!(reply(&mut greedy).1, b"OK\0");
+    let replies = (0..200).map(|_| reply(&mut greedy)).filter(|(header, _)| header.op.get() == op::READ);
+    assert!(replies.map(|(_, payload)| assert_eq!(payload.len(), 4000)).count() > 150);
+}
+
+#[test]
+fn client_that_goes_leaves_nothing() {
+    let daemon = Daemon::start(&[]);
+    let mut stream = daemon.raw();
+    stream.write_all(&message(op::WATCH, b"/a\0token\0")).unwrap();
+    stream.write_all(&message(op::TRANSACTION_START, b"\0")).unwrap();
+    reply(&mut stream);
+    drop(stream);
+    let mut client = daemon.client();
+    eventually(|| client.control(&["memreport"]).unwrap().contains("clients: 1"));
+    assert_eq!(client.control(&["check"]).unwrap(), "OK");
+}
+
+#[test]
+fn quotas_of_the_command_line_hold() {
+    let daemon = Daemon::start(&["--quota", "nodes=7", "--quota", "watches=0"]);
+    let quotas = daemon.client().control(&["quota"]).unwrap();
+    assert!(quotas.contains("nodes: 7\n") && quotas.contains("watches: 0\n"), "{quotas}");
+}
+
+#[test]
+fn signals_end_it_and_remove_its_files() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let directory = tempfile::tempdir().unwrap();
+        let pid = directory.path().join("pid");
+        let daemon = Daemon::start(&["--pid-file", pid.to_str().unwrap()]);
+        assert_eq!(std::fs::read_to_string(&pid).unwrap(), format!("{}\n", daemon.child.id()));
+        let (socket, mut client) = (daemon.socket(), daemon.client());
+        let output = daemon.end(signal);
+        assert!(output.status.success(), "{output:?}");
+        assert!(!socket.exists() && !pid.exists());
+        assert!(matches!(client.read("/"), Err(ClientError::Connection(_))));
+    }
+}
+
+#[test]
+fn second_server_is_refused_and_a_killed_ones_socket_replaced() {
+    let mut daemon = Daemon::start(&[]);
+    let second = program(daemon.directory.path()).output().unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8(second.stderr).unwrap().contains("in use by a running program"));
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    daemon.child = program(daemon.directory.path()).spawn().unwrap();
+    eventually(|| Client::connect(&daemon.socket()).is_ok());
+}
+
+#[test]
+fn daemon_is_in_the_background_once_its_socket_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let mut command = program(directory.path());
+    command.arg("--daemon").arg("--pid-file").arg(path("pid")).arg("--log").arg(path("log"));
+    assert!(command.status().unwrap().success());
+    let mut client = Client::connect(&path("socket")).unwrap();
+    client.control(&["print", "hello"]).unwrap();
+    let pid = std::fs::read_to_string(path("pid")).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    eventually(|| !path("socket").exists() && !path("pid").exists());
+    assert!(std::fs::read_to_string(path("log")).unwrap().contains("hello"));
+}
+
+#[test]
+fn places_come_from_xens_variables() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = |name: &str, value: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
+        command.env_remove("XENSTORED_PATH").env_remove("XENSTORED_RUNDIR").env(name, value).spawn().unwrap()
+    };
+    let (run, path) = (directory.path().join("run"), directory.path().join("path"));
+    for (mut child, socket) in [(start("XENSTORED_RUNDIR", &run), run.join("socket")), (start("XENSTORED_PATH", &path), path)] {
+        eventually(|| Client::connect(&socket).is_ok());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn store_of_this_process_is_served_and_a_domain_waits_no_longer_than_the_limit() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (store, stop) = (SharedStore::new(Config::default()), eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+    let listener = Listener::bind(&path).unwrap();
+    std::thread::scope(|scope| {
+        let service = scope.spawn(|| xenstored::serve(listener, &store, &stop));
+        let host = store.host();
+        let mut client = Client::connect(&path).unwrap();
+        client.watch("/here", "token").unwrap();
+        client.next_event().unwrap();
+        host.write("/here/now", b"1").unwrap();
+        assert_eq!(client.next_event().unwrap().path, "/here/now");
+
+        // Its commits fail until it is given the store for itself, and then it does not end its transaction.
+        let mut losses = 0;
+        let never = client.transaction(|view| {
+            view.read("/here/now")?;
+            view.write("/there", b"1")?;
+            losses += 1;
+            if store.with(|server| server.is_holding()) {
+                eventually(|| !store.with(|server| server.is_holding()));
+                return Err(Refusal::Busy.into());
+            }
+            host.write("/here/now", losses.to_string().as_bytes()).unwrap();
+            Ok(())
+        });
+        assert!(is_refused(never, Refusal::Busy));
+        rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
+        service.join().unwrap().unwrap();
+        assert!(matches!(client.read("/"), Err(ClientError::Connection(_))));
+    });
+    assert!(!path.exists());
+}
