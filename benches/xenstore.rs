@@ -1,1 +1,3 @@
+//! `xenstored` beside Debian's two servers.
+
 fn main() {}
