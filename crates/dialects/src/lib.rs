@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
 pub mod kvm;
+pub mod network;
 pub mod openbsd;
 pub mod store;
 pub mod vmware;

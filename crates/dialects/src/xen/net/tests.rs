@@ -1,6 +1,7 @@
 //! A frontend of ours, honest and not, against Netback; a wire in memory on the other side.
 
 use std::collections::VecDeque;
+use std::io;
 
 use abi::virtio::net::{HDR_F_NEEDS_CSUM, Header};
 use abi::xen::grant_table::flag;

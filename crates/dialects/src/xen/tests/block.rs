@@ -5,9 +5,10 @@ use std::io;
 use abi::xen::io::blkif::{Discard, INDIRECT_PAGES, Indirect, Request, Response, SEGMENTS, SLOT, Segment, op, status};
 use abi::xen::io::xenbus::state;
 
-use super::super::block::{Blkback, Disk, GuestSlice};
+use super::super::block::Blkback;
 use super::super::xenbus::Backend;
 use super::*;
+use crate::disk::{Disk, GuestSlice};
 
 const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
 const FRONT: &str = "/local/domain/1/device/vbd/51712";

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use abi::xen::io::blkif::{Response, op};
 use abi::xen::io::ring::RSP_PROD;
-use dialects::xen::block::{Blkback, Disk as HostDisk, GuestSlice};
+use dialects::disk::{Disk as HostDisk, GuestSlice};
+use dialects::xen::block::Blkback;
 use dialects::xen::xenbus::{Backend, Keys};
 use dialects::xen::{Access, Xen};
 use pvbus::xen::{Disk, DiskError, Geometry};

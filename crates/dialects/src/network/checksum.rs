@@ -18,7 +18,7 @@ const UDP_NONE: u16 = 0;
 
 /// A checksum's place in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// First byte that it covers.
     pub start: u16,
     /// Where it is, from there.
@@ -26,7 +26,7 @@ pub(super) struct Place {
 }
 
 /// Finds the place; `None` when the frame is neither TCP nor UDP over IP, or is cut short.
-pub(super) fn place(frame: &[u8]) -> Option<Place> {
+pub(crate) fn place(frame: &[u8]) -> Option<Place> {
     let word = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
     let mut ip = ETHERNET;
     let mut kind = word(ip - 2)?;
@@ -49,7 +49,7 @@ pub(super) fn place(frame: &[u8]) -> Option<Place> {
 }
 
 /// Completes a blank checksum.
-pub(super) fn complete(frame: &mut [u8], place: Place) {
+pub(crate) fn complete(frame: &mut [u8], place: Place) {
     let Some(covered) = frame.get(usize::from(place.start)..) else { return };
     let mut sum = 0u64;
     for pair in covered.chunks(2) {
