@@ -77,14 +77,10 @@ pub mod status {
 pub mod sense_key {
     /// Nothing.
     pub const NO_SENSE: u8 = 0x0;
-    /// Not ready.
-    pub const NOT_READY: u8 = 0x2;
     /// The medium cannot be read or written.
     pub const MEDIUM_ERROR: u8 = 0x3;
     /// The command is wrong.
     pub const ILLEGAL_REQUEST: u8 = 0x5;
-    /// Something has happened to the device.
-    pub const UNIT_ATTENTION: u8 = 0x6;
     /// Writes are refused.
     pub const DATA_PROTECT: u8 = 0x7;
 }
@@ -109,10 +105,10 @@ pub mod asc {
     pub const INVALID_FIELD_IN_PARAMETERS: u16 = 0x2600;
     /// Writes are refused.
     pub const WRITE_PROTECTED: u16 = 0x2700;
-    /// Reset.
-    pub const RESET_OCCURRED: u16 = 0x2900;
-    /// There is no medium.
-    pub const MEDIUM_NOT_PRESENT: u16 = 0x3a00;
+    /// Parameters cannot be saved.
+    pub const SAVING_NOT_SUPPORTED: u16 = 0x3900;
+    /// The medium stays in the drive.
+    pub const MEDIUM_REMOVAL_PREVENTED: u16 = 0x5302;
 }
 
 /// Bytes of [`Sense`].
@@ -434,9 +430,7 @@ pub const FUA: u8 = 0x08;
 
 /// Multimedia: what a DVD drive has besides (MMC-6).
 pub mod mmc {
-    /// Profile: nothing in the drive (table 91).
-    pub const PROFILE_NONE: u16 = 0x0000;
-    /// Profile: a DVD-ROM.
+    /// Profile: a DVD-ROM (table 91).
     pub const PROFILE_DVD_ROM: u16 = 0x0010;
     /// Feature: which profiles there are (section 5.3.1).
     pub const FEATURE_PROFILES: u16 = 0x0000;

@@ -1,0 +1,3 @@
+//! The Hyper-V dialect.
+
+pub mod storvsc;
