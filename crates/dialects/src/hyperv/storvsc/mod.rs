@@ -1,0 +1,3 @@
+//! storvsc.
+
+pub mod scsi;
