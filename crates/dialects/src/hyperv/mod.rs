@@ -1,3 +1,4 @@
 //! The Hyper-V dialect.
 
+pub mod netvsc;
 pub mod storvsc;
