@@ -1,7 +1,12 @@
-//! Words of the Hyper-V dialect. Sources: Linux `include/uapi/linux/hyperv.h` and `tools/hv`, cited where they are used.
+//! Words of the Hyper-V dialect. Sources: the Hypervisor Top-Level Functional Specification (TLFS), Linux `include/uapi/linux/hyperv.h`,
+//! `include/asm-generic/hyperv-tlfs.h` and `tools/hv`, cited where they are used.
 
+pub mod cpuid;
+pub mod hypercall;
 pub mod kvp;
+pub mod msr;
 pub mod netvsc;
 pub mod rndis;
 pub mod scsi;
 pub mod storvsc;
+pub mod synic;
