@@ -53,8 +53,6 @@ pub mod kind {
     pub const SWITCH_DATA_PATH: u32 = 129;
     /// Both: [`super::Subchannel`], or its answer.
     pub const SUBCHANNEL: u32 = 133;
-    /// Host: [`super::IndirectionTable`].
-    pub const SEND_INDIRECTION_TABLE: u32 = 134;
 }
 
 /// Statuses (`NVSP_STAT_*`).
@@ -81,8 +79,6 @@ pub const CHANNEL_DATA: u32 = 0;
 pub const CHANNEL_CONTROL: u32 = 1;
 /// [`Subchannel::operation`]: offer channels (`NVSP_SUBCHANNEL_ALLOCATE`).
 pub const SUBCHANNEL_ALLOCATE: u32 = 1;
-/// [`IndirectionTable::count`], always (`VRSS_SEND_TAB_SIZE`).
-pub const INDIRECTION_ENTRIES: usize = 16;
 
 /// `struct nvsp_message_init`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -177,16 +173,3 @@ pub struct Subchannel {
     /// How many channels besides the first.
     pub count: U32,
 }
-
-/// `struct nvsp_5_send_indirect_table`: on which channel the guest had best send.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct IndirectionTable {
-    /// [`INDIRECTION_ENTRIES`].
-    pub count: U32,
-    /// Where the table is, from the message's beginning.
-    pub offset: U32,
-}
-
-/// Bytes of [`IndirectionTable`], type and table.
-pub const INDIRECTION_MESSAGE_SIZE: usize = 4 + size_of::<IndirectionTable>() + 4 * INDIRECTION_ENTRIES;

@@ -65,8 +65,6 @@ pub mod oid {
     pub const VENDOR_DESCRIPTION: u32 = 0x0001_010d;
     /// What is received; [`super::FILTER_DIRECTED`] and others.
     pub const CURRENT_PACKET_FILTER: u32 = 0x0001_010e;
-    /// Version of the card's software.
-    pub const VENDOR_DRIVER_VERSION: u32 = 0x0001_0116;
     /// Longest frame.
     pub const MAXIMUM_TOTAL_SIZE: u32 = 0x0001_0111;
     /// Whether there is a link: zero when there is.

@@ -130,7 +130,7 @@ impl Cdb<'_> {
 }
 
 /// Gives the guest `bytes`, as many as it asks for and has room for.
-fn reply(data: Data<'_>, bytes: &[u8], asked: usize) -> Outcome {
+pub(super) fn reply(data: Data<'_>, bytes: &[u8], asked: usize) -> Outcome {
     let Data::ToGuest(slices) = data else { return Ok(0) };
     let mut rest = bytes.get(..asked).unwrap_or(bytes);
     let whole = rest.len();
