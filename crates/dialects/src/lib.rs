@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod hyperv;
 pub mod kvm;
 pub mod network;
 pub mod openbsd;

@@ -1,0 +1,3 @@
+//! Host half of the Hyper-V dialect. Specification: the Hypervisor Top-Level Functional Specification (TLFS) 6.0b.
+
+pub mod connections;
