@@ -1,3 +1,4 @@
 //! Host half of the Hyper-V dialect. Specification: the Hypervisor Top-Level Functional Specification (TLFS) 6.0b.
 
 pub mod connections;
+pub mod vmbus;
