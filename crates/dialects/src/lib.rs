@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod atomic;
 pub mod disk;
 pub mod hyperv;
 pub mod kvm;

@@ -3,3 +3,6 @@
 pub mod connections;
 pub mod netvsc;
 pub mod storvsc;
+#[cfg(test)]
+mod testing;
+pub mod vmbus;

@@ -86,8 +86,9 @@ pub(super) struct SendBuffer(pub Buffer);
 impl SendBuffer {
     /// Copies the first bytes of a section.
     pub fn read(&self, memory: &GuestMemory, section: u32, bytes: &mut [u8]) -> Result<(), NotMemory> {
-        let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= SECTION_SIZE).ok_or(NotMemory)?;
+        let length = u32::try_from(bytes.len()).map_err(|_| NotMemory)?;
         let at = section.checked_mul(SECTION_SIZE).ok_or(NotMemory)?;
-        self.0.range().part(at, length).ok_or(NotMemory)?.read(memory, bytes)
+        let section = self.0.range().part(at, SECTION_SIZE).ok_or(NotMemory)?;
+        section.part(0, length).ok_or(NotMemory)?.read(memory, bytes)
     }
 }

@@ -20,10 +20,8 @@ mod transmit;
 
 use std::collections::VecDeque;
 
-use abi::hyperv::netvsc::{
-    CHANNEL_CONTROL, CHANNEL_DATA, ReceiveBufferComplete, SendBufferComplete, Subchannel, kind, status, version,
-};
-use abi::hyperv::vmbus::{Guid, USER_BYTES, device as guid};
+use abi::hyperv::netvsc::{CHANNEL_CONTROL, CHANNEL_DATA, ReceiveBufferComplete, SendBufferComplete, Subchannel, kind, status, version};
+use abi::hyperv::vmbus::{Guid, USER_BYTES, guid};
 use abi::virtio::net::HEADER_BYTES;
 
 use self::buffers::{ReceiveBuffer, SECTION_SIZE, SendBuffer};
@@ -300,7 +298,8 @@ impl Netvsc {
     /// Sends the RNDIS messages that wait, as far as there is room.
     fn send_answers(&mut self) -> Result<(), NetError> {
         while let Some(answer) = self.answers.front() {
-            let (Some(receive), Some(queue)) = (&mut self.receive, self.channels.iter_mut().find(|queue| queue.channel.index() == 0)) else {
+            let (Some(receive), Some(queue)) = (&mut self.receive, self.channels.iter_mut().find(|queue| queue.channel.index() == 0))
+            else {
                 self.answers.clear();
                 break;
             };
@@ -343,7 +342,13 @@ impl Netvsc {
 }
 
 /// Gives the guest an RNDIS message, in pieces; `false` when there is no room in its buffer or ring. One that can never have room is lost.
-fn deliver(receive: &mut ReceiveBuffer, queue: &mut Queue, version: Option<u32>, channel: u32, pieces: &[&[u8]]) -> Result<bool, BrokenRing> {
+fn deliver(
+    receive: &mut ReceiveBuffer,
+    queue: &mut Queue,
+    version: Option<u32>,
+    channel: u32,
+    pieces: &[&[u8]],
+) -> Result<bool, BrokenRing> {
     if !receive.has_room() {
         return Ok(false);
     }

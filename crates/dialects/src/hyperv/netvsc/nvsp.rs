@@ -1,8 +1,8 @@
 //! NVSP messages as bytes and as what they mean.
 
 use abi::hyperv::netvsc::{
-    Init, InitComplete, MAX_MDL_CHAIN_LENGTH, MESSAGE_SIZE, NO_SECTION, NdisConfig, OLD_MESSAGE_SIZE, RndisPacket, SendBuffer, Subchannel, kind, status,
-    version,
+    Init, InitComplete, MAX_MDL_CHAIN_LENGTH, MESSAGE_SIZE, NO_SECTION, NdisConfig, OLD_MESSAGE_SIZE, RndisPacket, SendBuffer, Subchannel,
+    kind, status, version,
 };
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -92,10 +92,6 @@ pub(super) fn taken(version: Option<u32>, status: u32) -> Vec<u8> {
 
 /// RNDIS messages for the guest.
 pub(super) fn rndis(version: Option<u32>, channel: u32) -> Vec<u8> {
-    let packet = RndisPacket {
-        channel: channel.into(),
-        section_index: NO_SECTION.into(),
-        section_size: 0.into(),
-    };
+    let packet = RndisPacket { channel: channel.into(), section_index: NO_SECTION.into(), section_size: 0.into() };
     message(version, kind::SEND_RNDIS_PACKET, &packet)
 }

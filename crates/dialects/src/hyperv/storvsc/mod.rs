@@ -18,7 +18,7 @@ mod units;
 use std::sync::Arc;
 
 use abi::hyperv::storvsc::{OLD_PACKET_SIZE, PACKET_SIZE, Packet as Words, Srb, operation, status};
-use abi::hyperv::vmbus::{Guid, USER_BYTES, device as guid};
+use abi::hyperv::vmbus::{Guid, USER_BYTES, guid};
 use zerocopy::IntoBytes;
 
 use self::protocol::{MAX_SUBCHANNELS, State, Wish};
