@@ -57,7 +57,7 @@ pub trait Device: Send {
 
 /// What happened to a device's channels.
 pub(super) enum Event {
-    Opened(Channel),
+    Opened(Box<Channel>),
     Closed(u16),
 }
 
@@ -116,7 +116,7 @@ impl<D: Device> Attached<D> {
             match event {
                 Event::Opened(channel) => {
                     self.open.push(channel.index());
-                    self.device.opened(channel);
+                    self.device.opened(*channel);
                 }
                 Event::Closed(index) => self.close(index),
             }

@@ -37,6 +37,9 @@ const VERSIONS: [u32; 10] = [
     version::WIN10_V5_3,
 ];
 
+/// Synthetic interrupt sources of a processor.
+const SOURCES: u8 = 16;
+
 /// What the guest and we agreed on.
 #[derive(Debug, Clone, Copy)]
 struct Connection {
@@ -252,7 +255,7 @@ impl State {
         let has_pages = connection
             .page_of_events()
             .is_none_or(|page| page.is_multiple_of(PAGE_SIZE) && self.memory.check_range(GuestAddress(page), PAGE_SIZE as usize));
-        let is_spoken = VERSIONS.contains(&wanted) && has_pages;
+        let is_spoken = VERSIONS.contains(&wanted) && has_pages && sint < SOURCES;
         let response = VersionResponse {
             header: Header::new(message::VERSION_RESPONSE),
             supported: is_spoken.into(),
@@ -261,6 +264,8 @@ impl State {
             message_connection: if names_source { MESSAGE_CONNECTION_5 } else { wanted }.into(),
         };
         let message = response.as_bytes().to_vec();
+        // A guest that names no source has none to hear it from.
+        let sint = if sint < SOURCES { sint } else { SINT };
         self.answer = Some(Answer { target_vp, sint, message, connection: is_spoken.then_some(connection) });
         self.settle();
     }
@@ -372,7 +377,7 @@ impl State {
             _in_use: InUse { token: Some(token), bus: Weak::clone(&self.bus) },
         };
         channel.phase = Phase::Open { signal, in_use };
-        seat.mailbox.put(Event::Opened(made));
+        seat.mailbox.put(Event::Opened(Box::new(made)));
         Some(())
     }
 
