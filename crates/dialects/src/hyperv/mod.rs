@@ -25,6 +25,8 @@ mod page;
 pub mod storvsc;
 mod synic;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod timer;
 pub mod vmbus;
