@@ -6,9 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use abi::hyperv::ring::{
-    ALIGN, COMPLETION_REQUESTED, CONTROL_BYTES, Descriptor, GpaDirect, GpaRange, TransferPages, TransferRange, kind,
-};
+use abi::hyperv::ring::{ALIGN, COMPLETION_REQUESTED, CONTROL_BYTES, Descriptor, GpaDirect, GpaRange, TransferPages, TransferRange, kind};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Platform;

@@ -56,7 +56,8 @@ impl<'h> Hypercalls<'h> {
     /// Sends a message of VMBus to a connection.
     pub fn post_message(&self, connection: u32, payload: &[u8]) -> Result<Status, HalError> {
         let size = u32::try_from(payload.len()).map_err(|_| HalError::Fault)?;
-        let head = PostMessage { connection: connection.into(), kind: vmbus::MESSAGE_TYPE.into(), size: size.into(), ..PostMessage::default() };
+        let head =
+            PostMessage { connection: connection.into(), kind: vmbus::MESSAGE_TYPE.into(), size: size.into(), ..PostMessage::default() };
         let input = self.input.lock();
         input.write(0, head.as_bytes())?;
         input.write(size_of::<PostMessage>(), payload)?;

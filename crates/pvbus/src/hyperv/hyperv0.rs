@@ -16,6 +16,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::sync::atomic::AtomicUsize;
 
 use abi::hyperv::hypercall::Status;
 use abi::hyperv::vmbus::{
@@ -23,16 +24,20 @@ use abi::hyperv::vmbus::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::Platform;
 use super::channel::{Channel, PAGE};
 use super::hypercall::HypervError;
 use super::ic::pools::{KvpStore, Pools};
 use super::ic::{Component, heartbeat, kvp, shutdown, timesync, vss};
+use super::netvsc::Netvsc;
 use super::ring::BrokenRing;
+use super::storvsc::{Address, Storvsc};
 use super::vmbus::{Notice, VmBus};
-use super::Platform;
+use crate::block::BlockDevice;
 use crate::detect::Interface;
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Dma, Hal, HalError, MILLISECOND, Nanos, SECOND};
+use crate::net::NetDevice;
 use crate::store::Store;
 
 /// Versions of VMBus, newest first.
@@ -83,6 +88,16 @@ pub(super) trait Device<'h>: Send {
 
     /// Lets go of channel and buffer.
     fn close(&mut self, events: &mut Vec<Event>);
+
+    /// The disks that it has now.
+    fn disks(&self) -> Vec<Arc<dyn BlockDevice + 'h>> {
+        Vec::new()
+    }
+
+    /// The network cards that it has now.
+    fn cards(&self) -> Vec<Arc<dyn NetDevice + 'h>> {
+        Vec::new()
+    }
 }
 
 /// Memory of a channel.
@@ -109,6 +124,8 @@ pub(super) enum Failure {
     Broken,
     /// The host does not speak any version that the driver speaks, or refuses what the driver cannot do without.
     Refused(&'static str),
+    /// The host does not answer.
+    Silent,
     /// There is no memory.
     NoMemory,
 }
@@ -130,6 +147,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Broken => f.write_str("the host answers what was not asked; not used any more"),
             Failure::Refused(what) => write!(f, "the host refuses {what}"),
+            Failure::Silent => f.write_str("the host does not answer; not used any more"),
             Failure::NoMemory => f.write_str("no memory"),
         }
     }
@@ -144,14 +162,20 @@ pub(crate) struct Hyperv0<'h> {
     features: u32,
     bus: VmBus,
     devices: BTreeMap<u32, Attached<'h>>,
-    /// Controllers and cards so far, for their names.
-    controllers: usize,
-    cards: usize,
+    names: Names,
     pools: Arc<Pools>,
     /// Names of integration components that were there at the beginning.
     components: Vec<&'static str>,
     /// The host takes no messages any more.
     is_over: bool,
+}
+
+/// Devices so far, for their names.
+#[derive(Default)]
+struct Names {
+    controllers: usize,
+    cards: usize,
+    disks: Arc<AtomicUsize>,
 }
 
 /// A device with what it is to be opened by.
@@ -180,8 +204,7 @@ impl<'h> Hyperv0<'h> {
             version,
             features: interface.features.eax,
             devices: BTreeMap::new(),
-            controllers: 0,
-            cards: 0,
+            names: Names::default(),
             pools: Arc::default(),
             components: Vec::new(),
             is_over: false,
@@ -299,9 +322,26 @@ impl<'h> Hyperv0<'h> {
             guid::SHUTDOWN => self.component(shutdown::Shutdown),
             guid::TIMESYNC => self.component(timesync::TimeSync::new(self.platform.hal)),
             guid::VSS => self.component(vss::Vss::default()),
+            guid::SCSI => Box::new(self.controller(offer, "scsi", Address::default())),
+            // Path and target are in the instance (Linux `storvsc_get_ide_info`).
+            guid::IDE => {
+                let [path, _, _, _, target, ..] = offer.instance.0;
+                Box::new(self.controller(offer, "ide", Address { path, target }))
+            }
+            guid::NETWORK => {
+                let name = format!("hvn{}", self.names.cards);
+                self.names.cards += 1;
+                Box::new(Netvsc::new(name, offer.relid.get(), &self.platform))
+            }
             _ => return None,
         };
         Some(device)
+    }
+
+    fn controller(&mut self, offer: &Offer, bus: &'static str, address: Address) -> Storvsc<'h> {
+        let name = format!("hvs{}", self.names.controllers);
+        self.names.controllers += 1;
+        Storvsc::new(name, bus, offer.relid.get(), address, &self.platform, &self.names.disks)
     }
 
     fn component<S: super::ic::Service + 'h>(&mut self, service: S) -> Box<dyn Device<'h> + 'h> {
@@ -394,6 +434,14 @@ impl<'h> Driver<'h> for Hyperv0<'h> {
 
     fn store(&self) -> Option<Box<dyn Store + 'h>> {
         Some(Box::new(KvpStore::new(&self.pools)))
+    }
+
+    fn disks(&self) -> Vec<Arc<dyn BlockDevice + 'h>> {
+        self.devices.values().flat_map(|attached| attached.device.disks()).collect()
+    }
+
+    fn cards(&self) -> Vec<Arc<dyn NetDevice + 'h>> {
+        self.devices.values().flat_map(|attached| attached.device.cards()).collect()
     }
 }
 

@@ -22,7 +22,9 @@ mod channel;
 mod hypercall;
 mod hyperv0;
 mod ic;
+mod netvsc;
 mod ring;
+mod storvsc;
 mod synic;
 mod vmbus;
 

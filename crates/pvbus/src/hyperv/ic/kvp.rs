@@ -8,9 +8,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use abi::hyperv::ic::{Version, kind, status, version};
-use abi::hyperv::kvp::{
-    Addresses, Enumerate, Header, Key, LONG_NUMBER, NUMBER, QWORD, Record, TEXT, family, operation,
-};
+use abi::hyperv::kvp::{Addresses, Enumerate, Header, Key, LONG_NUMBER, NUMBER, QWORD, Record, TEXT, family, operation};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::pools::{Pool, Pools, record};

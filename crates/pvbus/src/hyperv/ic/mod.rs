@@ -227,9 +227,8 @@ mod tests {
 
     /// What is answered to the host's versions.
     fn negotiated(frameworks: u16, messages: u16, versions: &[(u16, u16)]) -> Option<Vec<u8>> {
-        let mut body = Vec::from(
-            Negotiate { framework_count: frameworks.into(), message_count: messages.into(), reserved: 0.into() }.as_bytes(),
-        );
+        let mut body =
+            Vec::from(Negotiate { framework_count: frameworks.into(), message_count: messages.into(), reserved: 0.into() }.as_bytes());
         versions.iter().for_each(|(major, minor)| body.extend(Version::new(*major, *minor).as_bytes()));
         negotiate(&mut body, &version::SHUTDOWN).map(|_| body)
     }

@@ -41,7 +41,9 @@ impl Service for TimeSync<'_> {
 
     fn answer(&mut self, request: Request<'_>, events: &mut Vec<Event>) -> Answer {
         let told = if request.version == version::TIMESYNC_4 {
-            ic::TimeSync::ref_from_prefix(request.body).ok().map(|(time, _)| (time.host_time, time.flags, self.age(time.reference_time.get())))
+            ic::TimeSync::ref_from_prefix(request.body)
+                .ok()
+                .map(|(time, _)| (time.host_time, time.flags, self.age(time.reference_time.get())))
         } else {
             ic::TimeSync3::ref_from_prefix(request.body).ok().map(|(time, _)| (time.host_time, time.flags, 0))
         };
