@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod fw_cfg;
 pub mod host;
+pub mod hyperv;
 mod image;
 pub mod kv;
 pub mod layout;

@@ -62,8 +62,8 @@ struct Shared {
 }
 
 impl VmBus {
-    /// A bus without devices.
-    pub fn new(memory: GuestMemory, synic: Arc<dyn Synic>) -> Arc<VmBus> {
+    /// A bus without devices, that reaches the guest by `synic` as long as there is one: the platform owns the bus.
+    pub fn new(memory: GuestMemory, synic: Weak<dyn Synic>) -> Arc<VmBus> {
         let shared = Arc::new_cyclic(|bus| Shared {
             state: Mutex::new(State::new(memory, synic, Weak::clone(bus))),
             is_unsettled: AtomicBool::new(false),

@@ -6,8 +6,8 @@ mod gpadls;
 mod rings;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use abi::hyperv::vmbus::{Guid, USER_BYTES, guid};
 
