@@ -35,6 +35,10 @@ use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::xen_platform::XenPlatform;
 use devices::{DeviceBus, DeviceMap, MachineEvents};
+use dialects::hyperv::Hyperv;
+use dialects::hyperv::connections::{Connections, Synic};
+use dialects::hyperv::storvsc::scsi::Kind;
+use dialects::hyperv::vmbus::VmBus;
 use dialects::xen::Xen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
@@ -100,6 +104,8 @@ pub struct Board {
     vmmci: Option<Arc<Vmmci>>,
     /// What the machine is in XenStore, when the Xen dialect is there.
     domain: Option<Domain>,
+    /// What is on VMBus, when the Hyper-V dialect is there.
+    hyperv: Option<hyperv::Devices>,
     pci: Arc<PciBus>,
 }
 
@@ -209,8 +215,12 @@ impl Board {
             Some(xen) => Some(xen_domain(config, &parts, xen)?),
             None => None,
         };
+        let hyperv = match &parts.paravirtual.hyperv {
+            Some(dialect) => Some(hyperv_devices(config, &parts, dialect, memory)?),
+            None => None,
+        };
         Ok((
-            Board { domain, serial, console, power, vmmci, pci },
+            Board { domain, hyperv, serial, console, power, vmmci, pci },
             MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended),
         ))
     }
@@ -238,11 +248,19 @@ impl Board {
         self.domain.as_ref()
     }
 
+    /// What is on VMBus.
+    pub fn hyperv(&self) -> Option<&hyperv::Devices> {
+        self.hyperv.as_ref()
+    }
+
     /// Ends what devices have under way, and their threads.
     pub fn shut_down(&self) {
         self.pci.reset();
         if let Some(domain) = &self.domain {
             domain.shut_down();
+        }
+        if let Some(hyperv) = &self.hyperv {
+            hyperv.shut_down();
         }
     }
 }
@@ -262,6 +280,28 @@ fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Resu
         }
     }
     Ok(domain)
+}
+
+/// The disks and network cards that are on VMBus.
+fn hyperv_devices(
+    config: &MachineConfig,
+    parts: &Parts<'_>,
+    dialect: &Arc<Hyperv>,
+    memory: &GuestMemory,
+) -> Result<hyperv::Devices, BoardError> {
+    let host = |source| BoardError::Host { what: "Hyper-V's devices".into(), source };
+    let bus = VmBus::new(memory.clone(), Arc::clone(dialect) as Arc<dyn Synic>);
+    dialect.serve(Arc::clone(&bus) as Arc<dyn Connections>);
+    let devices = hyperv::Devices::new(bus, parts.identity);
+    for (disk, spec) in parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Hyperv) {
+        devices.add_disk(Arc::clone(disk), if spec.dvd { Kind::Dvd } else { Kind::Disk }).map_err(host)?;
+    }
+    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Hyperv) {
+        if let Some(network) = net::open(&nic.network)? {
+            devices.add_nic(index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
+        }
+    }
+    Ok(devices)
 }
 
 /// The memory map that the kernel is told.
