@@ -21,8 +21,12 @@ pub mod connections;
 mod crash;
 mod hypercall;
 pub mod ic;
+pub mod netvsc;
 mod page;
+pub mod storvsc;
 mod synic;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod timer;

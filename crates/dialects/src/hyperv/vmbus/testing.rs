@@ -4,7 +4,7 @@
 //! likes and looks at what came.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::hyperv::hypercall::Status;
 use abi::hyperv::ring::{CONTROL_BYTES, Descriptor, GpaDirect, GpaRange, TRAILER_BYTES, control};
@@ -75,8 +75,7 @@ impl Guest {
     pub fn new() -> Guest {
         let memory = vmm::memory::map(&[(0, MEMORY)]).unwrap();
         let mail = Arc::new(Mail::default());
-        let synic: Weak<dyn Synic> = Arc::<Mail>::downgrade(&mail);
-        let bus = VmBus::new(memory.clone(), synic);
+        let bus = VmBus::new(memory.clone(), mail.clone());
         Guest { memory, bus, mail, next_page: MEMORY / PAGE_SIZE, next_gpadl: 0xe1e10 }
     }
 
