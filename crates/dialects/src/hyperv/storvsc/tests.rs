@@ -29,7 +29,7 @@ impl Rig {
     fn open() -> Rig {
         let guest = Guest::new();
         let (disk, units) = (Arc::new(MemoryDisk::new(SECTORS, false)), Arc::new(Units::default()));
-        units.add(unit(&disk)).unwrap();
+        units.add(|_| unit(&disk)).unwrap();
         let mut device = guest.bus.attach(Storvsc::new(Guid::from_u128(7), units.clone()), Arc::new(|| {}));
         guest.connect();
         let offers = guest.offers();
@@ -201,7 +201,7 @@ fn disks_come_and_go_while_the_guest_runs() {
     let mut rig = Rig::ready();
     rig.device.work();
     assert!(rig.front.receive().is_none());
-    let lun = rig.units.add(unit(&rig.disk)).unwrap();
+    let lun = rig.units.add(|_| unit(&rig.disk)).unwrap();
     rig.device.work();
     let packet = rig.front.receive().unwrap();
     let (words, _) = Words::read_from_prefix(&packet.payload).unwrap();
@@ -213,8 +213,8 @@ fn disks_come_and_go_while_the_guest_runs() {
     rig.device.work();
     assert!(rig.front.receive().is_some());
     assert_eq!(rig.execute(&read, &[(page, 512)]).srb_status & 0x3f, srb_status::INVALID_LUN);
-    (1..64).for_each(|_| assert!(rig.units.add(unit(&rig.disk)).is_ok()));
-    assert_eq!(rig.units.add(unit(&rig.disk)), Err(Full));
+    (1..64).for_each(|_| assert!(rig.units.add(|_| unit(&rig.disk)).is_ok()));
+    assert_eq!(rig.units.add(|_| unit(&rig.disk)), Err(Full));
 }
 
 #[test]

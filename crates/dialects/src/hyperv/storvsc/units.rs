@@ -32,14 +32,14 @@ pub struct Full;
 const MAX_UNITS: u8 = 64;
 
 impl Units {
-    /// Adds a unit, at the first number that is free; says which. The controller is to be woken.
+    /// Adds the unit that `make` makes for the first number that is free; says which. The controller is to be woken.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn add(&self, unit: Unit) -> Result<u8, Full> {
+    pub fn add(&self, make: impl FnOnce(u8) -> Unit) -> Result<u8, Full> {
         let mut units = self.units();
         let lun = (0..MAX_UNITS).find(|lun| !units.contains_key(lun)).ok_or(Full)?;
-        units.insert(lun, Arc::new(unit));
+        units.insert(lun, Arc::new(make(lun)));
         self.changed.store(true, Ordering::Release);
         Ok(lun)
     }
