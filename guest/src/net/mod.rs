@@ -90,7 +90,7 @@ impl Network {
         if let Some(dhcp) = self.dhcp.take() {
             self.sockets.remove(dhcp);
         }
-        self.take(Some(lease));
+        self.take(Some(lease), "");
     }
 
     fn follow_dhcp(&mut self) {
@@ -100,10 +100,10 @@ impl Network {
             Some(dhcpv4::Event::Deconfigured) if self.lease.is_some() => None,
             _ => return,
         };
-        self.take(lease);
+        self.take(lease, " by DHCP");
     }
 
-    fn take(&mut self, lease: Option<Lease>) {
+    fn take(&mut self, lease: Option<Lease>, from: &str) {
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
             // There is room for one in an empty list.
@@ -114,7 +114,7 @@ impl Network {
             let _ = self.interface.routes_mut().add_default_ipv4_route(router);
         }
         match lease {
-            Some(lease) => dmesg!("{}: {lease}", self.name()),
+            Some(lease) => dmesg!("{}: {lease}{from}", self.name()),
             None => dmesg!("{}: its address is not ours any more", self.name()),
         }
         self.lease = lease;
