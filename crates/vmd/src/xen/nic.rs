@@ -1,15 +1,16 @@
 //! Network cards for netfront: [`Netback`] on a network of the host, in a thread of its own.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::net::{GuestOffloads, Mac, NetBackend};
 use dialects::xen::net::{NetError, Netback, Network, Offloads, Worked};
 use dialects::xen::xenbus::Backend;
 use rustix::event::PollFlags;
 
-use super::domain::{Device, Domain, StoreKeys};
+use super::device::{DeviceKeys, Names, Slot};
+
+/// Most cards.
+const MOST: u32 = 256;
 
 /// A network as Netback sees it.
 struct Link<'a>(&'a mut dyn NetBackend);
@@ -24,29 +25,24 @@ impl Network for Link<'_> {
     }
 }
 
-/// Adds a card to the domain.
-///
-/// # Errors
-/// When the host has no thread or descriptor left.
-pub fn add(domain: &Domain, index: u32, mac: Mac, network: Box<dyn NetBackend>) -> io::Result<()> {
-    let keys = [("mac", mac.to_string()), ("handle", index.to_string())];
-    let mut backend = keys.to_vec();
-    backend.push(("hotplug-status", "connected".to_owned()));
-    domain.add("vif", index, &keys, &backend, move |device| serve(device, network))
+/// Names of cards, in the order in which they are given.
+pub(super) fn places() -> impl Iterator<Item = Names> {
+    (0..MOST).map(|number| Names { kind: "vif", number, place: format!("vif-{number}") })
 }
 
-fn serve(device: Device, mut network: Box<dyn NetBackend>) {
-    let Device { xen, host, backend, frontend, bell } = device;
-    let changed = Arc::new(AtomicBool::new(false));
-    let ring = bell.clone();
-    let driver = Netback::new(xen, network.has_offloads(), Arc::new(move || ring.ring()));
-    let state = format!("{frontend}/state");
-    let mut backend = Backend::new(driver, Arc::new(StoreKeys(Arc::clone(&host))), backend, frontend);
-    let (flag, ring) = (Arc::clone(&changed), bell.clone());
-    let watching = host.watch(&state, move |_| {
-        flag.store(true, Ordering::Release);
-        ring.ring();
-    });
+/// What both directories have besides.
+pub(super) fn keys(names: &Names, mac: Mac) -> DeviceKeys {
+    let frontend = vec![("mac", mac.to_string()), ("handle", names.number.to_string())];
+    let mut backend = frontend.clone();
+    backend.push(("hotplug-status", "connected".to_owned()));
+    DeviceKeys { frontend, backend }
+}
+
+/// The backend's thread.
+pub(super) fn serve(slot: Slot, mut network: Box<dyn NetBackend>) {
+    let bell = slot.bell();
+    let driver = Netback::new(slot.xen(), network.has_offloads(), slot.peer());
+    let mut served = slot.begin(driver);
     let mut is_up = true;
     let mut offloads = Offloads::default();
     let mut worked = Worked::default();
@@ -58,9 +54,10 @@ fn serve(device: Device, mut network: Box<dyn NetBackend>) {
         if waits && bell.wait_or((is_up && !wanted.is_empty()).then(|| (network.fd(), wanted))).is_none() {
             break;
         }
-        if changed.swap(false, Ordering::AcqRel) {
-            backend.frontend_changed();
+        if !served.goes_on() {
+            break;
         }
+        let backend = &mut served.backend;
         let guest = backend.driver().guest_offloads();
         if guest != offloads {
             offloads = guest;
@@ -69,10 +66,9 @@ fn serve(device: Device, mut network: Box<dyn NetBackend>) {
                 backend.fail(&format!("the network cannot do what the guest expects: {error}"));
             }
         }
-        worked = turn(&mut backend, network.as_mut(), &mut is_up);
+        worked = turn(backend, network.as_mut(), &mut is_up);
     }
-    drop(watching);
-    backend.end();
+    served.end();
 }
 
 /// Moves what there is to move.
