@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Run, copy_sparse, debian, guest, run, run_host, serve, sum};
+use common::{Machine, Run, copy_sparse, debian, guest, initrd_with, run, run_host, serve, sum};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -96,14 +96,10 @@ xenstore-write vm-data/said 'of the guest' data/reported 1
 fn keys_of_the_host_are_xenstores_in_the_guest_and_the_other_way_round() {
     let work = tempfile::tempdir().unwrap();
     let path = |name: &str| work.path().join(name);
-    let (image, socket, store_socket, out) = (path("initrd"), path("control"), path("xenstored"), path("store.json"));
-    let mut bytes = std::fs::read(guest("initrd-dom0.gz")).unwrap();
-    // An archive begins at a multiple of four; our /init takes the other's place.
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let (socket, store_socket, out) = (path("control"), path("xenstored"), path("store.json"));
     let mut own = initrd::Initrd::default();
     own.script(CLIENTS);
-    bytes.extend(own.finish());
-    std::fs::write(&image, bytes).unwrap();
+    let image = initrd_with(work.path(), &["initrd-dom0.gz"], &own.finish());
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
     command.args(["run", "--dialect", "xen", "--cmdline", "console=ttyS0 quiet panic=-1", "--kv", "hostname=web1"]);
     command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(&image);

@@ -131,6 +131,21 @@ pub fn copy_sparse(from: &Path, to: &Path) {
     }
 }
 
+/// The initial RAM disks `bases` of the guests and the archive `own` after them in one file, as Linux takes them; a file of a later archive takes
+/// an earlier one's place.
+pub fn initrd_with(directory: &Path, bases: &[&str], own: &[u8]) -> PathBuf {
+    let mut bytes = Vec::new();
+    for base in bases {
+        bytes.extend(std::fs::read(guest(base)).unwrap());
+        // An archive begins at a multiple of four.
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes.extend(own);
+    let path = directory.join("initrd");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
 /// Runs a program of the host, from where administrators have theirs, too.
 pub fn run_host(program: &str, arguments: &[&str]) -> Run {
     let mut command = Command::new(program);
