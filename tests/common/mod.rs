@@ -146,6 +146,17 @@ pub fn initrd_with(directory: &Path, bases: &[&str], own: &[u8]) -> PathBuf {
     path
 }
 
+/// A program for guests, `guest/NAME.rs` in this directory, compiled without shared libraries.
+pub fn guest_program(name: &str) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/common/guest").join(name).with_extension("rs");
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]).arg(&program).arg(source);
+    assert!(rustc.status().unwrap().success(), "{rustc:?}");
+    std::fs::read(program).unwrap()
+}
+
 /// Runs a program of the host, from where administrators have theirs, too.
 pub fn run_host(program: &str, arguments: &[&str]) -> Run {
     let mut command = Command::new(program);
@@ -251,6 +262,12 @@ impl Machine {
             }
             output = self.output.changed.wait_timeout(output, left).unwrap().0;
         }
+    }
+
+    /// Kills the process, as the host's lack of memory would.
+    pub fn kill(mut self) -> Run {
+        self.child.kill().unwrap();
+        self.end(HOST_PATIENCE)
     }
 
     /// Waits for the end, or kills it when patience ends.

@@ -10,7 +10,7 @@ use devices::virtio::worker::{Bell, Worker};
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN, Xen};
 use vmm::memory::PAGE_SIZE;
-use xenstore::{ClientId, DomId, Error, Ring, Server, Session, SharedStore, View};
+use xenstore::{ClientId, DomId, Error, Ring, Server, Session, SharedStore, View, Watching};
 
 use super::device::{Names, XenDevice};
 use super::{disk, nic};
@@ -26,12 +26,20 @@ const GUESTS_OWN: [&str; 4] = ["drivers", "feature", "error", "control/shutdown"
 const FEATURES: [&str; 5] = ["poweroff", "reboot", "suspend", "s3", "s4"];
 /// Requests for the guest's ends.
 const SHUTDOWN: &str = "/local/domain/1/control/shutdown";
+/// Why a request was not granted, where Linux' xenbus puts what it has to say of a node (`xenbus_va_dev_error`).
+const SHUTDOWN_ERROR: &str = "/local/domain/1/error/control/shutdown/error";
+/// Requests that end in a saved machine.
+const SAVING: [&[u8]; 3] = [b"suspend", b"s3", b"s4"];
+/// The answer to them, begun with a number as xenbus' errors are: EOPNOTSUPP.
+const NOT_SAVED: &[u8] = b"95 this monitor cannot save a machine; there are poweroff and reboot";
 
 /// A domain with power on.
 pub struct Domain {
     xen: Arc<Xen>,
     store: SharedStore,
     host: Arc<Session>,
+    /// Looks for requests of a toolstack that cannot be granted.
+    _refusing: Watching,
     /// Serves the store's ring.
     storekeeper: Mutex<Option<Worker<()>>>,
     /// `None` when power is off.
@@ -46,7 +54,9 @@ impl Domain {
     pub fn new(xen: Arc<Xen>, store: SharedStore, uuid: &str, vcpus: u32, has_console: bool) -> std::io::Result<Domain> {
         let host = Arc::new(store.host());
         host.update(|view| write_home(view, uuid, vcpus)).map_err(std::io::Error::other)?;
-        let domain = Domain { xen, store, host, storekeeper: Mutex::default(), devices: Mutex::new(Some(Vec::new())) };
+        let toolstack = Arc::clone(&host);
+        let refusing = host.watch_changes(SHUTDOWN, move |_| refuse_saving(&toolstack)).map_err(std::io::Error::other)?;
+        let domain = Domain { xen, store, host, _refusing: refusing, storekeeper: Mutex::default(), devices: Mutex::new(Some(Vec::new())) };
         domain.serve_store()?;
         if has_console {
             domain.host.update(write_console).map_err(std::io::Error::other)?;
@@ -68,7 +78,12 @@ impl Domain {
         if !obeys {
             return Err(PowerError::NoXenDriver);
         }
-        self.host.write(SHUTDOWN, word.as_bytes()).map_err(|_| PowerError::NoXenDriver)
+        let asked = self.host.update(|view| {
+            // There is none, or it is of an earlier request.
+            let _ = view.remove(SHUTDOWN_ERROR);
+            view.write(SHUTDOWN, word.as_bytes())
+        });
+        asked.map_err(|_| PowerError::NoXenDriver)
     }
 
     /// Ends all threads.
@@ -122,6 +137,18 @@ impl Slots for Domain {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes back a request to suspend, and says why. A guest that was faster asks the hypervisor, which refuses, and goes on.
+fn refuse_saving(host: &Session) {
+    let is_asked = |word: &[u8]| SAVING.contains(&word);
+    if host.read(SHUTDOWN).is_ok_and(|word| is_asked(&word)) {
+        // Both paths are as paths should be.
+        let _ = host.update(|view| {
+            view.write(SHUTDOWN, b"")?;
+            view.write(SHUTDOWN_ERROR, NOT_SAVED)
+        });
+    }
 }
 
 /// The guest's connection.
@@ -332,6 +359,22 @@ mod tests {
         assert_eq!(store.host().read(SHUTDOWN), Ok(b"poweroff".to_vec()));
         assert_eq!(domain.ask(Wish::Reboot), Err(PowerError::NoXenDriver));
         assert_eq!(domain.ask(Wish::SetClock), Err(PowerError::NoWord(Wish::SetClock)));
+        domain.shut_down();
+    }
+
+    #[test]
+    fn suspend_is_taken_back_and_the_toolstack_is_told_why() {
+        let store = SharedStore::new(Config::default());
+        let domain = domain(&store);
+        let (host, guest) = (store.host(), store.guest(DomId(DOMAIN)));
+        for word in SAVING {
+            host.write(SHUTDOWN, word).unwrap();
+            assert_eq!(guest.read("control/shutdown"), Ok(Vec::new()));
+            assert_eq!(host.read(SHUTDOWN_ERROR), Ok(NOT_SAVED.to_vec()));
+        }
+        guest.write("control/feature-reboot", b"1").unwrap();
+        assert_eq!(domain.ask(Wish::Reboot), Ok(()));
+        assert_eq!((host.read(SHUTDOWN), host.read(SHUTDOWN_ERROR)), (Ok(b"reboot".to_vec()), Err(Error::NoNode)));
         domain.shut_down();
     }
 
