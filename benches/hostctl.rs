@@ -62,7 +62,7 @@ fn main() {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "Nehalem", "-m", "1024", "-nographic", "-no-reboot"]);
     qemu.arg("-kernel").arg(guest("xen")).args(["-append", "console=com1 com1=115200 dom0_mem=512M", "-initrd"]);
-    let image = archive(directory.path(), &xen, "initrd-xen.gz");
+    let image = archive(directory.path(), &xen, "initrd-dom0.gz");
     qemu.arg(format!("{} console=hvc0 earlyprintk=xen quiet,{}", guest("xen-vmlinuz").display(), image.display()));
     report("xenstore-read", qemu);
 }

@@ -7,8 +7,8 @@ use core::fmt;
 use abi::pci::{CAP_MSIX, CAP_VENDOR};
 use logic::calendar::DateTime;
 use logic::words::{self, Options, Unterminated};
+use pvbus::block::DiskError;
 use pvbus::hal::SECOND;
-use pvbus::xen::DiskError;
 use pvbus::{Interface, Kind, StoreError};
 
 use crate::bus::Bus;
@@ -208,7 +208,7 @@ impl fmt::Display for Safe<'_> {
 }
 
 fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
-    let disks = bus.tree.xen().map(|xen| xen.disks()).unwrap_or_default();
+    let disks = bus.tree.disks();
     let (name, sector) = match arguments {
         [] => {
             for disk in disks {

@@ -6,7 +6,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod disk;
+pub mod hyperv;
 pub mod kvm;
+pub mod network;
 pub mod openbsd;
 pub mod store;
 pub mod vmware;

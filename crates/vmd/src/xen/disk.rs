@@ -1,43 +1,14 @@
 //! Disks for blkfront: [`Blkback`] on an image of the host, in a thread of its own.
 
-use std::io;
 use std::sync::Arc;
 
-use dialects::xen::block::{Blkback, Disk, GuestSlice};
+use dialects::xen::block::Blkback;
 
 use super::device::{DeviceKeys, Names, Slot};
+use crate::image::Image;
 
 /// Most disks; more than there are letters for.
 const MOST: u32 = 256;
-
-/// An image as Blkback sees it.
-struct Image(Arc<dyn devices::block::Disk>);
-
-impl Disk for Image {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_only(&self) -> bool {
-        self.0.read_only()
-    }
-
-    fn read(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.0.read_to_guest(offset, slices)
-    }
-
-    fn write(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.0.write_from_guest(offset, slices)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.0.flush()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.discard(offset, len)
-    }
-}
 
 /// Number of the disk with this place in the command line's order, as `io/blkif.h` gives them to `xvda` and its followers.
 fn virtual_device(index: u32) -> u32 {
