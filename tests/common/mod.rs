@@ -185,6 +185,47 @@ pub fn serve(body: Vec<u8>) -> u16 {
     port
 }
 
+/// A run of the Debian image, which tells what it sees of its disk and its network (`guest/selftest`).
+pub struct Selftest {
+    work: tempfile::TempDir,
+    port: u16,
+}
+
+impl Selftest {
+    /// With a copy of the image, and a server for the guest to fetch from.
+    pub fn new() -> Selftest {
+        let work = tempfile::tempdir_in(guest("")).unwrap();
+        let body: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        std::fs::write(work.path().join("body"), &body).unwrap();
+        let selftest = Selftest { work, port: serve(body) };
+        copy_sparse(&guest("debian.raw"), &selftest.disk());
+        selftest
+    }
+
+    /// The disk's image.
+    pub fn disk(&self) -> PathBuf {
+        self.work.path().join("disk.raw")
+    }
+
+    /// What the kernel is told; `root` is how the initial RAM disk is to find the disk.
+    pub fn cmdline(&self, root: &str) -> String {
+        format!("test={root} cloud-init=disabled selftest selftest_url=http://GATEWAY:{}/body", self.port)
+    }
+
+    /// Fails unless what the guest told in `run` is what the host finds in the image, after a check that the file system is whole.
+    #[track_caller]
+    pub fn check(&self, run: &Run) {
+        let disk = self.disk();
+        assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
+        assert_eq!(run.value("SELFTEST HTTP"), sum(&self.work.path().join("body")), "{run}");
+        let check = run_host("e2fsck", &["-fn", disk.to_str().unwrap()]);
+        assert_eq!(check.status, Some(0), "{check}");
+        let blob = self.work.path().join("blob");
+        run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), disk.to_str().unwrap()]);
+        assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
+    }
+}
+
 /// A machine that runs beside the test, which reads and types on its serial port.
 pub struct Machine {
     child: Child,
