@@ -116,6 +116,9 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
     assert!(guest.shell("sha256sum /dev/xvda").starts_with(&sum(&guest.path("first.raw"))));
     guest.shell("dd if=/dev/xvda of=/dev/xvdb bs=64k conv=fsync");
 
+    // Not every bus takes devices.
+    let refused = guest.try_vmctl(&["disk", "add", "second.raw"]);
+    assert!(refused.status == Some(1) && refused.errors.contains("bus=xen"), "{refused}");
     // The image is the machine's until the guest has let go.
     let refused = guest.try_vmctl(&["disk", "add", "second.raw,bus=xen"]);
     assert!(refused.status == Some(1) && refused.errors.contains("in use"), "{refused}");
