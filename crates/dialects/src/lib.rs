@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod atomic;
 pub mod disk;
 pub mod hyperv;
 pub mod kvm;
@@ -36,6 +37,11 @@ pub trait Processors: Send + Sync {
         let _ = (id, vector, ends_by_itself);
         false
     }
+
+    /// See [`BackendVm::flush_translations`].
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        let _ = (caller, processors, pages);
+    }
 }
 
 impl Processors for Arc<dyn BackendVm> {
@@ -53,6 +59,10 @@ impl Processors for Arc<dyn BackendVm> {
 
     fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
         self.as_ref().set_auto_eoi(id, vector, ends_by_itself)
+    }
+
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        self.as_ref().flush_translations(caller, processors, pages);
     }
 }
 

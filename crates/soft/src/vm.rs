@@ -13,6 +13,7 @@ use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Frequencies, Vc
 
 use crate::attention::{self, Attention};
 use crate::cpu::Cpu;
+use crate::flush::{self, PageList};
 use crate::run::SoftVcpu;
 use crate::system;
 
@@ -124,6 +125,10 @@ impl BackendVm for SoftVm {
         }
     }
 
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        flush::flush_translations(&self.shared, caller, processors, pages);
+    }
+
     fn protect(&self, gpa: u64, size: u64, protection: Protection) -> Result<(), BackendError> {
         self.shared.protect(gpa, size, protection)
     }
@@ -151,6 +156,8 @@ pub(crate) struct VmShared {
     pub bus_lock: Mutex<()>,
     /// By processor: pages that it must not write without being noticed any more, and how many it was told and has seen.
     code_pages: Vec<CodePages>,
+    /// By processor: translations that others want it to forget.
+    pub flushes: Vec<PageList>,
     protected: AtomicBool,
     protections: RwLock<HashMap<u64, Protection>>,
 }
@@ -186,6 +193,7 @@ impl VmShared {
             timers: config.timers,
             apics,
             code_pages: attentions.iter().map(|_| CodePages::default()).collect(),
+            flushes: attentions.iter().map(|_| PageList::default()).collect(),
             attentions,
             cpuid: config.cpuid,
             deterministic: config.deterministic,

@@ -44,6 +44,7 @@ use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
 use crate::config::{DialectName, MachineConfig, SerialTarget, Uuid};
 use crate::hotplug::{Device, PlugError, Slots};
+use crate::hyperv;
 use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
@@ -114,6 +115,7 @@ impl Board {
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
         let ended = Arc::new(AtomicBool::new(false));
+        let sender = events.clone();
         let events: Arc<dyn MachineEvents> = Arc::new(Events { ended: Arc::clone(&ended), sender: events });
         let interrupts = InterruptRouter::new(Arc::new(Arc::clone(vm)));
         let mut map = DeviceMap::default();
@@ -126,6 +128,9 @@ impl Board {
             if !parts.pvh {
                 pci.add_next(XenPlatform::new(), &interrupts)?;
             }
+        }
+        if let Some(hyperv) = &parts.paravirtual.hyperv {
+            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender)));
         }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
@@ -297,7 +302,7 @@ fn smbios_tables(config: &MachineConfig, identity: Uuid) -> Smbios {
 }
 
 fn acpi_tables(config: &MachineConfig) -> AcpiTables {
-    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
+    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true, vmbus: config.dialects.contains(DialectName::Hyperv) })
 }
 
 fn firmware_items(config: &MachineConfig, identity: Uuid, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {

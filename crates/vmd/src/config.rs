@@ -15,6 +15,8 @@ pub use devices::net::NicSpec;
 pub use crate::fw_cfg::FwCfgSpec;
 pub use crate::layout::{DialectList, DialectName};
 
+use crate::hyperv;
+
 /// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
 pub const MAX_CPUS: u32 = 64;
 /// Most memory a machine can have: 128 GiB, as vmm(4)'s `VMM_MAX_VM_MEM_SIZE`.
@@ -146,6 +148,7 @@ impl MachineConfig {
             return Err(ConfigError::Combination("--deterministic: only the software CPU counts instructions; use --backend soft".into()));
         }
         self.check_xen()?;
+        self.check_hyperv()?;
         if self.serial == SerialTarget::Stdio && self.console == Some(SerialTarget::Stdio) {
             let text = "--console stdio: the serial port has standard input and output; give --serial null or file:PATH too";
             return Err(ConfigError::Combination(text.into()));
@@ -179,6 +182,20 @@ impl MachineConfig {
             return combination("bus=xen: only with --dialect xen");
         }
         Ok(())
+    }
+}
+
+impl MachineConfig {
+    /// What the Hyper-V dialect needs.
+    fn check_hyperv(&self) -> Result<(), ConfigError> {
+        let combination = |text: String| Err(ConfigError::Combination(text));
+        match self.dialects.dialects().iter().position(|&dialect| dialect == DialectName::Hyperv) {
+            Some(1..) => combination("--dialect: hyperv comes first; Linux and Windows look for it at the first base only".into()),
+            Some(0) if self.backend == BackendChoice::Kvm => {
+                combination(format!("--dialect hyperv: {}; use --backend soft", hyperv::NOT_ON_KVM))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub enum DialectName {
     Openbsd,
     /// Xen's.
     Xen,
+    /// Hyper-V's.
+    Hyperv,
 }
 
 /// Where Linux looks for a dialect.
@@ -52,11 +54,12 @@ struct Known {
 }
 
 /// One line for each dialect.
-const KNOWN: [Known; 4] = [
+const KNOWN: [Known; 5] = [
     Known { dialect: DialectName::Kvm, name: "kvm", linux: Linux::EveryBase, freebsd: true, refused_by_vmtools: true },
     Known { dialect: DialectName::Vmware, name: "vmware", linux: Linux::FirstBase, freebsd: true, refused_by_vmtools: false },
     Known { dialect: DialectName::Openbsd, name: "openbsd", linux: Linux::Nowhere, freebsd: false, refused_by_vmtools: false },
     Known { dialect: DialectName::Xen, name: "xen", linux: Linux::EveryBase, freebsd: true, refused_by_vmtools: true },
+    Known { dialect: DialectName::Hyperv, name: "hyperv", linux: Linux::FirstBase, freebsd: true, refused_by_vmtools: false },
 ];
 
 /// Layouts by name. OpenBSD's vmm(4) itself shows a KVM base behind its own (`sys/arch/amd64/amd64/vmm_machdep.c`). In `all`, VMware

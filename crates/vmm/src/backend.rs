@@ -113,6 +113,13 @@ pub trait BackendVm: Send + Sync {
         false
     }
 
+    /// Makes processors (bit by id) forget how linear addresses translate, in all their address spaces: those of `pages`, or all. None of them uses
+    /// what it has forgotten when this returns. Called on the thread of processor `caller`, which may be among them. Not called where
+    /// [`Backend::kvm_dialect`] is there.
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        let _ = (caller, processors, pages);
+    }
+
     /// Sets what guest accesses to `[gpa, gpa + size)` may do; both page aligned and inside RAM. An access that is not allowed
     /// leaves [`Vcpu::run`] with [`Exit::Protection`].
     ///

@@ -112,6 +112,11 @@ impl Units {
     }
 }
 
+/// Answers a command whose memory is none.
+pub(super) fn refuse(srb: &mut Srb) {
+    fail(srb, srb_status::INVALID_REQUEST, None);
+}
+
 /// The command is not done; the guest hears why where there is sense data and room for it.
 fn fail(srb: &mut Srb, status: u8, sense: Option<Sense>) {
     srb.srb_status = status;
