@@ -14,7 +14,7 @@
 //! processor is preempted), poll control (a halted processor sleeps at once). The hint "processors are dedicated" (EDX) is never given.
 
 pub mod clock;
-mod eoi;
+pub(crate) mod eoi;
 mod hypercall;
 pub(crate) mod page;
 mod steal;
