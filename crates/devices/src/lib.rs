@@ -65,6 +65,15 @@ pub enum DeviceBus {
     Xen,
 }
 
+impl std::fmt::Display for DeviceBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DeviceBus::Virtio => "virtio",
+            DeviceBus::Xen => "xen",
+        })
+    }
+}
+
 impl std::str::FromStr for DeviceBus {
     type Err = String;
 

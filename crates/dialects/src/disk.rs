@@ -2,6 +2,9 @@
 //!
 //! Data is moved directly between the host's image and the pages that the guest named.
 
+#[cfg(test)]
+pub mod testing;
+
 use std::io;
 
 use vm_memory::VolatileSlice;
@@ -13,7 +16,7 @@ pub const SECTOR: u64 = 512;
 /// A piece of guest memory that data is moved to or from directly.
 pub type GuestSlice<'a> = VolatileSlice<'a, CodeMap>;
 
-/// A disk. Positions and lengths are in bytes and multiples of [`SECTOR`], and inside the disk.
+/// A disk. Positions and lengths, of all slices together, are in bytes and multiples of [`SECTOR`], and inside the disk.
 pub trait Disk: Send + Sync {
     /// Size in bytes.
     fn size(&self) -> u64;

@@ -14,12 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::acpi::{self, AcpiConfig, AcpiTables};
 use devices::acpi_pm::AcpiPm;
-use devices::block::{self, Disk, DiskError};
 use devices::debug_exit::DebugExit;
 use devices::fw_cfg::{E820Entry, FwCfg, FwCfgItems};
 use devices::i8042::{I8042, KEYBOARD_IRQ};
 use devices::interrupts::{InterruptRouter, SCI_IRQ};
-use devices::net::{self, Mac, NetError};
+use devices::net::{self, NetError};
 use devices::pci::{PciAddress, PciBus, PciError, host_bridge, isa_bridge};
 use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
@@ -43,8 +42,10 @@ use xenstore::SharedStore;
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, DiskSpec, MachineConfig, SerialTarget, Uuid};
+use crate::config::{DialectName, MachineConfig, SerialTarget, Uuid};
+use crate::hotplug::{Device, PlugError, Slots};
 use crate::hyperv;
+use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
 use crate::xen::{self, Domain, Ending};
@@ -60,9 +61,6 @@ pub enum BoardError {
         /// The host's answer.
         source: std::io::Error,
     },
-    /// A disk's image.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
     /// A card's network.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -75,8 +73,8 @@ pub enum BoardError {
 pub struct Parts<'a> {
     /// The store, in which the machine is a domain with Xen's dialect.
     pub store: &'a SharedStore,
-    /// Disks in order of their PCI slots.
-    pub disks: &'a [Arc<dyn Disk>],
+    /// Disks and network cards, in order of their slots.
+    pub inventory: &'a Arc<Inventory>,
     /// The machine's UUID.
     pub identity: Uuid,
     /// Whether the kernel starts by the PVH protocol.
@@ -101,14 +99,6 @@ pub struct Board {
     /// What the machine is in XenStore, when the Xen dialect is there.
     domain: Option<Domain>,
     pci: Arc<PciBus>,
-}
-
-/// Opens the images of all disks. They stay open, and locked, over reboots.
-///
-/// # Errors
-/// [`BoardError::Disk`].
-pub fn open_disks(config: &MachineConfig) -> Result<Vec<Arc<dyn Disk>>, BoardError> {
-    Ok(config.disks.iter().map(block::open).collect::<Result<_, _>>()?)
 }
 
 impl Board {
@@ -146,13 +136,12 @@ impl Board {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        let on_virtio = |spec: &DiskSpec| spec.bus == DeviceBus::Virtio;
-        for (number, (disk, _)) in parts.disks.iter().zip(&config.disks).enumerate().filter(|(_, (_, spec))| on_virtio(spec)) {
-            add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
+        for disk in parts.inventory.disks(DeviceBus::Virtio) {
+            add(Box::new(Block::new(disk.image, &disk.name)))?;
         }
-        for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Virtio) {
+        for nic in parts.inventory.nics(DeviceBus::Virtio) {
             if let Some(network) = net::open(&nic.network)? {
-                add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
+                add(Box::new(Net::new(network, nic.mac)))?;
             }
         }
         let mut console = None;
@@ -238,6 +227,17 @@ impl Board {
         self.domain.as_ref()
     }
 
+    /// The slots of `bus` for devices that come while the machine runs.
+    ///
+    /// # Errors
+    /// [`PlugError`] when it has none.
+    pub fn slots(&self, bus: DeviceBus) -> Result<&dyn Slots, PlugError> {
+        match bus {
+            DeviceBus::Virtio => Err(PlugError::Fixed(bus)),
+            DeviceBus::Xen => self.domain.as_ref().map(|domain| domain as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+        }
+    }
+
     /// Ends what devices have under way, and their threads.
     pub fn shut_down(&self) {
         self.pci.reset();
@@ -252,13 +252,17 @@ fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Resu
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
     let domain = Domain::new(Arc::clone(xen), parts.store.clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
         .map_err(host)?;
-    let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
-    for (index, (disk, _)) in (0..).zip(disks) {
-        xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
+    let plug = |name: &str, device| {
+        let plugged = domain.plug(device, parts.inventory.gone(name)).map_err(host)?;
+        parts.inventory.set_plugged(name, plugged);
+        Ok::<_, BoardError>(())
+    };
+    for disk in parts.inventory.disks(DeviceBus::Xen) {
+        plug(&disk.name, Device::Disk(disk.image))?;
     }
-    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Xen) {
+    for nic in parts.inventory.nics(DeviceBus::Xen) {
         if let Some(network) = net::open(&nic.network)? {
-            xen::add_nic(&domain, index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
+            plug(&nic.name, Device::Nic(nic.mac, network))?;
         }
     }
     Ok(domain)

@@ -3,6 +3,13 @@
 
 pub mod cpuid;
 pub mod hypercall;
+pub mod ic;
 pub mod kvp;
 pub mod msr;
+pub mod netvsc;
+pub mod ring;
+pub mod rndis;
+pub mod scsi;
+pub mod storvsc;
 pub mod synic;
+pub mod vmbus;

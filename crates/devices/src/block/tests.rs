@@ -43,6 +43,8 @@ fn disk_options_are_understood() {
         spec,
         DiskSpec { path: "/a,b.img".into(), read_only: true, format: Some(Format::Qcow2), follow_references: true, bus: DeviceBus::Virtio }
     );
+    assert_eq!(spec.to_string().parse(), Ok(spec));
+    assert_eq!("b,bus=xen".parse::<DiskSpec>().unwrap().to_string(), "b,bus=xen");
     assert!("x,format=vmdk".parse::<DiskSpec>().unwrap_err().contains("format=vmdk"));
     assert!("".parse::<DiskSpec>().unwrap_err().contains("file name"));
 }

@@ -20,7 +20,9 @@ mod clock;
 pub mod connections;
 mod crash;
 mod hypercall;
+pub mod netvsc;
 mod page;
+pub mod storvsc;
 mod synic;
 #[cfg(test)]
 mod tests;

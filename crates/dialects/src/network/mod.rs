@@ -4,6 +4,8 @@
 //! completes checksums that a guest left blank, for networks that cannot.
 
 pub(crate) mod checksum;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::io;
 

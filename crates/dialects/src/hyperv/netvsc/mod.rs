@@ -1,0 +1,6 @@
+//! netvsc.
+
+mod control;
+mod packet;
+#[cfg(test)]
+mod tests;
