@@ -39,11 +39,11 @@ use dialects::hyperv::Hyperv;
 use dialects::hyperv::connections::{Connections, Synic};
 use dialects::hyperv::storvsc::scsi::Kind;
 use dialects::hyperv::vmbus::VmBus;
+use dialects::store::Store;
 use dialects::xen::Xen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
-use xenstore::SharedStore;
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
@@ -51,6 +51,7 @@ use crate::config::{DialectName, DiskSpec, MachineConfig, SerialTarget, Uuid};
 use crate::hyperv;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
+use crate::store::MachineStore;
 use crate::xen::{self, Domain, Ending};
 
 /// Why a board cannot be built.
@@ -77,8 +78,8 @@ pub enum BoardError {
 
 /// What a board is given, already made.
 pub struct Parts<'a> {
-    /// The store, in which the machine is a domain with Xen's dialect.
-    pub store: &'a SharedStore,
+    /// The store, in which the machine is a domain with Xen's dialect, and whose keys Hyper-V's pools show.
+    pub store: &'a Arc<MachineStore>,
     /// Disks in order of their PCI slots.
     pub disks: &'a [Arc<dyn Disk>],
     /// The machine's UUID.
@@ -216,7 +217,7 @@ impl Board {
             None => None,
         };
         let hyperv = match &parts.paravirtual.hyperv {
-            Some(dialect) => Some(hyperv_devices(config, &parts, dialect, memory)?),
+            Some(dialect) => Some(hyperv_devices(config, &parts, dialect, memory, timers)?),
             None => None,
         };
         Ok((
@@ -268,8 +269,9 @@ impl Board {
 /// The machine in XenStore, with the disks and network cards that are Xen's.
 fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
-    let domain = Domain::new(Arc::clone(xen), parts.store.clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
-        .map_err(host)?;
+    let domain =
+        Domain::new(Arc::clone(xen), parts.store.shared().clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
+            .map_err(host)?;
     let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
     for (index, (disk, _)) in (0..).zip(disks) {
         xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
@@ -282,17 +284,20 @@ fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Resu
     Ok(domain)
 }
 
-/// The disks and network cards that are on VMBus.
+/// What is on VMBus.
 fn hyperv_devices(
     config: &MachineConfig,
     parts: &Parts<'_>,
     dialect: &Arc<Hyperv>,
     memory: &GuestMemory,
+    timers: &Arc<Timers>,
 ) -> Result<hyperv::Devices, BoardError> {
     let host = |source| BoardError::Host { what: "Hyper-V's devices".into(), source };
     let bus = VmBus::new(memory.clone(), Arc::clone(dialect) as Arc<dyn Synic>);
     dialect.serve(Arc::clone(&bus) as Arc<dyn Connections>);
-    let devices = hyperv::Devices::new(bus, parts.identity);
+    let store: Arc<dyn Store> = parts.store.clone();
+    let components = hyperv::Components::new(Arc::clone(&bus), timers, store, parts.identity).map_err(host)?;
+    let devices = hyperv::Devices::new(bus, parts.identity, components);
     for (disk, spec) in parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Hyperv) {
         devices.add_disk(Arc::clone(disk), if spec.dvd { Kind::Dvd } else { Kind::Disk }).map_err(host)?;
     }

@@ -290,7 +290,7 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { store: control.store().shared(), disks, identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
+        let parts = Parts { store: control.store(), disks, identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };

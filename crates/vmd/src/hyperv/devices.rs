@@ -1,4 +1,4 @@
-//! Disks and network cards on the machine's VMBus.
+//! Disks, network cards and integration components on the machine's VMBus.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,23 +9,30 @@ use devices::virtio::worker::Worker;
 use dialects::hyperv::storvsc::scsi::Kind;
 use dialects::hyperv::vmbus::VmBus;
 
+use super::components::Components;
 use super::disk::Controller;
 use super::nic;
 use crate::config::Uuid;
 
-/// What is on the bus besides integration components.
+/// What is on the bus.
 pub struct Devices {
     bus: Arc<VmBus>,
     machine: Uuid,
     /// The SCSI controller, once there was a disk.
     controller: Mutex<Option<Controller>>,
     nics: Mutex<Vec<Worker<()>>>,
+    components: Components,
 }
 
 impl Devices {
-    /// None yet; disks are named after the machine.
-    pub fn new(bus: Arc<VmBus>, machine: Uuid) -> Devices {
-        Devices { bus, machine, controller: Mutex::default(), nics: Mutex::default() }
+    /// No disks and cards yet; disks are named after the machine.
+    pub fn new(bus: Arc<VmBus>, machine: Uuid, components: Components) -> Devices {
+        Devices { bus, machine, controller: Mutex::default(), nics: Mutex::default(), components }
+    }
+
+    /// Integration components.
+    pub fn components(&self) -> &Components {
+        &self.components
     }
 
     /// Adds a disk, also while the guest runs; the number of its unit.
@@ -63,6 +70,7 @@ impl Devices {
         let nics = std::mem::take(&mut *self.nics.lock().unwrap_or_else(PoisonError::into_inner));
         controller.iter().for_each(Controller::end_soon);
         nics.iter().for_each(Worker::end_soon);
+        self.components.end_soon();
         // They are waited for.
         drop((controller, nics));
     }

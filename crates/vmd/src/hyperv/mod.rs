@@ -1,5 +1,6 @@
 //! What a machine with the Hyper-V dialect has besides.
 
+mod components;
 mod devices;
 mod disk;
 mod nic;
@@ -13,6 +14,7 @@ use dialects::hyperv::{Crash, Machine};
 use crate::kv::printable;
 use crate::machine::{Event, EventSender};
 
+pub use components::{AskError, Components};
 pub use devices::Devices;
 
 /// Why the dialect needs the software CPU.

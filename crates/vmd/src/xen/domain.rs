@@ -78,7 +78,7 @@ impl Domain {
         let word = match wish {
             Wish::Shutdown => "poweroff",
             Wish::Reboot => "reboot",
-            Wish::SetClock => return Err(PowerError::NoWord(wish)),
+            _ => return Err(PowerError::NoWord(wish)),
         };
         let obeys = self.host.read(&format!("{HOME}/control/feature-{word}")).is_ok_and(|value| value == b"1");
         if !obeys {
