@@ -3,6 +3,8 @@
 // Tests fail by panicking; the lint knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/mod.rs"]
+mod common;
 mod guests;
 
 use std::path::{Path, PathBuf};
@@ -60,7 +62,9 @@ fn prompt_runs_commands_and_powers_off() {
     assert_eq!(answer(&mut guest, "nonsense"), "nonsense: no such command; type help for a list\r\n");
     let help = answer(&mut guest, "help");
     assert!(
-        ["clock", "disk", "dmesg", "help", "hostctl", "mem", "pci", "poweroff", "pvbus", "reboot"].iter().all(|name| help.contains(name))
+        ["clock", "disk", "dmesg", "help", "hostctl", "http", "mem", "net", "pci", "ping", "poweroff", "pvbus", "reboot"]
+            .iter()
+            .all(|name| help.contains(name))
     );
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
@@ -170,6 +174,65 @@ fn xen_domain_reads_and_writes_keys_and_its_disk() {
     assert_eq!(answer(&mut guest, "disk"), "xbf0: 2048 sectors of 512 bytes, read and write\r\n");
     assert!(answer(&mut guest, "disk xbf0 7").contains("|sector.number.7.|\r\n"));
     assert_eq!(answer(&mut guest, "disk xbf0 2048"), "disk: not inside of the disk, or not in whole sectors\r\n");
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
+fn xen_domain_fetches_pages_over_its_network() {
+    let directory = TempDir::new().unwrap();
+    let small = common::serve(b"a page of the host\x1b[2J".to_vec());
+    let large = common::serve((0..4_000_000_u32).map(|at| at as u8).collect());
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", "user,bus=xen,mac=52:54:00:aa:bb:cc"]));
+    guest.wait_for("xnf0 at xen0: address 52:54:00:aa:bb:cc\r\n");
+    guest.wait_for(PROMPT);
+    let page = answer(&mut guest, &format!("http http://gateway:{small}/index.html"));
+    assert!(page.contains("a page of the host\\u{1b}[2J\r\n200 OK, 22 bytes in "), "{page}");
+    let page = answer(&mut guest, &format!("http -q gateway:{large}"));
+    assert!(page.starts_with("200 OK, 4000000 bytes in "), "{page}");
+    let net = answer(&mut guest, "net");
+    assert!(net.starts_with("xnf0: 52:54:00:aa:bb:cc, MTU 1500\r\n    ") && net.contains(", gateway "), "{net}");
+    assert!(answer(&mut guest, "dmesg").contains(" by DHCP\r\n"));
+    assert_eq!(answer(&mut guest, "http nowhere"), "usage: http [-q] [http://]host[:port][/path]\r\n");
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+/// A network between this machine and the guest's, which takes root to make.
+struct Tap(String);
+
+impl Tap {
+    fn new(name: &str, address: &str) -> Option<Tap> {
+        let ip = |arguments: &[&str]| Command::new("ip").args(arguments).status().is_ok_and(|status| status.success());
+        let tap = ip(&["tuntap", "add", "dev", name, "mode", "tap"]).then(|| Tap(name.to_owned()))?;
+        (ip(&["address", "add", address, "dev", name]) && ip(&["link", "set", name, "up"])).then_some(tap)
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["link", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn xen_domain_answers_pings_and_hears_refusals() {
+    let Some(tap) = Tap::new(&format!("pvbus{}", std::process::id()), "198.51.100.1/24") else {
+        eprintln!("SKIPPED: a network between host and guest takes root, and /dev/net/tun");
+        return;
+    };
+    let directory = TempDir::new().unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", &format!("tap:{},bus=xen", tap.0)]));
+    guest.wait_for("xnf0 at xen0");
+    guest.wait_for(PROMPT);
+    assert_eq!(answer(&mut guest, "net 198.51.100.2/24 198.51.100.1"), "xnf0: 198.51.100.2/24, gateway 198.51.100.1\r\n");
+    let pings = answer(&mut guest, "ping gateway 3");
+    assert_eq!(pings.matches("64 bytes from 198.51.100.1: seq ").count(), 3, "{pings}");
+    // While its prompt waits.
+    let host = Command::new("busybox").args(["ping", "-c", "3", "-s", "1400", "198.51.100.2"]).output().unwrap();
+    assert!(host.status.success(), "{}", String::from_utf8_lossy(&host.stdout));
+    assert_eq!(answer(&mut guest, "http 198.51.100.1:9/"), "http: the connection was refused or broke off\r\n");
+    assert_eq!(answer(&mut guest, "ping 198.51.100.99"), "ping: there is no answer\r\n");
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
 }

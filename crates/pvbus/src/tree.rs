@@ -12,11 +12,13 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::block::BlockDevice;
 use crate::detect::{Detection, Interface, Kind, Note, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
 use crate::ioctl::Stores;
 use crate::kvm::{ClockError, Pvclock, PvclockDevice};
+use crate::net::NetDevice;
 use crate::openbsd::{self, Vmmci};
 use crate::vmware::Vmt;
 use crate::xen::{Xen, Xen0};
@@ -110,7 +112,19 @@ impl<'h> Tree<'h> {
         self.clock.clone()
     }
 
-    /// Xen's domain, if this machine is one: its store with transactions, its disks.
+    /// The disks that are connected now.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Arc<dyn BlockDevice + 'h>> {
+        self.devices.iter().flat_map(|device| device.driver.disks()).collect()
+    }
+
+    /// The network cards that are connected now.
+    #[must_use]
+    pub fn cards(&self) -> Vec<Arc<dyn NetDevice + 'h>> {
+        self.devices.iter().flat_map(|device| device.driver.cards()).collect()
+    }
+
+    /// Xen's domain, if this machine is one: its store with transactions.
     #[must_use]
     pub fn xen(&self) -> Option<Xen<'h>> {
         self.xen.clone()
@@ -184,7 +198,10 @@ impl<'h> Tree<'h> {
                     self.stores.set(Kind::Xen, store);
                 }
                 self.xen = Some(xen0.xen());
+                let port = xen0.port();
                 self.add("xen0", "pvbus0", &xen0.about(), xen0);
+                // As NetBSD's xenbus(4) says it.
+                self.dmesg.push(format!("xenbus0: using event channel {port}"));
             }
             Err(error) => self.dmesg.push(format!("xen0 at pvbus0: not attached: {error}")),
         }

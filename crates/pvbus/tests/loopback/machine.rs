@@ -17,7 +17,7 @@ use vmm::time::{Clock, StepClock, Timers};
 use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, PortCall};
 
 const PAGE: u64 = 4096;
-const MEMORY: u64 = 256 * PAGE;
+const MEMORY: u64 = 1024 * PAGE;
 /// Words of a page.
 const WORDS: usize = PAGE as usize / 4;
 /// Where arguments of hypercalls are, in the page that is never handed out.
@@ -100,7 +100,8 @@ impl Machine {
 
     /// Pages that were handed out and not given back.
     pub fn pages_in_use(&self) -> u64 {
-        self.next_page.load(Ordering::Relaxed) / PAGE - 1 - self.free_pages.lock().unwrap().len() as u64
+        let free: usize = self.free_pages.lock().unwrap().iter().map(|dma| dma.words().len() / WORDS).sum();
+        self.next_page.load(Ordering::Relaxed) / PAGE - 1 - free as u64
     }
 
     /// A hypercall whose structure is copied to the guest's first page and back.

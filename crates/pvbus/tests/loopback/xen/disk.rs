@@ -7,18 +7,16 @@ use abi::xen::io::blkif::{Response, op};
 use abi::xen::io::ring::RSP_PROD;
 use dialects::disk::{Disk as HostDisk, GuestSlice};
 use dialects::xen::block::Blkback;
-use dialects::xen::xenbus::{Backend, Keys};
+use dialects::xen::xenbus::Backend;
 use dialects::xen::{Access, Xen};
-use pvbus::xen::{Disk, DiskError, Geometry};
+use pvbus::block::{BlockDevice, DiskError, Geometry};
 use pvbus::{Hal, Tree};
 use vm_memory::{Bytes, GuestAddress};
-use xenstore::Session;
 use zerocopy::IntoBytes;
 
-use super::{HOME, Rig, SECOND};
+use super::{HOME, HostKeys, Place, Rig, SECOND};
 
-const FRONT: &str = "/local/domain/1/device/vbd/51712";
-const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
+const DISK: Place = Place { front: "/local/domain/1/device/vbd/51712", back: "/local/domain/0/backend/vbd/1/51712" };
 const SECTORS: usize = 256;
 
 /// A disk in memory, and how often it was flushed.
@@ -63,47 +61,17 @@ impl HostDisk for Memory {
     }
 }
 
-/// The store as backends use it.
-struct HostKeys(Session);
-
-impl Keys for HostKeys {
-    fn read(&self, path: &str) -> Option<String> {
-        String::from_utf8(self.0.read(path).ok()?).ok()
-    }
-    fn write(&self, keys: &[(String, String)]) {
-        self.0.update(|view| keys.iter().try_for_each(|(path, value)| view.write(path, value.as_bytes()))).unwrap();
-    }
-}
-
 impl Rig {
-    /// Both directories of a disk, in Initialising.
-    fn plug(&self) {
-        for (path, perms) in [(FRONT, "n1,r0"), (BACK, "n0,r1")] {
-            self.host.mkdir(path).unwrap();
-            self.allow(path, perms);
-        }
-        for (path, key, value) in
-            [(FRONT, "backend", BACK), (FRONT, "backend-id", "0"), (BACK, "frontend", FRONT), (BACK, "state", "1"), (FRONT, "state", "1")]
-        {
-            self.host.write(&format!("{path}/{key}"), value.as_bytes()).unwrap();
-        }
-    }
-
-    fn unplug(&self) {
-        self.host.remove(FRONT).unwrap();
-        self.host.remove(BACK).unwrap();
-    }
-
     /// A disk with its backend at work.
     fn disk(&self, read_only: bool) -> Memory {
         let bytes = (0..SECTORS * 512).map(|at| (at / 512) as u8).collect();
         let disk = Memory { bytes: Arc::new(Mutex::new(bytes)), flushed: Arc::default(), read_only };
-        self.plug();
+        self.plug(DISK, &[]);
         let (xen, host) = (Arc::clone(&self.xen), self.store.host());
         let driver = Blkback::new(xen, Arc::new(disk.clone()), Arc::new(|| {}));
-        let mut backend = Backend::new(driver, Arc::new(HostKeys(self.store.host())), BACK.into(), FRONT.into());
+        let mut backend = Backend::new(driver, Arc::new(HostKeys(self.store.host())), DISK.back.into(), DISK.front.into());
         self.machine.spawn(move || {
-            if host.exists(BACK).unwrap() {
+            if host.exists(DISK.back).unwrap() {
                 backend.frontend_changed();
                 backend.driver().work().unwrap();
             }
@@ -111,28 +79,20 @@ impl Rig {
         disk
     }
 
-    fn back(&self, key: &str, value: &str) {
-        self.host.write(&format!("{BACK}/{key}"), value.as_bytes()).unwrap();
-    }
-
-    fn front(&self, key: &str) -> String {
-        String::from_utf8(self.host.read(&format!("{FRONT}/{key}")).unwrap_or_default()).unwrap()
-    }
-
     /// What a backend tells that connects.
     fn connect_by_hand(&self, tree: &mut Tree<'_>, sectors: &str, sector_size: &str) -> Vec<String> {
-        self.plug();
-        self.back("state", "2");
+        self.plug(DISK, &[]);
+        self.back(DISK, "state", "2");
         self.poll(tree);
         for (key, value) in [("sectors", sectors), ("sector-size", sector_size), ("info", "0"), ("state", "4")] {
-            self.back(key, value);
+            self.back(DISK, key, value);
         }
         self.lines(tree)
     }
 }
 
-fn only_disk<'h>(tree: &Tree<'h>) -> Disk<'h> {
-    let disks = tree.xen().unwrap().disks();
+fn only_disk<'h>(tree: &Tree<'h>) -> Arc<dyn BlockDevice + 'h> {
+    let disks = tree.disks();
     assert_eq!(disks.len(), 1);
     disks.into_iter().next().unwrap()
 }
@@ -144,8 +104,9 @@ fn disk_connects_and_moves_data_of_any_length() {
     let mut tree = Tree::attach(&rig.machine);
     assert_eq!(rig.lines(&mut tree), ["xbf0 at xen0: disk, 0MB, 512 bytes/sector, 256 sectors"]);
     let disk = only_disk(&tree);
-    let geometry = Geometry { sectors: 256, sector_size: 512, is_read_only: false, has_flush: true };
-    assert_eq!((disk.name(), disk.geometry()), ("xbf0".into(), Some(geometry)));
+    let geometry =
+        Geometry { sectors: 256, sector_size: 512, is_read_only: false, has_flush: true, has_discard: true, request_bytes: 32 * 4096 };
+    assert_eq!((disk.name(), disk.geometry()), ("xbf0", Some(geometry)));
     for (sector, sectors) in [(0, 1), (7, 9), (3, 88), (5, 100), (0, 256)] {
         let mut bytes = vec![0; sectors * 512];
         disk.read(sector as u64, &mut bytes).unwrap();
@@ -182,14 +143,16 @@ fn disks_come_and_go_while_the_machine_runs_and_leave_nothing() {
         rig.disk(false);
         assert_eq!(rig.lines(&mut tree), [format!("xbf{round} at xen0: disk, 0MB, 512 bytes/sector, 256 sectors")]);
         let disk = only_disk(&tree);
-        rig.unplug();
+        rig.unplug(DISK);
         assert_eq!(rig.lines(&mut tree), [format!("xbf{round} detached")]);
-        assert!(tree.xen().unwrap().disks().is_empty());
+        assert!(tree.disks().is_empty());
         assert_eq!(disk.read(0, &mut [0; 512]), Err(DiskError::Gone));
         assert_eq!(disk.flush(), Err(DiskError::Gone));
-        // Besides the shared info and the frame of grants, the rings: this backend does not look, and still has them in use.
-        assert_eq!(rig.machine.pages_in_use(), 2 + (round + 1));
+        // Besides the shared info and the frame of grants, the ring: this backend does not look, and still has it in use.
+        assert_eq!(rig.machine.pages_in_use(), 2 + 8);
         rig.machine.end_latest_thread();
+        rig.poll(&mut tree);
+        assert_eq!(rig.machine.pages_in_use(), 2, "given back as soon as nobody uses it");
     }
 }
 
@@ -199,13 +162,14 @@ fn backend_that_closes_ends_the_disk_and_gets_its_pages_back() {
     rig.disk(false);
     let mut tree = Tree::attach(&rig.machine);
     rig.poll(&mut tree);
-    let in_use = rig.machine.pages_in_use();
+    only_disk(&tree).read(0, &mut [0; 20 * 4096]).unwrap();
+    assert_eq!(rig.machine.pages_in_use(), 2 + 8 + 21, "the ring, the data and its segments");
     rig.machine.end_latest_thread();
-    rig.back("state", "5");
+    rig.back(DISK, "state", "5");
     assert_eq!(rig.lines(&mut tree), ["xbf0 at xen0: its backend closes"]);
-    assert_eq!(rig.front("state"), "6");
-    assert_eq!(rig.machine.pages_in_use(), in_use - 12);
-    rig.back("state", "2");
+    assert_eq!(rig.front(DISK, "state"), "6");
+    assert_eq!(rig.machine.pages_in_use(), 2);
+    rig.back(DISK, "state", "2");
     assert_eq!(rig.poll(&mut tree), [], "a device that comes again is a new one");
 }
 
@@ -214,13 +178,13 @@ fn states_that_jump_connect_nothing() {
     for states in [&["4"][..], &["7", "8", "9", "x", "4294967300", "4"], &["3", "1", "0"]] {
         let rig = Rig::new();
         let mut tree = Tree::attach(&rig.machine);
-        rig.plug();
+        rig.plug(DISK, &[]);
         for state in states {
-            rig.back("state", state);
+            rig.back(DISK, "state", state);
             assert_eq!(rig.poll(&mut tree), [], "{states:?}");
         }
-        assert_eq!(rig.front("state"), "1");
-        assert!(tree.xen().unwrap().disks().is_empty());
+        assert_eq!(rig.front(DISK, "state"), "1");
+        assert!(tree.disks().is_empty());
     }
 }
 
@@ -236,7 +200,7 @@ fn keys_that_make_no_sense_end_the_device_with_a_reason() {
         let rig = Rig::new();
         let mut tree = Tree::attach(&rig.machine);
         assert_eq!(rig.connect_by_hand(&mut tree, sectors, sector_size), [format!("xbf0 at xen0: {reason}")]);
-        assert_eq!(rig.front("state"), "5");
+        assert_eq!(rig.front(DISK, "state"), "5");
         let error = rig.host.read(&format!("{HOME}/error/device/vbd/51712/error")).unwrap();
         assert_eq!(error, reason.as_bytes());
         // Shared info and grants.
@@ -249,7 +213,7 @@ fn against(backend: impl FnMut(&Xen, u64) + Send + 'static) -> (Result<(), DiskE
     let rig = Rig::new();
     let mut tree = Tree::attach(&rig.machine);
     assert_eq!(rig.connect_by_hand(&mut tree, "8", "512"), ["xbf0 at xen0: disk, 0MB, 512 bytes/sector, 8 sectors"]);
-    let page = rig.xen.map(rig.front("ring-ref").parse().unwrap(), Access::Write).unwrap();
+    let page = rig.xen.map(rig.front(DISK, "ring-ref").parse().unwrap(), Access::Write).unwrap();
     let (xen, mut backend) = (Arc::clone(&rig.xen), backend);
     rig.machine.spawn(move || backend(&xen, page));
     let disk = only_disk(&tree);

@@ -1,6 +1,7 @@
 //! Xen: the domain against `dialects::xen` and `xenstore`, as `vmd` puts these together, with the host's threads taking turns with the guest.
 
 mod disk;
+mod net;
 mod store;
 
 use std::sync::{Arc, Mutex};
@@ -9,6 +10,7 @@ use abi::hypervisor::FIRST_BASE;
 use abi::xen::hvm::STORE_PAGE;
 use dialects::Processors;
 use dialects::kvm::clock::PvClock;
+use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{Shutdown, Xen};
 use pvbus::{Event, Hal, Tree};
@@ -73,6 +75,25 @@ impl Connection for Guest<'_> {
     }
 }
 
+/// The store as backends use it.
+struct HostKeys(Session);
+
+impl Keys for HostKeys {
+    fn read(&self, path: &str) -> Option<String> {
+        String::from_utf8(self.0.read(path).ok()?).ok()
+    }
+    fn write(&self, keys: &[(String, String)]) {
+        self.0.update(|view| keys.iter().try_for_each(|(path, value)| view.write(path, value.as_bytes()))).unwrap();
+    }
+}
+
+/// A device's two directories.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    front: &'static str,
+    back: &'static str,
+}
+
 impl Rig {
     /// With a store that is served, and the nodes of a domain.
     fn new() -> Rig {
@@ -117,6 +138,37 @@ impl Rig {
         let store = SharedStore::new(Config::default());
         let host = store.host();
         Rig { machine: machine.with(FIRST_BASE, xen.clone()), xen, store, host }
+    }
+
+    /// Both directories of a device, in Initialising, with what the toolstack writes to the frontend's.
+    fn plug(&self, Place { front, back }: Place, own: &[(&str, &str)]) {
+        for (path, perms) in [(front, "n1,r0"), (back, "n0,r1")] {
+            self.host.mkdir(path).unwrap();
+            self.allow(path, perms);
+        }
+        for (key, value) in own {
+            self.host.write(&format!("{front}/{key}"), value.as_bytes()).unwrap();
+        }
+        for (path, key, value) in
+            [(front, "backend", back), (front, "backend-id", "0"), (back, "frontend", front), (back, "state", "1"), (front, "state", "1")]
+        {
+            self.host.write(&format!("{path}/{key}"), value.as_bytes()).unwrap();
+        }
+    }
+
+    fn unplug(&self, place: Place) {
+        self.host.remove(place.front).unwrap();
+        self.host.remove(place.back).unwrap();
+    }
+
+    /// The backend says something.
+    fn back(&self, place: Place, key: &str, value: &str) {
+        self.host.write(&format!("{}/{key}", place.back), value.as_bytes()).unwrap();
+    }
+
+    /// What the frontend said.
+    fn front(&self, place: Place, key: &str) -> String {
+        String::from_utf8(self.host.read(&format!("{}/{key}", place.front)).unwrap_or_default()).unwrap()
     }
 
     fn allow(&self, path: &str, perms: &str) {

@@ -18,10 +18,11 @@ fn store<'h>(tree: &mut Tree<'h>) -> XenStore<'h> {
 }
 
 #[test]
-fn line_is_openbsds() {
+fn lines_are_openbsds_and_netbsds() {
     let rig = Rig::new();
     let tree = Tree::attach(&rig.machine);
-    assert_eq!(tree.dmesg(), ["pvbus0 at mainbus0: Xen 4.17", "xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1"]);
+    let xen0 = "xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1";
+    assert_eq!(tree.dmesg(), ["pvbus0 at mainbus0: Xen 4.17", xen0, "xenbus0: using event channel 1"]);
     assert_eq!(tree.devices().collect::<Vec<_>>(), [("pvbus0", "mainbus0"), ("xen0", "pvbus0")]);
 }
 
