@@ -20,6 +20,7 @@ mod clock;
 pub mod connections;
 mod crash;
 mod hypercall;
+pub mod ic;
 pub mod netvsc;
 mod page;
 pub mod storvsc;

@@ -14,7 +14,7 @@ use crate::atomic;
 
 /// How a channel's events reach the guest.
 pub(super) struct Signal {
-    pub(super) synic: Arc<dyn Synic>,
+    pub(super) synic: Weak<dyn Synic>,
     pub(super) memory: GuestMemory,
     pub(super) sint: u8,
     pub(super) relid: u32,
@@ -26,15 +26,17 @@ pub(super) struct Signal {
 
 impl Signal {
     fn raise(&self) {
+        // A machine without its controllers is over.
+        let Some(synic) = self.synic.upgrade() else { return };
         let Some(page) = self.interrupt_page else {
-            self.synic.signal_event(self.target_vp.load(Ordering::Relaxed), self.sint, self.relid as u16);
+            synic.signal_event(self.target_vp.load(Ordering::Relaxed), self.sint, self.relid as u16);
             return;
         };
         let word = page + interrupt_page::TO_GUEST + u64::from(self.relid / 32) * 4;
         let bit = 1u32 << (self.relid % 32);
         atomic::with(&self.memory, word, |bits: &AtomicU32| bits.fetch_or(bit.to_le(), Ordering::SeqCst));
         // Flag 0 of the first processor says that there is something in the page.
-        self.synic.signal_event(0, self.sint, 0);
+        synic.signal_event(0, self.sint, 0);
     }
 }
 

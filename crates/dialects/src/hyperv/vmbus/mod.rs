@@ -62,10 +62,10 @@ struct Shared {
 }
 
 impl VmBus {
-    /// A bus without devices.
+    /// A bus without devices. It does not keep `synic` alive, as the platform has the bus.
     pub fn new(memory: GuestMemory, synic: Arc<dyn Synic>) -> Arc<VmBus> {
         let shared = Arc::new_cyclic(|bus| Shared {
-            state: Mutex::new(State::new(memory, synic, Weak::clone(bus))),
+            state: Mutex::new(State::new(memory, Arc::downgrade(&synic), Weak::clone(bus))),
             is_unsettled: AtomicBool::new(false),
         });
         Arc::new(VmBus(shared))

@@ -99,7 +99,7 @@ struct Answer {
 /// The bus.
 pub(super) struct State {
     memory: GuestMemory,
-    synic: Arc<dyn Synic>,
+    synic: Weak<dyn Synic>,
     bus: Weak<Shared>,
     connection: Option<Connection>,
     devices: BTreeMap<DeviceId, Seat>,
@@ -113,7 +113,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(memory: GuestMemory, synic: Arc<dyn Synic>, bus: Weak<Shared>) -> State {
+    pub(super) fn new(memory: GuestMemory, synic: Weak<dyn Synic>, bus: Weak<Shared>) -> State {
         State {
             memory,
             synic,
@@ -242,7 +242,7 @@ impl State {
             && let Some(Answer { target_vp, sint, message, connection }) = self.answer.take()
         {
             self.connection = connection;
-            self.synic.post_message(target_vp, sint, MESSAGE_TYPE, &message);
+            self.post(target_vp, sint, &message);
         }
     }
 
@@ -355,7 +355,7 @@ impl State {
         let to_host = open.downstream_page_offset.get();
         let to_guest = pages.checked_sub(to_host)?;
         let signal = Arc::new(Signal {
-            synic: Arc::clone(&self.synic),
+            synic: Weak::clone(&self.synic),
             memory: self.memory.clone(),
             sint: connection.sint,
             relid,
@@ -439,7 +439,12 @@ impl State {
 
     fn send(&self, message: &(impl IntoBytes + Immutable)) {
         let Some(Connection { target_vp, sint, .. }) = self.connection else { return };
-        if !self.synic.post_message(target_vp, sint, MESSAGE_TYPE, message.as_bytes()) {
+        self.post(target_vp, sint, message.as_bytes());
+    }
+
+    fn post(&self, target_vp: u32, sint: u8, message: &[u8]) {
+        let is_taken = self.synic.upgrade().is_some_and(|synic| synic.post_message(target_vp, sint, MESSAGE_TYPE, message));
+        if !is_taken {
             tracing::debug!(target_vp, "hyperv: the guest has no room for a message of VMBus");
         }
     }
