@@ -17,15 +17,15 @@ use super::super::ring::FrontRing;
 use crate::block::{DiskError, Request, SECTOR};
 use crate::hal::{Nanos, SECOND};
 
-/// Largest ring, as a power of two of pages: 256 requests, one for each of [`PAGES`].
+/// Largest ring, as a power of two of pages: 256 requests, for as many pages of data.
 pub(super) const MAX_RING_PAGE_ORDER: u32 = 3;
 /// Keys of the pages of a ring that has several.
 pub(super) const RING_REFS: [&str; 1 << MAX_RING_PAGE_ORDER] =
     ["ring-ref0", "ring-ref1", "ring-ref2", "ring-ref3", "ring-ref4", "ring-ref5", "ring-ref6", "ring-ref7"];
-/// Most pages that data goes through: 1 MiB.
-const PAGES: usize = 256;
-/// Most pages of one request, as Linux' blkfront has it: 128 KiB, so that eight are under way.
+/// Most pages of one request, as Linux' blkfront has it: 128 KiB.
 const REQUEST_PAGES: usize = 32;
+/// Most pages of the driver's own: for 1 MiB of data under way, and the segments of its requests.
+const PAGES: usize = 256 + 256 / REQUEST_PAGES;
 /// How long an answer is waited for. A disk that does not answer is not used any more.
 const PATIENCE: Nanos = 30 * SECOND;
 
