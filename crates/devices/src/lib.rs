@@ -67,6 +67,16 @@ pub enum DeviceBus {
     Hyperv,
 }
 
+impl std::fmt::Display for DeviceBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DeviceBus::Virtio => "virtio",
+            DeviceBus::Xen => "xen",
+            DeviceBus::Hyperv => "hyperv",
+        })
+    }
+}
+
 impl std::str::FromStr for DeviceBus {
     type Err = String;
 

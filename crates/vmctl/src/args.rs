@@ -38,6 +38,12 @@ pub enum Command {
     /// Read, set, list, remove and watch the keys of a running machine.
     #[command(subcommand)]
     Kv(KvCommand),
+    /// List, add and remove the disks of a running machine.
+    #[command(subcommand)]
+    Disk(DeviceCommand<DiskSpec>),
+    /// List, add and remove the network cards of a running machine.
+    #[command(subcommand)]
+    Nic(DeviceCommand<NicSpec>),
     /// Ask the guest of a running machine to shut down or reboot, or pull its plug.
     Stop(StopArguments),
     /// Tell how a running machine is.
@@ -135,6 +141,44 @@ const KEYS_HELP: &str = "\
 Keys: a name such as hostname, or VMware's guestinfo.hostname, is the key for guests vm-data/hostname, where each dot is a slash;
 a path with a slash belongs to the machine, at its end too (data/); one that begins with a slash is a path of the whole store.
 Exit status: 0, 1 for errors, 2 when there is no such key, 4 when the time ran out.";
+
+/// What `vmctl disk` and `vmctl nic` do; devices are asked for by `S`.
+#[derive(Subcommand)]
+#[command(after_help = "\
+Exit status: 0, 1 for errors, 2 when there is no such device, 4 when the guest has not let go of it in time.")]
+pub enum DeviceCommand<S>
+where
+    S: std::str::FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    /// Plug one in; prints its name.
+    Add {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// As for vmctl run --disk and --nic, with bus=xen.
+        device: S,
+    },
+    /// Ask the guest to let go of one, and wait until it has.
+    Rm {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// Wait so many seconds for the guest; 10 by default.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_hyphen_values = true)]
+        wait: Option<Duration>,
+        /// Do not ask: take it from the guest. With --wait, only when the guest did not let go in time.
+        #[arg(long)]
+        force: bool,
+        /// Its name.
+        name: String,
+    },
+    /// List them.
+    Ls {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// As a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+}
 
 /// Options of `vmctl stop`.
 #[derive(Args)]
@@ -240,8 +284,8 @@ pub struct RunArguments {
     /// What executes the processors: auto, kvm or soft.
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendChoice,
-    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen;
-    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, all.
+    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen, hyperv;
+    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, hyperv, hyperv+vmware, all.
     /// The default is kvm, and all for the embedded guest.
     #[arg(long, value_name = "LIST")]
     pub dialect: Option<DialectList>,
@@ -254,7 +298,7 @@ pub struct RunArguments {
     /// When the machine has ended, write all its keys into FILE as one JSON object.
     #[arg(long, value_name = "FILE")]
     pub kv_out: Option<PathBuf>,
-    /// A socket for vmctl kv, stop, status, sync, freeze and thaw.
+    /// A socket for vmctl kv, disk, nic, stop, status, sync, freeze and thaw.
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
     /// A socket at which the machine's store is offered to XenStore's own clients.

@@ -146,7 +146,11 @@ fn obeys(connection: &mut Connection, boots: u64, reboot: bool, patience: Durati
     }
 }
 
-fn refused<T>(reply: Reply) -> anyhow::Result<T> {
+/// The error for a reply that is not what was asked for.
+///
+/// # Errors
+/// Always.
+pub fn refused<T>(reply: Reply) -> anyhow::Result<T> {
     match reply {
         Reply::Refused { text, .. } => bail!("{text}"),
         other => bail!("the machine answered something else: {other:?}"),

@@ -14,12 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::acpi::{self, AcpiConfig, AcpiTables};
 use devices::acpi_pm::AcpiPm;
-use devices::block::{self, Disk, DiskError};
 use devices::debug_exit::DebugExit;
 use devices::fw_cfg::{E820Entry, FwCfg, FwCfgItems};
 use devices::i8042::{I8042, KEYBOARD_IRQ};
 use devices::interrupts::{InterruptRouter, SCI_IRQ};
-use devices::net::{self, Mac, NetError};
+use devices::net::{self, NetError};
 use devices::pci::{PciAddress, PciBus, PciError, host_bridge, isa_bridge};
 use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
@@ -37,7 +36,6 @@ use devices::xen_platform::XenPlatform;
 use devices::{DeviceBus, DeviceMap, MachineEvents};
 use dialects::hyperv::Hyperv;
 use dialects::hyperv::connections::{Connections, Synic};
-use dialects::hyperv::storvsc::scsi::Kind;
 use dialects::hyperv::vmbus::VmBus;
 use dialects::store::Store;
 use dialects::xen::Xen;
@@ -47,8 +45,10 @@ use vmm::{BackendVm, GuestMemory};
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, DiskSpec, MachineConfig, SerialTarget, Uuid};
+use crate::config::{DialectName, MachineConfig, SerialTarget, Uuid};
+use crate::hotplug::{Device, PlugError, Slots};
 use crate::hyperv;
+use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
 use crate::store::MachineStore;
@@ -65,9 +65,6 @@ pub enum BoardError {
         /// The host's answer.
         source: std::io::Error,
     },
-    /// A disk's image.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
     /// A card's network.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -80,8 +77,8 @@ pub enum BoardError {
 pub struct Parts<'a> {
     /// The store, in which the machine is a domain with Xen's dialect, and whose keys Hyper-V's pools show.
     pub store: &'a Arc<MachineStore>,
-    /// Disks in order of their PCI slots.
-    pub disks: &'a [Arc<dyn Disk>],
+    /// Disks and network cards, in order of their slots.
+    pub inventory: &'a Arc<Inventory>,
     /// The machine's UUID.
     pub identity: Uuid,
     /// Whether the kernel starts by the PVH protocol.
@@ -108,14 +105,6 @@ pub struct Board {
     /// What is on VMBus, when the Hyper-V dialect is there.
     hyperv: Option<hyperv::Devices>,
     pci: Arc<PciBus>,
-}
-
-/// Opens the images of all disks. They stay open, and locked, over reboots.
-///
-/// # Errors
-/// [`BoardError::Disk`].
-pub fn open_disks(config: &MachineConfig) -> Result<Vec<Arc<dyn Disk>>, BoardError> {
-    Ok(config.disks.iter().map(block::open).collect::<Result<_, _>>()?)
 }
 
 impl Board {
@@ -147,19 +136,18 @@ impl Board {
             }
         }
         if let Some(hyperv) = &parts.paravirtual.hyperv {
-            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender)));
+            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender, Arc::clone(&interrupts))));
         }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        let on_virtio = |spec: &DiskSpec| spec.bus == DeviceBus::Virtio;
-        for (number, (disk, _)) in parts.disks.iter().zip(&config.disks).enumerate().filter(|(_, (_, spec))| on_virtio(spec)) {
-            add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
+        for disk in parts.inventory.disks(DeviceBus::Virtio) {
+            add(Box::new(Block::new(disk.image, &disk.name)))?;
         }
-        for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Virtio) {
+        for nic in parts.inventory.nics(DeviceBus::Virtio) {
             if let Some(network) = net::open(&nic.network)? {
-                add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
+                add(Box::new(Net::new(network, nic.mac)))?;
             }
         }
         let mut console = None;
@@ -217,7 +205,7 @@ impl Board {
             None => None,
         };
         let hyperv = match &parts.paravirtual.hyperv {
-            Some(dialect) => Some(hyperv_devices(config, &parts, dialect, memory, timers)?),
+            Some(dialect) => Some(hyperv_devices(&parts, dialect, memory, timers)?),
             None => None,
         };
         Ok((
@@ -254,6 +242,18 @@ impl Board {
         self.hyperv.as_ref()
     }
 
+    /// The slots of `bus` for devices that come while the machine runs.
+    ///
+    /// # Errors
+    /// [`PlugError`] when it has none.
+    pub fn slots(&self, bus: DeviceBus) -> Result<&dyn Slots, PlugError> {
+        match bus {
+            DeviceBus::Virtio => Err(PlugError::Fixed(bus)),
+            DeviceBus::Hyperv => self.hyperv.as_ref().map(|devices| devices as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+            DeviceBus::Xen => self.domain.as_ref().map(|domain| domain as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+        }
+    }
+
     /// Ends what devices have under way, and their threads.
     pub fn shut_down(&self) {
         self.pci.reset();
@@ -272,21 +272,12 @@ fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Resu
     let domain =
         Domain::new(Arc::clone(xen), parts.store.shared().clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
             .map_err(host)?;
-    let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
-    for (index, (disk, _)) in (0..).zip(disks) {
-        xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
-    }
-    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Xen) {
-        if let Some(network) = net::open(&nic.network)? {
-            xen::add_nic(&domain, index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
-        }
-    }
+    fill(&domain, DeviceBus::Xen, parts.inventory)?;
     Ok(domain)
 }
 
 /// What is on VMBus.
 fn hyperv_devices(
-    config: &MachineConfig,
     parts: &Parts<'_>,
     dialect: &Arc<Hyperv>,
     memory: &GuestMemory,
@@ -298,15 +289,27 @@ fn hyperv_devices(
     let store: Arc<dyn Store> = parts.store.clone();
     let components = hyperv::Components::new(Arc::clone(&bus), timers, store, parts.identity).map_err(host)?;
     let devices = hyperv::Devices::new(bus, parts.identity, components);
-    for (disk, spec) in parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Hyperv) {
-        devices.add_disk(Arc::clone(disk), if spec.dvd { Kind::Dvd } else { Kind::Disk }).map_err(host)?;
+    fill(&devices, DeviceBus::Hyperv, parts.inventory)?;
+    Ok(devices)
+}
+
+/// Plugs in what the inventory has for a bus.
+fn fill(slots: &dyn Slots, bus: DeviceBus, inventory: &Arc<Inventory>) -> Result<(), BoardError> {
+    let plug = |name: &str, device| {
+        let plugged = slots.plug(device, inventory.gone(name));
+        let plugged = plugged.map_err(|source| BoardError::Host { what: format!("devices with bus={bus}"), source })?;
+        inventory.set_plugged(name, plugged);
+        Ok::<_, BoardError>(())
+    };
+    for disk in inventory.disks(bus) {
+        plug(&disk.name, disk.device())?;
     }
-    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Hyperv) {
+    for nic in inventory.nics(bus) {
         if let Some(network) = net::open(&nic.network)? {
-            devices.add_nic(index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
+            plug(&nic.name, Device::Nic(nic.mac, network))?;
         }
     }
-    Ok(devices)
+    Ok(())
 }
 
 /// The memory map that the kernel is told.

@@ -175,6 +175,23 @@ impl FromStr for DiskSpec {
     }
 }
 
+impl fmt::Display for DiskSpec {
+    /// As it is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path.to_string_lossy().replace(',', ",,"))?;
+        if self.read_only {
+            f.write_str(",ro")?;
+        }
+        if let Some(format) = self.format {
+            write!(f, ",format={format}")?;
+        }
+        if self.follow_references {
+            f.write_str(",backing=on")?;
+        }
+        write!(f, ",bus={}{}", self.bus, if self.dvd { ",dvd" } else { "" })
+    }
+}
+
 /// Splits at single commas; two in a row are one comma of a word.
 pub fn split_options(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];

@@ -50,6 +50,8 @@ fn disk_options_are_understood() {
             dvd: false
         }
     );
+    assert_eq!(spec.to_string().parse(), Ok(spec));
+    assert_eq!("b,bus=xen".parse::<DiskSpec>().unwrap().to_string(), "b,bus=xen");
     assert!("x,format=vmdk".parse::<DiskSpec>().unwrap_err().contains("format=vmdk"));
     assert!("".parse::<DiskSpec>().unwrap_err().contains("file name"));
 }

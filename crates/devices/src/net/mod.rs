@@ -192,6 +192,27 @@ impl FromStr for NicSpec {
     }
 }
 
+impl fmt::Display for NicSpec {
+    /// As it is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.network {
+            Network::User { .. } => f.write_str("user")?,
+            Network::Tap(name) => write!(f, "tap:{name}")?,
+            Network::None => f.write_str("none")?,
+        }
+        if let Some(mac) = self.mac {
+            write!(f, ",mac={mac}")?;
+        }
+        write!(f, ",bus={}", self.bus)?;
+        if let Network::User { forwards } = &self.network {
+            for Forward { udp, host, guest } in forwards {
+                write!(f, ",forward={}:{host}:{guest}", if *udp { "udp" } else { "tcp" })?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl FromStr for Forward {
     type Err = String;
 

@@ -1,33 +1,39 @@
 //! Disks, network cards and integration components on the machine's VMBus.
+//!
+//! Disks are units of one SCSI controller, which comes with the first of them; each card is a device of its own. Hyper-V asks no guest to let go of
+//! something: what is taken back is gone at once, and the guest hears so.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use devices::block::Disk;
-use devices::net::{Mac, NetBackend};
-use devices::virtio::worker::Worker;
 use dialects::hyperv::storvsc::scsi::Kind;
 use dialects::hyperv::vmbus::VmBus;
 
 use super::components::Components;
-use super::disk::Controller;
-use super::nic;
+use super::disk::{Controller, HypervDisk};
+use super::nic::HypervNic;
 use crate::config::Uuid;
+use crate::hotplug::{Device, Gone, Plugged, Slots};
 
 /// What is on the bus.
 pub struct Devices {
     bus: Arc<VmBus>,
     machine: Uuid,
-    /// The SCSI controller, once there was a disk.
-    controller: Mutex<Option<Controller>>,
-    nics: Mutex<Vec<Worker<()>>>,
+    /// `None` when power is off.
+    plugged: Mutex<Option<Contents>>,
     components: Components,
+}
+
+#[derive(Default)]
+struct Contents {
+    controller: Option<Arc<Controller>>,
+    nics: Vec<Arc<HypervNic>>,
 }
 
 impl Devices {
     /// No disks and cards yet; disks are named after the machine.
     pub fn new(bus: Arc<VmBus>, machine: Uuid, components: Components) -> Devices {
-        Devices { bus, machine, controller: Mutex::default(), nics: Mutex::default(), components }
+        Devices { bus, machine, plugged: Mutex::new(Some(Contents::default())), components }
     }
 
     /// Integration components.
@@ -35,43 +41,43 @@ impl Devices {
         &self.components
     }
 
-    /// Adds a disk, also while the guest runs; the number of its unit.
-    ///
-    /// # Errors
-    /// When the controller has no room, or the host no thread or descriptor left.
-    pub fn add_disk(&self, disk: Arc<dyn Disk>, kind: Kind) -> io::Result<u8> {
-        let mut controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
-        let controller = match &mut *controller {
-            Some(controller) => controller,
-            none => none.insert(Controller::new(Arc::clone(&self.bus), self.machine)?),
-        };
-        controller.add(disk, kind).map_err(io::Error::other)
-    }
-
-    /// Removes a disk; `false` when there is none of this number.
-    pub fn remove_disk(&self, lun: u8) -> bool {
-        let controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner);
-        controller.as_ref().is_some_and(|controller| controller.remove(lun))
-    }
-
-    /// Adds a network card.
-    ///
-    /// # Errors
-    /// When the host has no thread or descriptor left.
-    pub fn add_nic(&self, index: u32, mac: Mac, network: Box<dyn NetBackend>) -> io::Result<()> {
-        let worker = nic::add(Arc::clone(&self.bus), index, mac, network)?;
-        self.nics.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
-        Ok(())
-    }
-
     /// Ends all threads.
     pub fn shut_down(&self) {
-        let controller = self.controller.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let nics = std::mem::take(&mut *self.nics.lock().unwrap_or_else(PoisonError::into_inner));
-        controller.iter().for_each(Controller::end_soon);
-        nics.iter().for_each(Worker::end_soon);
+        let Contents { controller, nics } = lock(&self.plugged).take().unwrap_or_default();
+        controller.iter().for_each(|controller| controller.end_soon());
+        nics.iter().for_each(|nic| nic.end_soon());
         self.components.end_soon();
-        // They are waited for.
-        drop((controller, nics));
+        controller.iter().for_each(|controller| controller.end());
+        nics.iter().for_each(|nic| nic.end());
     }
+
+    fn plug_disk(&self, contents: &mut Contents, image: Arc<dyn devices::block::Disk>, kind: Kind, gone: Gone) -> io::Result<HypervDisk> {
+        let controller = match &contents.controller {
+            Some(controller) => controller,
+            None => contents.controller.insert(Arc::new(Controller::new(Arc::clone(&self.bus), self.machine)?)),
+        };
+        HypervDisk::new(controller, image, kind, gone)
+    }
+}
+
+impl Slots for Devices {
+    fn plug(&self, device: Device, gone: Gone) -> io::Result<Arc<dyn Plugged>> {
+        let mut plugged = lock(&self.plugged);
+        let contents = plugged.as_mut().ok_or_else(|| io::Error::other("power is off"))?;
+        // They are kept until here, so that no thread drops, and waits for, itself.
+        contents.nics.retain(|nic| !nic.is_finished());
+        Ok(match device {
+            Device::Disk(image) => Arc::new(self.plug_disk(contents, image, Kind::Disk, gone)?),
+            Device::Dvd(image) => Arc::new(self.plug_disk(contents, image, Kind::Dvd, gone)?),
+            Device::Nic(mac, network) => {
+                let nic = Arc::new(HypervNic::new(Arc::clone(&self.bus), mac, network, gone)?);
+                contents.nics.push(Arc::clone(&nic));
+                nic
+            }
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -129,6 +129,11 @@ impl Netvsc {
         Offloads { checksum: self.version.is_some(), ..Offloads::default() }
     }
 
+    /// Whether a driver receives frames.
+    pub fn is_in_use(&self) -> bool {
+        self.receive.is_some()
+    }
+
     /// The link is there or not; the guest is told.
     pub fn set_link(&mut self, is_up: bool) {
         if self.adapter.has_link != is_up {

@@ -22,7 +22,7 @@ use abi::hyperv::vmbus::{Guid, USER_BYTES, guid};
 use zerocopy::IntoBytes;
 
 use self::protocol::{MAX_SUBCHANNELS, State, Wish};
-pub use self::units::{Full, Units};
+pub use self::units::{Full, UnitState, Units};
 use super::vmbus::{BrokenRing, Channel, Device, Kind, Offer, Outgoing, Packet, PacketBuf};
 use crate::disk::GuestSlice;
 use crate::network::Worked;
@@ -81,9 +81,8 @@ impl Device for Storvsc {
 
     fn opened(&mut self, channel: Channel) {
         if channel.index() == 0 {
-            // A driver that begins finds what is there by itself.
             (self.state, self.rescan) = (State::default(), false);
-            self.units.take_changed();
+            self.units.begin();
         }
         self.channels.push(Queue { channel, unsent: None });
     }

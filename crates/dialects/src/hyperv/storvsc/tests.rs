@@ -7,13 +7,13 @@ use zerocopy::{FromBytes, FromZeros};
 use super::scsi::{Kind as UnitKind, Unit};
 use super::*;
 use crate::disk::testing::{Asked, MemoryDisk};
-use crate::hyperv::testing::{Front, Guest};
+use crate::hyperv::testing::{Driver, Front};
 use crate::hyperv::vmbus::Attached;
 
 const SECTORS: usize = 64;
 
 struct Rig {
-    guest: Guest,
+    driver: Driver,
     disk: Arc<MemoryDisk>,
     units: Arc<Units>,
     device: Attached<Storvsc>,
@@ -27,15 +27,14 @@ fn unit(disk: &Arc<MemoryDisk>) -> Unit {
 impl Rig {
     /// A channel that is open, and nothing said.
     fn open() -> Rig {
-        let guest = Guest::new();
+        let mut driver = Driver::new();
         let (disk, units) = (Arc::new(MemoryDisk::new(SECTORS, false)), Arc::new(Units::default()));
         units.add(|_| unit(&disk)).unwrap();
-        let mut device = guest.bus.attach(Storvsc::new(Guid::from_u128(7), units.clone()), Arc::new(|| {}));
-        guest.connect();
-        let offers = guest.offers();
-        let front = guest.open(offers[0].0);
+        let mut device = driver.guest.bus.attach(Storvsc::new(Guid::from_u128(7), units.clone()), Arc::new(|| {}));
+        let relid = driver.guest.connect()[0].relid.get();
+        let front = driver.open(relid);
         device.work();
-        Rig { guest, disk, units, device, front }
+        Rig { driver, disk, units, device, front }
     }
 
     fn ready() -> Rig {
@@ -129,11 +128,11 @@ fn what_comes_out_of_turn_is_refused() {
 #[test]
 fn data_moves_between_pages_and_disk() {
     let mut rig = Rig::ready();
-    let page = rig.guest.pages(2);
+    let page = rig.driver.pages(2);
     let answer = rig.execute(&transfer(opcode::READ_10, 3, 2), &[(page + 0xf00, 1024)]);
     assert_eq!((answer.srb_status, answer.scsi_status, answer.transfer_length.get()), (srb_status::SUCCESS, scsi_status::GOOD, 1024));
-    assert_eq!(rig.guest.read(page + 0xeff, 1026), [[0].as_slice(), &[3; 512], &[4; 512], &[0]].concat());
-    rig.guest.write(page, &[9; 512]);
+    assert_eq!(rig.driver.read(page + 0xeff, 1026), [[0].as_slice(), &[3; 512], &[4; 512], &[0]].concat());
+    rig.driver.write(page, &[9; 512]);
     let answer = rig.execute(&transfer(opcode::WRITE_10, 63, 1), &[(page, 256), (page + 256, 256)]);
     assert_eq!(answer.transfer_length.get(), 512);
     assert_eq!(rig.disk.bytes.lock().unwrap()[62 * 512..][510..514], [62, 62, 9, 9]);
@@ -145,7 +144,7 @@ fn data_moves_between_pages_and_disk() {
 #[test]
 fn command_that_fails_is_answered_with_sense_data() {
     let mut rig = Rig::ready();
-    let page = rig.guest.pages(1);
+    let page = rig.driver.pages(1);
     let answer = rig.execute(&transfer(opcode::READ_10, 64, 1), &[(page, 512)]);
     assert_eq!((answer.srb_status, answer.scsi_status), (srb_status::ERROR | srb_status::AUTOSENSE_VALID, scsi_status::CHECK_CONDITION));
     assert_eq!((answer.sense_length, answer.payload[2], answer.payload[12], answer.transfer_length.get()), (18, 5, 0x21, 0));
@@ -156,12 +155,12 @@ fn command_that_fails_is_answered_with_sense_data() {
 #[test]
 fn units_that_are_not_there_say_so() {
     let mut rig = Rig::ready();
-    let page = rig.guest.pages(1);
+    let page = rig.driver.pages(1);
     let inquiry = srb(&[opcode::INQUIRY, 0, 0, 0, 36, 0], direction::READ, 36);
     let luns = srb(&[opcode::REPORT_LUNS, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], direction::READ, 256);
     for (path, target, lun) in [(0, 0, 1), (0, 1, 0), (1, 0, 0)] {
         let answer = rig.execute(&Srb { path, target, lun, ..inquiry }, &[(page, 36)]);
-        assert_eq!((answer.srb_status, rig.guest.read(page, 1)), (srb_status::SUCCESS, vec![0x7f]));
+        assert_eq!((answer.srb_status, rig.driver.read(page, 1)), (srb_status::SUCCESS, vec![0x7f]));
         let answer = rig.execute(&Srb { path, target, lun, ..transfer(opcode::READ_10, 0, 1) }, &[(page, 512)]);
         assert_eq!(answer.srb_status & 0x3f, srb_status::INVALID_LUN);
         let expected = if (path, target) == (0, 0) { 16 } else { 8 };
@@ -172,7 +171,7 @@ fn units_that_are_not_there_say_so() {
 #[test]
 fn pages_that_are_no_memory_fail_their_command_only() {
     let mut rig = Rig::ready();
-    let page = rig.guest.pages(1);
+    let page = rig.driver.pages(1);
     for ranges in [[(1 << 40, 512)].as_slice(), &[(page, 256), (!0xfff, 256)], &[((64 << 20) - 256, 512)]] {
         let answer = rig.execute(&transfer(opcode::READ_10, 0, 1), ranges);
         assert_eq!((answer.srb_status, answer.transfer_length.get()), (srb_status::INVALID_REQUEST, 0));
@@ -206,7 +205,7 @@ fn disks_come_and_go_while_the_guest_runs() {
     let packet = rig.front.receive().unwrap();
     let (words, _) = Words::read_from_prefix(&packet.payload).unwrap();
     assert_eq!((packet.kind, packet.transaction, words.operation.get()), (abi::hyperv::ring::kind::IN_BAND, 0, operation::ENUMERATE_BUS));
-    let page = rig.guest.pages(1);
+    let page = rig.driver.pages(1);
     let read = Srb { lun, ..transfer(opcode::READ_10, 7, 1) };
     assert_eq!(rig.execute(&read, &[(page, 512)]).srb_status, srb_status::SUCCESS);
     assert!(rig.units.remove(lun) && !rig.units.remove(lun));
@@ -223,14 +222,14 @@ fn several_channels_are_served() {
     assert_eq!(rig.say(operation::CREATE_SUB_CHANNELS, 0).status.get(), status::INVALID_PARAMETER);
     assert_eq!(rig.say(operation::CREATE_SUB_CHANNELS, 5).status.get(), status::INVALID_PARAMETER);
     assert_eq!(rig.say(operation::CREATE_SUB_CHANNELS, 2).status.get(), status::SUCCESS);
-    let offers = rig.guest.offers();
+    let offers = rig.driver.offers();
     assert_eq!(offers.iter().map(|(_, index)| *index).collect::<Vec<_>>(), [1, 2]);
-    let mut second = rig.guest.open(offers[1].0);
+    let mut second = rig.driver.open(offers[1].0);
     rig.device.work();
     std::mem::swap(&mut rig.front, &mut second);
-    let page = rig.guest.pages(1);
+    let page = rig.driver.pages(1);
     assert_eq!(rig.execute(&transfer(opcode::READ_10, 7, 1), &[(page, 512)]).srb_status, srb_status::SUCCESS);
-    rig.guest.close(rig.front.relid);
+    rig.driver.close(&rig.front);
     rig.device.work();
     std::mem::swap(&mut rig.front, &mut second);
     assert_eq!(rig.execute(&transfer(opcode::READ_10, 7, 1), &[(page, 512)]).srb_status, srb_status::SUCCESS);
@@ -257,11 +256,11 @@ fn guest_that_reads_no_answers_is_waited_for() {
 #[test]
 fn ring_that_lies_ends_the_channel_and_not_the_device() {
     let mut rig = Rig::ready();
-    rig.guest.write(rig.front.to_host, &0x3003u32.to_le_bytes());
+    rig.front.lie(0x3003);
     rig.device.work();
-    rig.guest.close(rig.front.relid);
+    rig.driver.close(&rig.front);
     rig.device.work();
-    rig.front = rig.guest.open(rig.front.relid);
+    rig.front = rig.driver.open(rig.front.relid());
     rig.device.work();
     assert_eq!(rig.say(operation::BEGIN_INITIALIZATION, 0).status.get(), status::SUCCESS);
 }

@@ -8,7 +8,8 @@ use zerocopy::FromBytes;
 use super::super::buffers::SECTION_SIZE;
 use super::super::*;
 use super::{MAC, TCP, frame, message};
-use crate::hyperv::testing::{Front, Guest, Received};
+use crate::hyperv::testing::{Driver, Front};
+use crate::hyperv::vmbus::testing::Received;
 use crate::hyperv::vmbus::{Attached, Device};
 use crate::network::testing::MemoryWire;
 
@@ -43,7 +44,7 @@ impl Device for Card {
 }
 
 struct Rig {
-    guest: Guest,
+    driver: Driver,
     device: Attached<Card>,
     front: Front,
     receive: u64,
@@ -63,14 +64,14 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 impl Rig {
     /// A channel that is open, and nothing said.
     fn open() -> Rig {
-        let guest = Guest::new();
+        let mut driver = Driver::new();
         let card = Card { card: Netvsc::new(Guid::from_u128(9), MAC, true), wire: MemoryWire::default() };
-        let mut device = guest.bus.attach(card, std::sync::Arc::new(|| {}));
-        guest.connect();
-        let front = guest.open(guest.offers()[0].0);
+        let mut device = driver.guest.bus.attach(card, std::sync::Arc::new(|| {}));
+        let relid = driver.guest.connect()[0].relid.get();
+        let front = driver.open(relid);
         device.work();
-        let (receive, send) = (guest.pages(BUFFER_PAGES), guest.pages(BUFFER_PAGES));
-        Rig { guest, device, front, receive, send, parts: (0, 0) }
+        let (receive, send) = (driver.pages(BUFFER_PAGES), driver.pages(BUFFER_PAGES));
+        Rig { driver, device, front, receive, send, parts: (0, 0) }
     }
 
     /// A card in use, with both buffers, that receives what is for it.
@@ -79,7 +80,7 @@ impl Rig {
         assert_eq!(word(&rig.ask(&words(&[kind::INIT, version::V61, version::V61])), 12), status::SUCCESS);
         rig.ask(&words(&[kind::SEND_NDIS_CONFIG, 1514, 0, 0, 0]));
         rig.lend_receive_buffer();
-        let gpadl = rig.guest.lend(rig.front.relid, rig.send, BUFFER_PAGES);
+        let gpadl = rig.driver.lend(&rig.front, rig.send, BUFFER_PAGES);
         let answer = rig.ask(&words(&[kind::SEND_SEND_BUFFER, gpadl, 0]));
         assert_eq!(answer[..12], words(&[kind::SEND_SEND_BUFFER_COMPLETE, status::SUCCESS, SECTION_SIZE]));
         rig.control(&words(&[rndis_kind::SET, 32, 1, oid::CURRENT_PACKET_FILTER, 4, 20, 0, FILTER_DIRECTED]));
@@ -89,7 +90,7 @@ impl Rig {
     }
 
     fn lend_receive_buffer(&mut self) {
-        let gpadl = self.guest.lend(self.front.relid, self.receive, BUFFER_PAGES);
+        let gpadl = self.driver.lend(&self.front, self.receive, BUFFER_PAGES);
         let answer = self.ask(&words(&[kind::SEND_RECEIVE_BUFFER, gpadl, RECEIVE_ID.into()]));
         assert_eq!(answer[..16], words(&[kind::SEND_RECEIVE_BUFFER_COMPLETE, status::SUCCESS, 1, 0]));
         self.parts = (word(&answer, 20), word(&answer, 16));
@@ -111,15 +112,15 @@ impl Rig {
 
     /// RNDIS messages in a page.
     fn control(&mut self, bytes: &[u8]) {
-        let page = self.guest.pages(1);
-        self.guest.write(page, bytes);
+        let page = self.driver.pages(1);
+        self.driver.write(page, bytes);
         self.front.direct(4, &[(page, bytes.len() as u32)], &words(&[kind::SEND_RNDIS_PACKET, CHANNEL_CONTROL, NO_SECTION, 0]));
         assert_eq!(self.completion(4)[..8], words(&[kind::SEND_RNDIS_PACKET_COMPLETE, status::SUCCESS]));
     }
 
     /// RNDIS messages in a section of the send buffer, and in pages: the status of both.
     fn transmit(&mut self, section: u32, bytes: &[u8], pages: &[(u64, u32)]) -> u32 {
-        self.guest.write(self.send + u64::from(section * SECTION_SIZE), bytes);
+        self.driver.write(self.send + u64::from(section * SECTION_SIZE), bytes);
         self.transmit_as(section, bytes.len() as u32, pages)
     }
 
@@ -141,12 +142,12 @@ impl Rig {
         assert_eq!((word(&packet.payload, 0), word(&packet.extra, 4)), (kind::SEND_RNDIS_PACKET, 1));
         let (length, offset) = (word(&packet.extra, 8), word(&packet.extra, 12));
         assert!(length <= self.parts.1 && offset % self.parts.1 == 0);
-        let message = self.guest.read(self.receive + u64::from(offset), length as usize);
+        let message = self.driver.read(self.receive + u64::from(offset), length as usize);
         (packet, message)
     }
 
     fn give_back(&mut self, transaction: u64) {
-        self.front.send(packet::COMPLETION, transaction, &[], &words(&[kind::SEND_RNDIS_PACKET_COMPLETE, status::SUCCESS]));
+        self.front.complete(transaction, &words(&[kind::SEND_RNDIS_PACKET_COMPLETE, status::SUCCESS]));
     }
 
     fn arrive(&mut self, frame: &[u8]) {
@@ -182,9 +183,9 @@ fn frames_go_out_from_sections_and_from_pages() {
     let mut rig = Rig::up();
     let (first, second) = (frame(TCP, 100), frame(17, 1000));
     assert_eq!(rig.transmit(2, &message(&first, &[]), &[]), status::SUCCESS);
-    let page = rig.guest.pages(1);
+    let page = rig.driver.pages(1);
     let bytes = message(&second, &[]);
-    rig.guest.write(page + 8, &bytes[44..]);
+    rig.driver.write(page + 8, &bytes[44..]);
     // As Linux sends what is not worth copying: the header in a section, the frame in a page.
     assert_eq!(rig.transmit(0, &bytes[..44], &[(page + 8, bytes.len() as u32 - 44)]), status::SUCCESS);
     assert_eq!(rig.sent(), [first, second]);
@@ -215,7 +216,7 @@ fn packet_waits_for_a_network_that_is_full() {
     let mut rig = Rig::up();
     rig.device.device().wire.is_full = true;
     let bytes = message(&frame(TCP, 10), &[]);
-    rig.guest.write(rig.send, &bytes);
+    rig.driver.write(rig.send, &bytes);
     rig.front.in_band(8, &words(&[kind::SEND_RNDIS_PACKET, CHANNEL_DATA, 0, bytes.len() as u32]));
     assert!(rig.device.work().blocked);
     assert!(rig.front.receive().is_none());
@@ -232,7 +233,7 @@ fn sections_and_pages_that_are_not_there_are_failures() {
         assert_eq!(rig.transmit_as(section, length, &[]), status::FAILURE, "{section:#x} {length:#x}");
     }
     assert_eq!(rig.transmit_as(NO_SECTION, 0, &[(1 << 40, 100)]), status::FAILURE);
-    let page = rig.guest.pages(33);
+    let page = rig.driver.pages(33);
     assert_eq!(rig.transmit_as(NO_SECTION, 0, &[(page, 33 * 4096)]), status::FAILURE, "more than was said");
     for length in [1, 7, 8] {
         assert_eq!(rig.transmit(0, &[0; 8][..length], &[]), status::INVALID_RNDIS_PACKET);
@@ -301,7 +302,7 @@ fn longer_frames_have_larger_parts() {
     rig.lend_receive_buffer();
     assert!(rig.parts.1 > 9014);
     rig.ask(&words(&[kind::SEND_NDIS_CONFIG, u32::MAX, 0, 0, 0]));
-    let gpadl = rig.guest.lend(rig.front.relid, rig.receive, BUFFER_PAGES);
+    let gpadl = rig.driver.lend(&rig.front, rig.receive, BUFFER_PAGES);
     assert_eq!(word(&rig.ask(&words(&[kind::SEND_RECEIVE_BUFFER, gpadl, 1])), 4), status::FAILURE, "too small for one");
     assert_eq!(word(&rig.ask(&words(&[kind::SEND_RECEIVE_BUFFER, 0x7777, 1])), 4), status::FAILURE, "no such memory");
 }
@@ -312,7 +313,7 @@ fn guest_that_asks_without_reading_loses_answers_only() {
     let keepalive = words(&[rndis_kind::KEEPALIVE, 12, 9]);
     let all = keepalive.repeat(8);
     // More than parts, and than waiting answers.
-    rig.guest.write(rig.send, &all);
+    rig.driver.write(rig.send, &all);
     (0..20).for_each(|_| rig.front.in_band(8, &words(&[kind::SEND_RNDIS_PACKET, CHANNEL_DATA, 0, all.len() as u32])));
     while rig.device.work().more {}
     let (mut answers, mut completions) = (0, 0);
@@ -348,9 +349,9 @@ fn flows_are_spread_over_channels() {
     let mut rig = Rig::up();
     let answer = rig.ask(&words(&[kind::SUBCHANNEL, 1, 9]));
     assert_eq!(answer[..12], words(&[kind::SUBCHANNEL, status::SUCCESS, 3]));
-    let offers = rig.guest.offers();
+    let offers = rig.driver.offers();
     assert_eq!(offers.len(), 3);
-    let mut second = rig.guest.open(offers[0].0);
+    let mut second = rig.driver.open(offers[0].0);
     let parameters = [words(&[0x28_0289, 0, 0, 8, 28, 0, 0]), words(&[1, 1])].concat();
     rig.control(&[words(&[rndis_kind::SET, 28 + 36, 1, oid::RSS_PARAMETERS, 36, 20, 0]), parameters].concat());
     assert_eq!(word(&rig.receive().1, 12), 0);
@@ -362,7 +363,7 @@ fn flows_are_spread_over_channels() {
     rig.give_back(packet.transaction);
     assert_eq!(rig.transmit(1, &message(&frame(TCP, 5), &[]), &[]), status::SUCCESS, "and sent from there");
     assert_eq!(word(&rig.ask(&words(&[kind::SUBCHANNEL, 1, 9])), 0), kind::INIT_COMPLETE, "but nothing else");
-    rig.guest.close(rig.front.relid);
+    rig.driver.close(&rig.front);
     rig.arrive(&frame(TCP, 2));
     rig.device.work();
     std::mem::swap(&mut rig.front, &mut second);
@@ -372,9 +373,9 @@ fn flows_are_spread_over_channels() {
 #[test]
 fn channel_can_be_closed_and_opened_again() {
     let mut rig = Rig::up();
-    rig.guest.close(rig.front.relid);
+    rig.driver.close(&rig.front);
     rig.device.work();
-    rig.front = rig.guest.open(rig.front.relid);
+    rig.front = rig.driver.open(rig.front.relid());
     rig.arrive(&frame(TCP, 1));
     rig.device.work();
     assert!(rig.front.receive().is_none(), "nothing is lent");
@@ -385,11 +386,11 @@ fn channel_can_be_closed_and_opened_again() {
 #[test]
 fn ring_that_lies_ends_the_channel_and_not_the_device() {
     let mut rig = Rig::up();
-    rig.guest.write(rig.front.to_host, &0x3004u32.to_le_bytes());
+    rig.front.lie(0x3004);
     rig.device.work();
-    rig.guest.close(rig.front.relid);
+    rig.driver.close(&rig.front);
     rig.device.work();
-    rig.front = rig.guest.open(rig.front.relid);
+    rig.front = rig.driver.open(rig.front.relid());
     rig.device.work();
     assert_eq!(word(&rig.ask(&words(&[kind::INIT, version::V61, version::V61])), 12), status::SUCCESS);
 }
