@@ -102,6 +102,11 @@ impl Machine {
         self.paused.store(pause, Ordering::Relaxed);
     }
 
+    /// Writes to memory, as the host does.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(gpa)).unwrap();
+    }
+
     /// Pages that were handed out and not given back.
     pub fn pages_in_use(&self) -> u64 {
         let free: usize = self.free_pages.lock().unwrap().iter().map(|dma| dma.words().len() / WORDS).sum();

@@ -5,6 +5,7 @@ mod card;
 mod components;
 mod disk;
 mod hostile;
+mod liar;
 
 use std::sync::{Arc, Mutex};
 
@@ -46,6 +47,7 @@ impl Processors for Interrupts {
 impl dialects::hyperv::Machine for Interrupts {
     fn reset(&self) {}
     fn crashed(&self, _crash: &Crash) {}
+    fn end_of_interrupt(&self, _vector: u8) {}
 }
 
 impl Rig {
