@@ -275,7 +275,7 @@ fn directories_that_make_no_sense_end_the_device_with_a_reason() {
         (&[], &["feature-rx-copy"], "the device's mac makes no sense"),
         (&[("mac", "00:16:3e:00:00")], &["feature-rx-copy"], "the device's mac makes no sense"),
         (&[("mac", "00:16:3e:00:00:01:02")], &["feature-rx-copy"], "the device's mac makes no sense"),
-        (&[("mac", "0:16:3e:0:0:+1")], &["feature-rx-copy"], "the device's mac makes no sense"),
+        (&[("mac", "00:16:3e:00:00:+1")], &["feature-rx-copy"], "the device's mac makes no sense"),
         (&[MAC, ("mtu", "67")], &["feature-rx-copy"], "the device's mtu makes no sense"),
         (&[MAC, ("mtu", "65536")], &["feature-rx-copy"], "the device's mtu makes no sense"),
     ] {
