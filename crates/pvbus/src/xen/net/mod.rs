@@ -34,8 +34,8 @@ use transmit::Transmitter;
 const PAGE_BYTES: usize = offset(PAGE);
 /// Where the toolstack says nothing else (`docs/misc/xenstore-paths.pandoc`).
 const MTU: usize = 1500;
-/// Smallest and largest MTU that is believed: IPv4's (RFC 791), and what IP can say.
-const MTU_RANGE: core::ops::RangeInclusive<usize> = 68..=65535;
+/// Smallest and largest MTU that is believed: IPv4's (RFC 791), and that of the longest frame a slot can tell the length of.
+const MTU_RANGE: core::ops::RangeInclusive<usize> = 68..=65535 - ETHERNET_HEADER - VLAN_TAG;
 
 /// A network card. All clones are the same card.
 #[derive(Clone)]

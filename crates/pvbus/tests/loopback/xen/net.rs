@@ -112,18 +112,18 @@ fn card_connects_with_its_address_and_an_event_channel_for_each_direction() {
 #[test]
 fn frames_of_any_length_go_both_ways() {
     let rig = Rig::new();
-    let wire = rig.card(&[MAC, ("mtu", "65000")], false);
+    let wire = rig.card(&[MAC, ("mtu", "65517")], false);
     let mut tree = Tree::attach(&rig.machine);
     rig.poll(&mut tree);
     let card = only_card(&tree);
-    for length in [14, 60, 1514, 4095, 4096, 4097, 9018, 65018] {
+    for length in [14, 60, 1514, 4095, 4096, 4097, 9018, 65535] {
         assert_eq!(card.send(&frame(length), Checksum::Complete), Ok(true), "{length}");
         wire.arrive(&frame(length));
         rig.machine.let_others_run();
         assert_eq!(wire.frames(), [frame(length)], "{length}");
         assert_eq!(received(&*card), [(frame(length), Checksum::Complete)], "{length}");
     }
-    for length in [0, 13, 65019] {
+    for length in [0, 13, 65536] {
         assert_eq!(card.send(&frame(length), Checksum::Complete), Err(NetError::Length), "{length}");
     }
 }
@@ -277,7 +277,7 @@ fn directories_that_make_no_sense_end_the_device_with_a_reason() {
         (&[("mac", "00:16:3e:00:00:01:02")], &["feature-rx-copy"], "the device's mac makes no sense"),
         (&[("mac", "00:16:3e:00:00:+1")], &["feature-rx-copy"], "the device's mac makes no sense"),
         (&[MAC, ("mtu", "67")], &["feature-rx-copy"], "the device's mtu makes no sense"),
-        (&[MAC, ("mtu", "65536")], &["feature-rx-copy"], "the device's mtu makes no sense"),
+        (&[MAC, ("mtu", "65518")], &["feature-rx-copy"], "the device's mtu makes no sense"),
     ] {
         let rig = Rig::new();
         let mut tree = Tree::attach(&rig.machine);
