@@ -16,7 +16,7 @@ use pvbus::net::{Checksum, NetDevice, NetError, Received};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{HostKeys, Place, Rig};
+use super::{HostKeys, Noise, Place, Rig};
 
 const CARD: Place = Place { front: "/local/domain/1/device/vif/0", back: "/local/domain/0/backend/vif/1/0" };
 const MAC: (&str, &str) = ("mac", "00:16:3e:00:00:01");
@@ -324,20 +324,27 @@ impl Liar {
     }
 }
 
+impl Rig {
+    /// A card that the test is the backend of.
+    fn card_by_hand<'h>(&'h self, tree: &mut Tree<'h>) -> (Arc<dyn NetDevice + 'h>, Liar) {
+        self.plug(CARD, &[MAC]);
+        self.back(CARD, "feature-rx-copy", "1");
+        self.back(CARD, "feature-sg", "1");
+        self.back(CARD, "state", "2");
+        self.poll(tree);
+        self.back(CARD, "state", "4");
+        self.poll(tree);
+        let map = |key: &str| self.xen.map(self.front(CARD, key).parse().unwrap(), Access::Write).unwrap();
+        (only_card(tree), Liar { xen: Arc::clone(&self.xen), tx: map("tx-ring-ref"), rx: map("rx-ring-ref") })
+    }
+}
+
 /// Connects a card by hand and lets the test do the backend's part.
 fn against(test: impl FnOnce(&Liar, &dyn NetDevice)) {
     let rig = Rig::new();
     let mut tree = Tree::attach(&rig.machine);
-    rig.plug(CARD, &[MAC]);
-    rig.back(CARD, "feature-rx-copy", "1");
-    rig.back(CARD, "feature-sg", "1");
-    rig.back(CARD, "state", "2");
-    rig.poll(&mut tree);
-    rig.back(CARD, "state", "4");
-    assert_eq!(rig.lines(&mut tree), ["xnf0 at xen0: address 00:16:3e:00:00:01"]);
-    let map = |key: &str| rig.xen.map(rig.front(CARD, key).parse().unwrap(), Access::Write).unwrap();
-    let liar = Liar { xen: Arc::clone(&rig.xen), tx: map("tx-ring-ref"), rx: map("rx-ring-ref") };
-    test(&liar, &*only_card(&tree));
+    let (card, liar) = rig.card_by_hand(&mut tree);
+    test(&liar, &*card);
 }
 
 /// What a card says to `responses`, and afterwards.
@@ -440,4 +447,34 @@ fn states_that_jump_connect_nothing() {
         assert_eq!(rig.front(CARD, "state"), "1");
         assert!(tree.cards().is_empty());
     }
+}
+
+#[test]
+fn noise_in_the_rings_ends_the_card_at_worst() {
+    let rig = Rig::new();
+    let mut tree = Tree::attach(&rig.machine);
+    let mut noise = Noise(1);
+    let mut ends = 0;
+    for _ in 0..200 {
+        let (card, liar) = rig.card_by_hand(&mut tree);
+        for _ in 0..20 {
+            let ring = [liar.tx, liar.rx][noise.below(2)];
+            noise.write(&rig.xen, ring);
+            // A kernel goes on with a card until it is gone.
+            let sent = card.send(&frame(14 + noise.below(1500)), Checksum::Complete);
+            let received = card.receive(&mut vec![0; noise.below(70000)]);
+            if received == Err(NetError::Gone) {
+                assert!(sent.is_err());
+                ends += 1;
+                break;
+            }
+        }
+        for key in ["tx-ring-ref", "rx-ring-ref"] {
+            rig.xen.unmap(rig.front(CARD, key).parse().unwrap(), Access::Write);
+        }
+        rig.unplug(CARD);
+        rig.poll(&mut tree);
+        assert_eq!(rig.machine.pages_in_use(), 2);
+    }
+    assert!((100..200).contains(&ends), "{ends} cards have ended: the noise is not what it should be");
 }
