@@ -403,7 +403,7 @@ fn store_of_this_process_is_served_and_a_domain_waits_no_longer_than_the_limit()
         let mut client = Client::connect(&path).unwrap();
         client.watch("/here", "token").unwrap();
         client.next_event().unwrap();
-        host.write("/here/now", b"1").unwrap();
+        host.write("/here/now", b"0").unwrap();
         assert_eq!(client.next_event().unwrap().path, "/here/now");
 
         // Its commits fail until it is given the store for itself, and then it does not end its transaction.

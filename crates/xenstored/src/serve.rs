@@ -45,7 +45,7 @@ pub fn serve(listener: Listener, store: &SharedStore, stop: impl AsFd) -> io::Re
     let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     epoll::add(&epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
     epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-    epoll::add(&epoll, stop, EventData::new_u64(STOP), EventFlags::IN)?;
+    epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
     let waker = Arc::clone(&wake);
     store.set_waker(move || {
         // It fails only when the counter is full, and then the loop is woken anyway.
