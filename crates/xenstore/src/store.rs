@@ -200,6 +200,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether any client has a transaction open.
+    pub fn has_transactions(&self) -> bool {
+        self.clients.values().any(|client| !client.transactions.is_empty())
+    }
+
     /// Events since the last call, in order.
     pub fn take_events(&mut self) -> impl Iterator<Item = Event> {
         self.events.drain(..)

@@ -161,7 +161,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let path = || prop::sample::select(vec!["/", "/a", "/a/b", "/a/b/c", "/a-b", "/a0", "/x/y/z", "/vm/u", "/local/domain/1", "/libxl", "/vmx"]);
+    let path =
+        || prop::sample::select(vec!["/", "/a", "/a/b", "/a/b/c", "/a-b", "/a0", "/x/y/z", "/vm/u", "/local/domain/1", "/libxl", "/vmx"]);
     prop_oneof![
         4 => (path(), any::<u8>()).prop_map(|(path, value)| Step::Write(path, value)),
         2 => path().prop_map(Step::Remove),

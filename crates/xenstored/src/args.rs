@@ -15,6 +15,9 @@ pub struct Arguments {
     /// Write the process number here, and refuse to start while another xenstored has done so.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Keep keys in this file, so that they outlive the server; all but those of domains.
+    #[arg(long, value_name = "FILE")]
+    pub persist: Option<PathBuf>,
     /// Limit each domain; 0 is no limit. May be given several times.
     #[arg(long = "quota", value_name = "NAME=VALUE", value_parser = quota)]
     pub quotas: Vec<(Quota, u32)>,

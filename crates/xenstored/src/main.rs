@@ -8,6 +8,7 @@ mod process;
 
 use std::fs::File;
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,8 +17,9 @@ use anyhow::Context;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
-use xenstore::{Config, SharedStore};
-use xenstored::Listener;
+use xenstore::{Config, NoHost, Server, SharedStore, Store};
+use xenstored::keeper::Keeper;
+use xenstored::{Listener, Service};
 
 use args::Arguments;
 use process::PidFile;
@@ -52,6 +54,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let socket = absolute(arguments.socket.as_ref().unwrap_or(&xenstore::client::socket_path()))?;
     make_directory_of(&socket)?;
     let listener = Listener::bind(&socket)?;
+    let (server, keeper) = match arguments.persist.as_ref().map(absolute).transpose()? {
+        Some(file) => kept(&file, config).with_context(|| file.display().to_string())?,
+        None => (Server::new(Store::new(config), Box::new(NoHost)), None),
+    };
     if arguments.daemon {
         process::go_to_background().context("cannot go to the background")?;
     }
@@ -59,14 +65,25 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         file.write()?;
     }
     tracing::info!(socket = %socket.display(), "serving");
-    xenstored::serve(listener, &SharedStore::new(config), signals)?;
+    let store = SharedStore::of(server);
+    Service::new(listener, &store, keeper)?.run(&[signals.as_fd()], None)?;
     tracing::info!("ended by a signal");
     Ok(())
 }
 
+/// A server with the keys of `file`, and who writes down what becomes of them.
+fn kept(file: &Path, config: Config) -> anyhow::Result<(Server, Option<Keeper>)> {
+    let (mut keeper, nodes) = Keeper::open(file)?;
+    let mut server = Server::with_nodes(&nodes, config, Box::new(NoHost))?;
+    server.keep(&nodes)?;
+    keeper.keep(&mut server);
+    Ok((server, Some(keeper)))
+}
+
 fn start_log(file: Option<&Path>) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("XENSTORED_LOG").unwrap_or_else(|_| "info".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // A log that cannot be written must not end the program, as the complaint about it would if nobody reads that either.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     match file {
         Some(path) => {
             let file = File::options().create(true).append(true).open(path).with_context(|| path.display().to_string())?;

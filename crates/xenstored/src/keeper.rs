@@ -1,0 +1,99 @@
+//! What the event loop does so that keys outlive the server: at the end of each turn it writes down what the turn has changed.
+//!
+//! All requests of a turn share one transaction of the file, and those that come meanwhile share the next. While the file cannot be written, what
+//! belongs into it is not changed, and it is tried again every [`AGAIN`].
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use xenstore::{NodeState, Server};
+
+use crate::keys::{Keys, KeysError};
+
+/// How long after a failure the file is tried again.
+pub const AGAIN: Duration = Duration::from_secs(1);
+
+/// The file of keys, open or waiting to be so again.
+pub struct Keeper {
+    path: PathBuf,
+    file: File,
+}
+
+enum File {
+    Open(Keys),
+    Failed { tried: Instant },
+}
+
+impl Keeper {
+    /// Opens the file at `path` and tells what is in it, see [`Keys::open`].
+    ///
+    /// # Errors
+    /// [`KeysError`].
+    pub fn open(path: &Path) -> Result<(Keeper, Vec<NodeState>), KeysError> {
+        let (keys, nodes) = Keys::open(path)?;
+        Ok((Keeper { path: path.into(), file: File::Open(keys) }, nodes))
+    }
+
+    /// For a file that cannot be used now: `server` goes on, refuses what belongs into it, and the file is tried again.
+    pub fn failed(path: &Path, server: &mut Server, error: &KeysError) -> Keeper {
+        let mut keeper = Keeper { path: path.into(), file: File::Failed { tried: Instant::now() } };
+        // No nodes are a tree, so this cannot fail.
+        let _ = server.keep(&[]);
+        keeper.log(error);
+        keeper.fail(server);
+        keeper
+    }
+
+    /// Writes down what has changed; whether there was anything to do.
+    pub fn keep(&mut self, server: &mut Server) -> bool {
+        match &self.file {
+            File::Open(keys) => {
+                let Some(records) = server.unkept() else { return false };
+                match keys.write(&records) {
+                    Ok(()) => server.settle(true),
+                    Err(error) => {
+                        self.log(&error);
+                        self.fail(server);
+                    }
+                }
+                true
+            }
+            File::Failed { tried } if tried.elapsed() >= AGAIN => {
+                match self.begin_again(server) {
+                    Ok(()) => tracing::info!(file = %self.path.display(), "keys are written again"),
+                    Err(_) => self.fail(server),
+                }
+                true
+            }
+            File::Failed { .. } => false,
+        }
+    }
+
+    /// When [`Keeper::keep`] is to be called at the latest.
+    pub fn due(&self) -> Option<Instant> {
+        match self.file {
+            File::Open(_) => None,
+            File::Failed { tried } => Some(tried + AGAIN),
+        }
+    }
+
+    /// A failed transaction may have reached the file, so what is in it is read again.
+    fn begin_again(&mut self, server: &mut Server) -> Result<(), KeysError> {
+        let (keys, nodes) = Keys::open(&self.path)?;
+        server.keep(&nodes).map_err(|error| KeysError::Damaged(error.to_string()))?;
+        keys.write(&server.unkept().unwrap_or_default())?;
+        server.settle(true);
+        self.file = File::Open(keys);
+        Ok(())
+    }
+
+    fn fail(&mut self, server: &mut Server) {
+        self.file = File::Failed { tried: Instant::now() };
+        server.settle(false);
+    }
+
+    fn log(&self, error: &KeysError) {
+        let file = self.path.display();
+        tracing::error!(%file, %error, "keys cannot be written; those that are not a domain's cannot be changed until they can");
+    }
+}
