@@ -27,6 +27,12 @@ pub struct Arguments {
     /// Go on in the background once the socket is there.
     #[arg(long)]
     pub daemon: bool,
+    /// Take over from the program that left its state in this descriptor. For live upgrades, which add it by themselves.
+    #[arg(long, value_name = "DESCRIPTOR", hide = true)]
+    pub resume: Option<i32>,
+    /// Only tell whether that state can be taken over.
+    #[arg(long, requires = "resume", hide = true)]
+    pub check: bool,
 }
 
 fn quota(text: &str) -> Result<(Quota, u32), String> {

@@ -34,13 +34,16 @@ impl Keeper {
         Ok((Keeper { path: path.into(), file: File::Open(keys) }, nodes))
     }
 
-    /// For a file that cannot be used now: `server` goes on, refuses what belongs into it, and the file is tried again.
-    pub fn failed(path: &Path, server: &mut Server, error: &KeysError) -> Keeper {
+    /// For a server that goes on and cannot be ended: writes down its keys in the file at `path`. A file that cannot be used now is tried again,
+    /// as after any failure.
+    pub fn resume(path: &Path, server: &mut Server) -> Keeper {
         let mut keeper = Keeper { path: path.into(), file: File::Failed { tried: Instant::now() } };
-        // No nodes are a tree, so this cannot fail.
-        let _ = server.keep(&[]);
-        keeper.log(error);
-        keeper.fail(server);
+        // Nothing can be wrong with no nodes; from here on what cannot be written down is held back.
+        let begun = server.keep(&[]).map_err(|error| KeysError::Damaged(error.to_string()));
+        if let Err(error) = begun.and_then(|()| keeper.begin_again(server)) {
+            keeper.log(&error);
+            keeper.fail(server);
+        }
         keeper
     }
 
