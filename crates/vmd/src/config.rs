@@ -194,6 +194,12 @@ impl MachineConfig {
             Some(0) if self.backend == BackendChoice::Kvm => {
                 combination(format!("--dialect hyperv: {}; use --backend soft", hyperv::NOT_ON_KVM))
             }
+            None if self.disks.iter().any(|disk| disk.bus == DeviceBus::Hyperv)
+                || self.nics.iter().any(|nic| nic.bus == DeviceBus::Hyperv) =>
+            {
+                combination("bus=hyperv: only with --dialect hyperv".into())
+            }
+            _ if self.disks.iter().any(|disk| disk.dvd && disk.bus != DeviceBus::Hyperv) => combination("dvd: only with bus=hyperv".into()),
             _ => Ok(()),
         }
     }

@@ -34,6 +34,11 @@ impl Link {
         Link { network, is_up: true, offloads: Offloads::default() }
     }
 
+    /// Whether it is there.
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
     /// Whether checksums and segmentation can be left to the network.
     pub fn has_offloads(&self) -> bool {
         self.network.has_offloads()

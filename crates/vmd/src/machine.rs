@@ -291,7 +291,7 @@ impl Machine {
             files.push((spec.name.clone(), spec.source.read()?));
         }
         let parts = Parts {
-            store: control.store().shared(),
+            store: control.store(),
             inventory: control.inventory(),
             identity,
             pvh: image.is_pvh(),

@@ -20,13 +20,17 @@ mod clock;
 pub mod connections;
 mod crash;
 mod hypercall;
+pub mod ic;
 pub mod netvsc;
 mod page;
 pub mod storvsc;
 mod synic;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod timer;
+pub mod vmbus;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 

@@ -40,7 +40,6 @@ use vmm::memory::PAGE_SIZE;
 use vmm::time::{Timer, TimerClient, Timers};
 use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, MsrFault, PortCall, VcpuId};
 
-use crate::atomic;
 use crate::kvm::clock::PvClock;
 use crate::{Dialect, Processors};
 use console::Console;

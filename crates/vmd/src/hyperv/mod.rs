@@ -1,14 +1,22 @@
 //! What a machine with the Hyper-V dialect has besides.
 
+mod components;
+mod devices;
+mod disk;
+mod nic;
+
 use std::fmt::Write;
 use std::sync::Arc;
 
-use devices::MachineEvents;
-use devices::interrupts::InterruptRouter;
+use ::devices::MachineEvents;
+use ::devices::interrupts::InterruptRouter;
 use dialects::hyperv::{Crash, Machine};
 
 use crate::kv::printable;
 use crate::machine::{Event, EventSender};
+
+pub use components::{AskError, Components};
+pub use devices::Devices;
 
 /// Why the dialect needs the software CPU.
 pub const NOT_ON_KVM: &str =

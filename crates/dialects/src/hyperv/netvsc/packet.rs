@@ -129,15 +129,18 @@ fn blank(frame: &mut [u8], place: Place, header: &mut net::Header) -> Option<()>
 /// What precedes a frame in a message to the guest; and the frame, without its VLAN's tag, in two pieces. Blank checksums are completed; those that
 /// are right are called right when the guest `trusts` that.
 pub(super) fn wrap<'a>(packet: &'a mut [u8], trusts: bool) -> Option<(Vec<u8>, [&'a [u8]; 2])> {
-    let (header, frame) = packet.split_at_mut_checked(HEADER_BYTES)?;
-    let (header, _) = net::Header::read_from_prefix(header).ok()?;
+    let (head, frame) = packet.split_at_mut_checked(HEADER_BYTES)?;
+    let (header, _) = net::Header::read_from_prefix(head).ok()?;
     if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
         return None;
     }
     let place = checksum::place(frame);
     if header.flags & HDR_F_NEEDS_CSUM != 0 {
         checksum::complete(frame, place?);
+        // The packet may come here again.
+        *head.first_mut()? &= !HDR_F_NEEDS_CSUM;
     }
+    let frame: &'a [u8] = frame;
     let mut facts = Vec::with_capacity(2 * FACT);
     if let Some(place) = place.filter(|place| trusts && checksum::is_right(frame, *place)) {
         push_fact(&mut facts, info::CHECKSUM, if place.is_tcp() { fact::TCP_SUCCEEDED } else { fact::UDP_SUCCEEDED });
