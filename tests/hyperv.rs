@@ -41,11 +41,15 @@ impl Guest {
         self
     }
 
+    /// A module of the kernel, at the root.
+    fn module(self, name: &str) -> Guest {
+        let found = run_host("find", &["-L", guest("lib/modules").to_str().unwrap(), "-name", name]);
+        self.file(name, &std::fs::read(found.output.trim()).unwrap())
+    }
+
     /// The program of these tests, as `/bin/hyperv`, and the module that it needs.
     fn with_program(self) -> Guest {
-        let module = run_host("sh", &["-c", &format!("find -L {} -name msr.ko", guest("lib/modules").display())]);
-        let module = std::fs::read(module.output.trim()).unwrap();
-        self.file("bin/hyperv", &std::fs::read(guest("hyperv")).unwrap()).file("msr.ko", &module)
+        self.file("bin/hyperv", &std::fs::read(guest("hyperv")).unwrap()).module("msr.ko")
     }
 
     fn command(&self, base: &str, cmdline: &str, options: &[&str]) -> Command {
@@ -118,8 +122,9 @@ fn processors_flush_each_others_translations() {
 #[test]
 fn time_follows_the_host_after_a_pause() {
     let script = "while :; do echo \"UP $(busybox cut -d' ' -f1 /proc/uptime) END\"; busybox usleep 200000; done";
-    let mut machine = Machine::start(Guest::new(script).command("initrd-busybox.gz", "quiet", &["--dialect", "hyperv"]));
-    let mut uptime = |machine: &mut Machine| {
+    let guest = Guest::new(script);
+    let mut machine = Machine::start(guest.command("initrd-busybox.gz", "quiet", &["--dialect", "hyperv"]));
+    let uptime = |machine: &mut Machine| {
         machine.wait_for("UP ", PATIENCE);
         let text = machine.wait_for(" END", PATIENCE);
         (text.trim_end_matches(" END").trim().parse::<f64>().unwrap(), Instant::now())
@@ -170,6 +175,17 @@ fn crash_that_a_guest_reports_is_printed() {
     let run = run(Guest::new(script).with_program().command("initrd-busybox.gz", "quiet", &["--dialect", "hyperv"]), PATIENCE);
     run.expect(&[]);
     assert!(run.errors.contains("the guest says that it has crashed: 0xdead 0x0 0x0 0x0 0x0"), "{run}");
+}
+
+/// Linux tells of its panics once VMBus' driver is there: the end of its log.
+#[test]
+fn panic_of_linux_is_printed_with_its_log() {
+    let script = "busybox insmod /hv_vmbus.ko && echo LOADED; echo c > /proc/sysrq-trigger";
+    let guest = Guest::new(script).module("hv_vmbus.ko");
+    let run = run(guest.command("initrd-busybox.gz", "panic=-1", &["--dialect", "hyperv", "--no-reboot"]), PATIENCE);
+    run.expect(&["LOADED", "Kernel panic"]);
+    let (_, told) = run.errors.split_once("the guest says that it has crashed:").unwrap_or_else(|| panic!("{run}"));
+    assert!(told.contains("Kernel panic - not syncing: sysrq triggered crash"), "{run}");
 }
 
 #[test]
