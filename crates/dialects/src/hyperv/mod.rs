@@ -335,10 +335,8 @@ impl Dialect for Hyperv {
             _ if let Some(offset) = local_apic(index) => {
                 self.processors.get().ok_or(MsrFault).and_then(|known| known.read_local_apic(vcpu, offset))
             }
-            _ => match self.guest().crash.read(index) {
-                Some(value) => Ok(value),
-                None => lock(self.vps.get(vcpu as usize)?).controller.read_msr(index)?,
-            },
+            msr::CRASH_P0..=msr::CRASH_CTL => self.guest().crash.read(index).ok_or(MsrFault),
+            _ => lock(self.vps.get(vcpu as usize)?).controller.read_msr(index)?,
         })
     }
 
@@ -364,11 +362,9 @@ impl Dialect for Hyperv {
                 self.write_crash(value);
                 Ok(())
             }
+            msr::CRASH_P0..msr::CRASH_CTL => self.guest().crash.write(index, value).ok_or(MsrFault),
             _ if let Some(offset) = local_apic(index) => self.write_local_apic(vcpu, offset, value),
-            _ => match self.guest().crash.write(index, value) {
-                Some(()) => Ok(()),
-                None => self.with_controller(vcpu, |controller, outside| controller.write_msr(index, value, outside))??,
-            },
+            _ => self.with_controller(vcpu, |controller, outside| controller.write_msr(index, value, outside))??,
         })
     }
 
