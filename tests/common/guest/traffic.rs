@@ -5,6 +5,7 @@
 //!   traffic flush DEVICE BLOCKS            writes block after block, flushes now and then, and says how many are flushed, without end
 //!   traffic random DEVICE read|write N     N blocks of 4 KiB at random places, past the page cache; microseconds each
 //!   traffic sequential DEVICE read|write N  N pieces of 1 MiB in order, past the page cache; microseconds each
+//!   traffic cached DEVICE read N           the same through the page cache, which is emptied before
 //!   traffic receive|send HOST PORT MIB     a TCP stream in pieces of 64 KiB; microseconds a MiB
 //!   traffic answer HOST PORT N             N requests of one byte, each with its answer; microseconds each
 //! ```
@@ -17,7 +18,7 @@ mod pattern;
 use std::alloc::{Layout, alloc_zeroed};
 use std::error::Error;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Instant;
@@ -35,15 +36,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     match arguments[..] {
         ["fill", device, blocks, rounds] => fill(&open(device, 0)?, blocks.parse()?, rounds.parse()?),
         ["flush", device, blocks] => flush(&open(device, 0)?, blocks.parse()?),
-        ["random", device, way, count] => timed(count.parse()?, |n, blocks| {
-            let at = place(n, blocks / BLOCK as u64) * BLOCK as u64;
-            move |file: &File, buffer: &mut [u8]| transfer(file, way, &mut buffer[..BLOCK], at)
-        }, device),
-        ["sequential", device, way, count] => timed(count.parse()?, |n, bytes| {
-            let at = n * PIECE as u64 % (bytes / PIECE as u64 * PIECE as u64);
-            move |file: &File, buffer: &mut [u8]| transfer(file, way, buffer, at)
-        }, device),
-        ["receive", host, port, mebibytes] => stream(connect(host, port, b'r')?, mebibytes.parse()?, |stream, piece| stream.read_exact(piece)),
+        ["random", device, way, count] => {
+            let place = |n, size| place(n, size / BLOCK as u64) * BLOCK as u64;
+            timed(&open(device, DIRECT)?, way, count.parse()?, BLOCK, place)
+        }
+        ["sequential", device, way, count] => timed(&open(device, DIRECT)?, way, count.parse()?, PIECE, in_order),
+        ["cached", device, way, count] => {
+            std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+            timed(&open(device, 0)?, way, count.parse()?, PIECE, in_order)
+        }
+        ["receive", host, port, mebibytes] => {
+            stream(connect(host, port, b'r')?, mebibytes.parse()?, |stream, piece| stream.read_exact(piece))
+        }
         ["send", host, port, mebibytes] => stream(connect(host, port, b's')?, mebibytes.parse()?, |stream, piece| stream.write_all(piece)),
         ["answer", host, port, count] => answer(connect(host, port, b'a')?, count.parse()?),
         _ => Err("what traffic?".into()),
@@ -77,29 +81,28 @@ fn flush(file: &File, blocks: u64) -> Result<(), Box<dyn Error>> {
     Err("the disk is full".into())
 }
 
-/// Does `count` of what `work` makes of a number and the disk's size, and prints how long one takes.
-fn timed<F>(count: u64, work: impl Fn(u64, u64) -> F, device: &str) -> Result<(), Box<dyn Error>>
-where
-    F: FnOnce(&File, &mut [u8]) -> std::io::Result<()>,
-{
-    let file = open(device, DIRECT)?;
-    let size = std::io::Seek::seek(&mut &file, std::io::SeekFrom::End(0))?;
-    let layout = Layout::from_size_align(PIECE, BLOCK)?;
+/// Where the `n`th piece is on a disk of `size` bytes.
+fn in_order(n: u64, size: u64) -> u64 {
+    n % (size / PIECE as u64) * PIECE as u64
+}
+
+/// Moves `count` pieces of `length` bytes to or from where `place` says, and prints how long one takes.
+fn timed(mut file: &File, way: &str, count: u64, length: usize, place: impl Fn(u64, u64) -> u64) -> Result<(), Box<dyn Error>> {
+    let size = file.seek(SeekFrom::End(0))?;
+    let layout = Layout::from_size_align(length, BLOCK)?;
     // SAFETY: the layout has a size, and the buffer lives as long as the program.
-    let buffer = unsafe { std::slice::from_raw_parts_mut(alloc_zeroed(layout), PIECE) };
+    let buffer = unsafe { std::slice::from_raw_parts_mut(alloc_zeroed(layout), length) };
+    let mut transfer = |n| {
+        let at = place(n, size);
+        if way == "read" { file.read_exact_at(buffer, at) } else { file.write_all_at(buffer, at) }
+    };
     // Once before, for what the first time costs.
-    work(0, size)(&file, buffer)?;
+    transfer(0)?;
     let start = Instant::now();
-    for n in 1..=count {
-        work(n, size)(&file, buffer)?;
-    }
+    (1..=count).try_for_each(transfer)?;
     file.sync_all()?;
     say(start, count);
     Ok(())
-}
-
-fn transfer(file: &File, way: &str, buffer: &mut [u8], at: u64) -> std::io::Result<()> {
-    if way == "read" { file.read_exact_at(buffer, at) } else { file.write_all_at(buffer, at) }
 }
 
 /// The host's side does what the first byte says.
@@ -110,7 +113,11 @@ fn connect(host: &str, port: &str, wish: u8) -> Result<TcpStream, Box<dyn Error>
     Ok(stream)
 }
 
-fn stream(mut stream: TcpStream, mebibytes: u64, move_piece: impl Fn(&mut TcpStream, &mut [u8]) -> std::io::Result<()>) -> Result<(), Box<dyn Error>> {
+fn stream(
+    mut stream: TcpStream,
+    mebibytes: u64,
+    move_piece: impl Fn(&mut TcpStream, &mut [u8]) -> std::io::Result<()>,
+) -> Result<(), Box<dyn Error>> {
     let mut piece = vec![0x5a; STREAM_PIECE];
     let start = Instant::now();
     for _ in 0..mebibytes * (PIECE / STREAM_PIECE) as u64 {
