@@ -14,6 +14,7 @@ use crate::time;
 const fn keys(kind: Kind) -> ([&'static str; 2], &'static str) {
     match kind {
         Kind::Xen => (["name", "vm"], "data/said"),
+        Kind::HyperV => (["Guest/Parameters/VirtualMachineName", "External/greeting"], "Guest/said"),
         _ => (["guestinfo.hostname", "guestinfo.greeting"], "guestinfo.guest.said"),
     }
 }

@@ -9,7 +9,7 @@ use devices::lapic::{ApicBus, ApicClient, ApicClock, Message};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm::memory::{CodeMap, GuestMemory, PAGE_SIZE, Protection};
 use vmm::time::Timers;
-use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Frequencies, Vcpu, VcpuId, VmConfig};
+use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Frequencies, MsrFault, Vcpu, VcpuId, VmConfig};
 
 use crate::attention::{self, Attention};
 use crate::cpu::Cpu;
@@ -123,6 +123,14 @@ impl BackendVm for SoftVm {
             }
             None => false,
         }
+    }
+
+    fn read_local_apic(&self, id: VcpuId, offset: u64) -> Result<u64, MsrFault> {
+        self.shared.apics.as_ref().and_then(|bus| bus.apic(id)).ok_or(MsrFault)?.read(offset)
+    }
+
+    fn write_local_apic(&self, id: VcpuId, offset: u64, value: u64) -> Result<Option<u8>, MsrFault> {
+        self.shared.apics.as_ref().and_then(|bus| bus.apic(id)).ok_or(MsrFault)?.write(offset, value)
     }
 
     fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {

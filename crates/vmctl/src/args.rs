@@ -284,8 +284,8 @@ pub struct RunArguments {
     /// What executes the processors: auto, kvm or soft.
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendChoice,
-    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen;
-    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, all.
+    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen, hyperv;
+    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, hyperv, hyperv+vmware, all.
     /// The default is kvm, and all for the embedded guest.
     #[arg(long, value_name = "LIST")]
     pub dialect: Option<DialectList>,

@@ -136,7 +136,7 @@ impl Board {
             }
         }
         if let Some(hyperv) = &parts.paravirtual.hyperv {
-            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender)));
+            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender, Arc::clone(&interrupts))));
         }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));

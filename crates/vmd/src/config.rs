@@ -170,9 +170,6 @@ impl MachineConfig {
         let combination = |text: &str| Err(ConfigError::Combination(text.into()));
         if self.dialects.contains(DialectName::Xen) {
             return match self.backend {
-                _ if self.dialects.contains(DialectName::Kvm) => combination(
-                    "--dialect: kvm and xen are called by the same instruction, which does not say whom it calls; take one of them",
-                ),
                 _ if self.deterministic => combination("--deterministic: not with --dialect xen, whose backends have threads of their own"),
                 BackendChoice::Kvm => combination("--dialect xen: KVM answers Linux' hypercalls (VMCALL) by itself; use --backend soft"),
                 _ => Ok(()),
@@ -191,6 +188,9 @@ impl MachineConfig {
         let combination = |text: String| Err(ConfigError::Combination(text));
         match self.dialects.dialects().iter().position(|&dialect| dialect == DialectName::Hyperv) {
             Some(1..) => combination("--dialect: hyperv comes first; Linux and Windows look for it at the first base only".into()),
+            Some(0) if self.deterministic => {
+                combination("--deterministic: not with --dialect hyperv, whose devices have threads of their own".into())
+            }
             Some(0) if self.backend == BackendChoice::Kvm => {
                 combination(format!("--dialect hyperv: {}; use --backend soft", hyperv::NOT_ON_KVM))
             }
@@ -352,7 +352,9 @@ mod tests {
         assert!(check(|c| c.console = Some(SerialTarget::Stdio)).contains("--serial null"));
         assert!(check(|c| c.disks = vec!["disk.raw,bus=xen".parse().unwrap()]).contains("--dialect xen"));
         assert!(check(|c| c.nics = vec!["user,bus=xen".parse().unwrap()]).contains("--dialect xen"));
-        assert!(check(|c| c.dialects = "kvm,xen".parse().unwrap()).contains("take one"));
+        assert!(check(|c| c.dialects = "vmware,hyperv".parse().unwrap()).contains("hyperv comes first"));
+        assert!(check(|c| (c.dialects, c.backend) = ("hyperv".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));
+        assert!(check(|c| (c.dialects, c.deterministic) = ("hyperv".parse().unwrap(), true)).contains("threads of their own"));
         assert!(check(|c| (c.dialects, c.backend) = ("xen".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));
         assert_eq!(bootable().check(8 << 30), Ok(()));
     }

@@ -34,6 +34,7 @@ pub mod vmbus;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use abi::apic::offset;
 use abi::hyperv::cpuid::{self, feature, hint, more, privilege};
 use abi::hyperv::hypercall::Status;
 use abi::hyperv::msr;
@@ -42,6 +43,7 @@ use vmm::time::{Timer, TimerClient, Timers};
 use vmm::{CpuidEntry, CpuidTable, Frequencies, GuestMemory, MsrFault, PortCall, VcpuId};
 use zerocopy::IntoBytes;
 
+use crate::kvm::eoi::flag_at;
 use crate::{Dialect, Processors};
 use clock::ReferenceClock;
 use connections::{Connections, Synic};
@@ -61,6 +63,7 @@ const PROTECTED_MODE: u64 = 1;
 const FEATURES: u32 = cpuid::TIME_REF_COUNT
     | cpuid::SYNIC
     | feature::STIMER
+    | feature::APIC
     | cpuid::HYPERCALL
     | feature::VP_INDEX
     | feature::RESET
@@ -68,12 +71,15 @@ const FEATURES: u32 = cpuid::TIME_REF_COUNT
     | feature::FREQUENCIES;
 const PRIVILEGES: u32 = cpuid::POST_MESSAGES | cpuid::SIGNAL_EVENTS | privilege::EXTENDED_HYPERCALLS;
 const MORE: u32 = more::FREQUENCIES | more::CRASH | more::STIMER_DIRECT;
-const HINTS: u32 = hint::REMOTE_FLUSH | hint::RELAXED_TIMING | hint::NO_AUTO_EOI | hint::CLUSTER_IPI;
+const HINTS: u32 = hint::REMOTE_FLUSH | hint::APIC_MSRS | hint::RELAXED_TIMING | hint::NO_AUTO_EOI | hint::CLUSTER_IPI;
 
 /// What the dialect does to the whole machine.
 pub trait Machine: Send + Sync {
     /// The guest resets it.
     fn reset(&self);
+
+    /// See [`vmm::Bus::end_of_interrupt`].
+    fn end_of_interrupt(&self, vector: u8);
 
     /// The guest's kernel says that it has crashed. It goes on as it likes.
     fn crashed(&self, crash: &Crash);
@@ -216,11 +222,23 @@ impl Hyperv {
         Ok(())
     }
 
-    fn write_assist_page(&self, vp: VcpuId, value: u64) -> Result<(), MsrFault> {
+    fn write_assist_page(&self, id: VcpuId, value: u64) -> Result<(), MsrFault> {
         let new = PageMsr::checked(&self.memory, value)?;
-        let mut vp = lock(self.vps.get(vp as usize).ok_or(MsrFault)?);
+        let mut vp = lock(self.vps.get(id as usize).ok_or(MsrFault)?);
         new.clear_if_new(vp.assist, &self.memory)?;
         vp.assist = new;
+        if let Some(processors) = self.processors.get() {
+            // Its first byte's lowest bit is what msr::ASSIST_NO_EOI says.
+            processors.set_eoi_flag(id, new.address().map(|gpa| flag_at(&self.memory, gpa)));
+        }
+        Ok(())
+    }
+
+    fn write_local_apic(&self, vp: VcpuId, offset: u64, value: u64) -> Result<(), MsrFault> {
+        let ended = self.processors.get().ok_or(MsrFault)?.write_local_apic(vp, offset, value)?;
+        if let (Some(vector), Some(machine)) = (ended, self.machine.get()) {
+            machine.end_of_interrupt(vector);
+        }
         Ok(())
     }
 
@@ -233,6 +251,16 @@ impl Hyperv {
 
     fn guest(&self) -> MutexGuard<'_, Guest> {
         lock(&self.guest)
+    }
+}
+
+/// Offset of the register of the local APIC that an MSR stands for.
+fn local_apic(index: u32) -> Option<u64> {
+    match index {
+        msr::EOI => Some(offset::EOI),
+        msr::ICR => Some(offset::ICR_LOW),
+        msr::TPR => Some(offset::TPR),
+        _ => None,
     }
 }
 
@@ -276,6 +304,9 @@ impl Dialect for Hyperv {
             msr::TSC_FREQUENCY => Ok(self.frequencies.tsc_hz),
             msr::APIC_FREQUENCY => Ok(self.frequencies.apic_hz.into()),
             msr::VP_ASSIST_PAGE => self.vps.get(vcpu as usize).map(|vp| lock(vp).assist.0).ok_or(MsrFault),
+            _ if let Some(offset) = local_apic(index) => {
+                self.processors.get().ok_or(MsrFault).and_then(|known| known.read_local_apic(vcpu, offset))
+            }
             _ => match self.guest().crash.read(index) {
                 Some(value) => Ok(value),
                 None => lock(self.vps.get(vcpu as usize)?).controller.read_msr(index)?,
@@ -305,6 +336,7 @@ impl Dialect for Hyperv {
                 self.write_crash(value);
                 Ok(())
             }
+            _ if let Some(offset) = local_apic(index) => self.write_local_apic(vcpu, offset, value),
             _ => match self.guest().crash.write(index, value) {
                 Some(()) => Ok(()),
                 None => self.with_controller(vcpu, |controller, outside| controller.write_msr(index, value, outside))??,
@@ -328,8 +360,9 @@ impl Dialect for Hyperv {
         *self.guest() = Guest::default();
         for vp in 0..self.vps.len() as VcpuId {
             self.with_controller(vp, Controller::reset);
+            // No page is always good.
+            let _ = self.write_assist_page(vp, 0);
         }
-        self.vps.iter().for_each(|vp| lock(vp).assist = PageMsr::default());
         if let Some(connections) = self.connections.get() {
             connections.reset();
         }

@@ -39,6 +39,8 @@ pub struct Machine {
     /// What other threads of the host do, which run while the guest waits.
     others: Mutex<Vec<Work>>,
     paused: AtomicBool,
+    hypercalls: AtomicU64,
+    waits: AtomicU64,
     /// The vector by which the guest takes calls of hypervisors.
     pub upcall_vector: Option<u8>,
     /// What the processor calls its hypercall instruction.
@@ -64,6 +66,8 @@ impl Machine {
             free_pages: Mutex::default(),
             others: Mutex::default(),
             paused: AtomicBool::new(false),
+            hypercalls: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
             upcall_vector: None,
             vmmcall: false,
         }
@@ -104,6 +108,16 @@ impl Machine {
         self.next_page.load(Ordering::Relaxed) / PAGE - 1 - free as u64
     }
 
+    /// Hypercalls so far.
+    pub fn hypercalls(&self) -> u64 {
+        self.hypercalls.load(Ordering::Relaxed)
+    }
+
+    /// How often the guest has waited.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
+    }
+
     /// A hypercall whose structure is copied to the guest's first page and back.
     fn exchange(&self, vmmcall: bool, registers: &mut Registers, bytes: &mut [u8]) -> Result<(), HalError> {
         self.memory.write_slice(bytes, GuestAddress(EXCHANGE)).map_err(|_| HalError::Fault)?;
@@ -112,6 +126,7 @@ impl Machine {
     }
 
     fn hypercall(&self, vmmcall: bool, registers: &mut Registers) -> Result<Registers, HalError> {
+        self.hypercalls.fetch_add(1, Ordering::Relaxed);
         let mut call = Hypercall { gpr: gpr(registers), long_mode: true, vmmcall, ..Hypercall::default() };
         if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
             return Err(HalError::Fault);
@@ -164,6 +179,7 @@ impl Hal for Machine {
     }
 
     fn wait_until(&self, deadline: Nanos) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
         self.clock.advance_to(deadline);
         self.timers.run_due();
         self.let_others_run();

@@ -9,6 +9,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use ::devices::MachineEvents;
+use ::devices::interrupts::InterruptRouter;
 use dialects::hyperv::{Crash, Machine};
 
 use crate::kv::printable;
@@ -25,18 +26,23 @@ pub const NOT_ON_KVM: &str =
 pub struct Ending {
     events: Arc<dyn MachineEvents>,
     sender: EventSender,
+    interrupts: Arc<InterruptRouter>,
 }
 
 impl Ending {
     /// A machine that ends by `events`; what its guest says goes to `sender`.
-    pub fn new(events: Arc<dyn MachineEvents>, sender: EventSender) -> Ending {
-        Ending { events, sender }
+    pub fn new(events: Arc<dyn MachineEvents>, sender: EventSender, interrupts: Arc<InterruptRouter>) -> Ending {
+        Ending { events, sender, interrupts }
     }
 }
 
 impl Machine for Ending {
     fn reset(&self) {
         self.events.reset();
+    }
+
+    fn end_of_interrupt(&self, vector: u8) {
+        self.interrupts.end_of_interrupt(vector);
     }
 
     fn crashed(&self, crash: &Crash) {

@@ -1,6 +1,7 @@
 //! Xen: the domain against `dialects::xen` and `xenstore`, as `vmd` puts these together, with the host's threads taking turns with the guest.
 
 mod disk;
+mod negotiation;
 mod net;
 mod store;
 
