@@ -204,6 +204,9 @@ impl Board {
             Some(xen) => Some(xen_domain(config, &parts, xen)?),
             None => None,
         };
+        if let Some(dialect) = parts.paravirtual.hyperv.as_ref().filter(|_| config.testdev) {
+            dialect.add_test_device();
+        }
         let hyperv = match &parts.paravirtual.hyperv {
             Some(dialect) => Some(hyperv_devices(&parts, dialect, memory, timers)?),
             None => None,
