@@ -65,7 +65,10 @@ impl Rig {
     /// A channel that is open, and nothing said.
     fn open() -> Rig {
         let mut driver = Driver::new();
-        let card = Card { card: Netvsc::new(Guid::from_u128(9), MAC, true), wire: MemoryWire::default() };
+        let card = Card {
+            card: Netvsc::new(Guid::from_u128(9), MAC, Abilities { offloads: true, long_packets: false }),
+            wire: MemoryWire::default(),
+        };
         let mut device = driver.guest.bus.attach(card, std::sync::Arc::new(|| {}));
         let relid = driver.guest.connect()[0].relid.get();
         let front = driver.open(relid);
