@@ -24,7 +24,7 @@ use pattern::{BLOCK, block, place};
 use tempfile::TempDir;
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Frontends, and somebody who does what he reads at the serial port.
 const INIT: &str = "export PATH=/bin
