@@ -42,6 +42,15 @@ pub trait Network {
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>>;
 }
 
+/// What a network does for a card.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// It makes checksums and cuts TCP packets, as their headers say.
+    pub offloads: bool,
+    /// It takes TCP packets that are longer than the MTU as they are.
+    pub long_packets: bool,
+}
+
 /// What a guest can do itself with a received packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offloads {
