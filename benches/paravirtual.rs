@@ -21,6 +21,8 @@ mod measure;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -42,10 +44,13 @@ struct Bus {
 
 const VIRTIO: Bus = Bus { name: "virtio", dialect: "", option: "", disk: "/dev/vda", driver: "virtio_net" };
 /// Those that are compared with it.
-const DIALECTS: [Bus; 1] = [Bus { name: "xen", dialect: "xen", option: ",bus=xen", disk: "/dev/xvda", driver: "vif" }];
+const DIALECTS: [Bus; 2] = [
+    Bus { name: "xen", dialect: "xen", option: ",bus=xen", disk: "/dev/xvda", driver: "vif" },
+    Bus { name: "hyperv", dialect: "hyperv", option: ",bus=hyperv", disk: "/dev/sda", driver: "hv_netvsc" },
+];
 /// In the order of their needs; a guest has those of its RAM disk.
 const MODULES: &str = "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net \
-                       xen-blkfront xen-netfront";
+                       xen-blkfront xen-netfront hv_vmbus scsi_common scsi_mod scsi_transport_fc sd_mod hv_storvsc hv_netvsc";
 
 /// What is measured: a name, and the arguments of `traffic`.
 const DISK: [(&str, &str); 5] = [
@@ -91,11 +96,9 @@ fn main() {
     let image = archive(work.path(), &[&VIRTIO], rounds, port);
     let mut ours = vmctl(&image);
     ours.args(["--nic", "user", "--disk"]).arg(&first);
-    let socket = work.path().join("passt");
-    let passt = Passt::start(&socket);
-    let theirs = qemu(&image, &first, &socket);
-    let (ours, theirs) = (results(ours), results(theirs));
-    drop(passt);
+    let ours = results(ours);
+    let passt = Passt::start();
+    let theirs = results(qemu(&image, &first, &passt));
     report(&ours, VIRTIO.name, &theirs, "qemu");
 }
 
@@ -106,35 +109,37 @@ fn vmctl(initrd: &Path) -> Command {
     command
 }
 
-fn qemu(initrd: &Path, disk: &Path, socket: &Path) -> Command {
+fn qemu(initrd: &Path, disk: &Path, network: &Passt) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", "512", "-smp", "1", "-nographic", "-no-reboot"]);
     command.arg("-drive").arg(format!("file={},if=virtio,format=raw", disk.display()));
-    command.arg("-netdev").arg(format!("stream,id=net,server=off,addr.type=unix,addr.path={}", socket.display()));
+    command.arg("-netdev").arg(format!("stream,id=net,addr.type=fd,addr.str={}", network.socket.as_raw_fd()));
     command.args(["-device", "virtio-net-pci,netdev=net", "-append", "console=ttyS0 quiet panic=-1"]);
     command.arg("-kernel").arg(guest("vmlinuz")).arg("-initrd").arg(initrd);
     command
 }
 
 /// The network that `vmctl` has by `--nic user`, for QEMU.
-struct Passt(Child);
+struct Passt {
+    process: Child,
+    /// The other end of its socket, which a child inherits.
+    socket: UnixStream,
+}
 
 impl Passt {
-    fn start(socket: &Path) -> Passt {
+    fn start() -> Passt {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty()).unwrap();
         let mut command = Command::new("passt");
-        command.args(["--foreground", "--quiet", "--socket"]).arg(socket).stdin(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("passt");
-        while !socket.exists() {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Passt(child)
+        command.args(["--foreground", "--quiet", "--fd", "0"]).stdin(OwnedFd::from(theirs)).stderr(Stdio::null());
+        Passt { process: command.spawn().expect("passt"), socket: ours }
     }
 }
 
 impl Drop for Passt {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -176,7 +181,7 @@ tell() {{ echo \"RESULT $1,$2,$(traffic $3)\"; }}
                 echo ${router%% *} > /gateway\n";
     own.file("bin/dhcp", 0o755, dhcp.as_bytes());
     own.script(&script);
-    initrd_with(directory, &["initrd-root.gz", "initrd-xen.gz"], &own.finish())
+    initrd_with(directory, &["initrd-root.gz", "initrd-xen.gz", "initrd-hyperv.gz"], &own.finish())
 }
 
 /// Boots the machine to its end; what its guest has measured.

@@ -14,7 +14,7 @@ mod shell;
 use std::fs::File;
 use std::time::Duration;
 
-use common::{Selftest, debian, run_host, sum};
+use common::{Selftest, debian, run_host, serve, sum};
 use shell::{Guest, Kind, PATIENCE, write_pattern};
 
 /// A whole Debian with systemd.
@@ -128,4 +128,36 @@ fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
     guest.vmctl(&["nic", "rm", "nic0"]);
     guest.shell("until [ ! -e /sys/class/net/eth0 ]; do usleep 50000; done");
     assert_eq!(guest.vmctl(&["nic", "ls"]), "");
+}
+
+/// What udhcpc calls when there is a lease.
+const LEASE: &str = r#"printf '#!/bin/busybox sh\n[ $1 = bound ] || exit 0\nifconfig $interface $ip netmask $subnet\nroute add default gw $router\necho $router > /gateway\n' > /bin/lease; chmod +x /bin/lease"#;
+
+#[test]
+fn offloads_and_channels_are_there_and_data_is_whole_with_and_without() {
+    let kind = Kind { initrd: "initrd-hyperv-daemons.gz", ..HYPERV };
+    let mut guest = Guest::start(&kind, &["--nic", "user,bus=hyperv"]);
+    let features = guest.shell("ethtool -k eth0");
+    for feature in [
+        "rx-checksumming: on",
+        "tx-checksum-ipv4: on",
+        "tx-checksum-ipv6: on",
+        "scatter-gather: on",
+        "rx-vlan-offload: on",
+        "tx-vlan-offload: on",
+    ] {
+        assert!(features.contains(feature), "{feature}: {features}");
+    }
+    // As many as processors.
+    let channels = guest.shell("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '");
+    assert_eq!(channels, "4 2");
+
+    write_pattern(&guest.path("body"), 1 << 20);
+    let port = serve(std::fs::read(guest.path("body")).unwrap());
+    guest.shell(LEASE);
+    guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/lease");
+    for settings in ["tx on rx on", "tso off", "tx off rx off"] {
+        let got = guest.shell(&format!("ethtool -K eth0 {settings}; wget -q -T 20 -O - http://$(cat /gateway):{port}/ | sha256sum"));
+        assert!(got.contains(&sum(&guest.path("body"))), "{settings}: {got}");
+    }
 }

@@ -70,6 +70,11 @@ pub trait NetBackend: Send {
         let _ = offloads;
         Ok(())
     }
+
+    /// Whether TCP packets that are longer than the MTU, complete and not cut, are taken all the same.
+    fn takes_long_packets(&self) -> bool {
+        false
+    }
 }
 
 /// What a guest can do itself with a received packet.

@@ -3,6 +3,7 @@
 mod hypercalls;
 mod interrupts;
 mod platform;
+mod testdev;
 
 use std::time::Duration;
 

@@ -29,7 +29,7 @@ use self::control::Adapter;
 use self::nvsp::Message;
 use self::transmit::{Progress, Transmitter};
 use super::vmbus::{BrokenRing, Channel, Kind, Offer, Outgoing, Packet, PacketBuf};
-use crate::network::{BUDGET, MAX_FRAME, MAX_PACKET, Network, Offloads, Worked, flow};
+use crate::network::{Abilities, BUDGET, MAX_FRAME, MAX_PACKET, Network, Offloads, Worked, flow};
 
 /// Most subchannels.
 const MAX_SUBCHANNELS: u16 = 3;
@@ -82,16 +82,16 @@ impl Queue {
 }
 
 impl Netvsc {
-    /// A card of this name and address; `has_offloads`: checksums and segmentation can be left to the network.
-    pub fn new(instance: Guid, address: [u8; 6], has_offloads: bool) -> Netvsc {
+    /// A card of this name and address; `network` is what the network does for it.
+    pub fn new(instance: Guid, address: [u8; 6], network: Abilities) -> Netvsc {
         Netvsc {
             instance,
-            adapter: Adapter::new(address, has_offloads, u32::from(MAX_SUBCHANNELS) + 1, DEFAULT_MTU),
+            adapter: Adapter::new(address, network.offloads || network.long_packets, u32::from(MAX_SUBCHANNELS) + 1, DEFAULT_MTU),
             channels: Vec::new(),
             version: None,
             send: None,
             receive: None,
-            transmitter: Transmitter::new(has_offloads),
+            transmitter: Transmitter::new(network),
             transmitting: None,
             answers: VecDeque::new(),
             received: vec![0; MAX_PACKET].into_boxed_slice(),

@@ -44,12 +44,20 @@ impl<'a> GuestRange<'a> {
         GuestRange::new(len, self.offset.checked_add(at)?, self.pfns)
     }
 
-    /// All bytes, a piece for each page.
+    /// All bytes, a piece for each run of pages that lie together.
     ///
     /// # Errors
     /// [`NotMemory`].
     pub fn slices<'m>(&self, memory: &'m GuestMemory) -> Result<Vec<GuestSlice<'m>>, NotMemory> {
-        self.pieces().map(|(gpa, len)| memory.get_slice(gpa, len).map_err(|_| NotMemory)).collect()
+        let mut runs: Vec<(GuestAddress, usize)> = Vec::new();
+        for (gpa, len) in self.pieces() {
+            match runs.last_mut() {
+                Some((start, run)) if start.0.checked_add(*run as u64) == Some(gpa.0) => *run += len,
+                _ => runs.push((gpa, len)),
+            }
+        }
+        // A run may go on in the next region of memory.
+        runs.into_iter().flat_map(|(gpa, len)| memory.get_slices(gpa, len)).map(|slice| slice.map_err(|_| NotMemory)).collect()
     }
 
     /// Copies the first bytes of guest memory into `bytes`.
@@ -121,6 +129,14 @@ mod tests {
         assert_eq!(&bytes, b"89abcdef");
         let slices = range.slices(&memory).unwrap();
         assert_eq!(slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(), [0x10, 0xff0]);
+    }
+
+    #[test]
+    fn pages_that_lie_together_are_one_piece() {
+        let memory = vmm::memory::map(&[(0, 0x2000), (0x2000, 0x2000)]).unwrap();
+        let pfns = [0, 1, 2, 0].map(U64::new);
+        let slices = GuestRange::new(0x3f00, 0x100, &pfns).unwrap().slices(&memory).unwrap();
+        assert_eq!(slices.iter().map(|slice| slice.len()).collect::<Vec<_>>(), [0x1f00, 0x1000, 0x1000]);
     }
 
     #[test]

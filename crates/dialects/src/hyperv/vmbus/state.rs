@@ -158,7 +158,7 @@ impl State {
         match kind {
             message::REQUEST_OFFERS => self.request_offers(),
             message::GPADL_HEADER => {
-                let verdict = self.gpadls.begin(&self.memory, bytes);
+                let verdict = self.gpadls.begin(&self.memory, bytes, |relid| self.channels.contains_key(&relid));
                 self.gpadl_created(verdict);
             }
             message::GPADL_BODY => {
