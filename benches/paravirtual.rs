@@ -44,10 +44,13 @@ struct Bus {
 
 const VIRTIO: Bus = Bus { name: "virtio", dialect: "", option: "", disk: "/dev/vda", driver: "virtio_net" };
 /// Those that are compared with it.
-const DIALECTS: [Bus; 1] = [Bus { name: "xen", dialect: "xen", option: ",bus=xen", disk: "/dev/xvda", driver: "vif" }];
+const DIALECTS: [Bus; 2] = [
+    Bus { name: "xen", dialect: "xen", option: ",bus=xen", disk: "/dev/xvda", driver: "vif" },
+    Bus { name: "hyperv", dialect: "hyperv", option: ",bus=hyperv", disk: "/dev/sda", driver: "hv_netvsc" },
+];
 /// In the order of their needs; a guest has those of its RAM disk.
 const MODULES: &str = "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net \
-                       xen-blkfront xen-netfront";
+                       xen-blkfront xen-netfront hv_vmbus scsi_common scsi_mod scsi_transport_fc sd_mod hv_storvsc hv_netvsc";
 
 /// What is measured: a name, and the arguments of `traffic`.
 const DISK: [(&str, &str); 5] = [
@@ -189,7 +192,7 @@ tell() {{ echo \"RESULT $1,$2,$(traffic $3)\"; }}
                 echo ${router%% *} > /gateway\n";
     own.file("bin/dhcp", 0o755, dhcp.as_bytes());
     own.script(&script);
-    initrd_with(directory, &["initrd-root.gz", "initrd-xen.gz"], &own.finish())
+    initrd_with(directory, &["initrd-root.gz", "initrd-xen.gz", "initrd-hyperv.gz"], &own.finish())
 }
 
 /// Boots the machine to its end; what its guest has measured.

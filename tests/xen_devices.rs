@@ -11,101 +11,23 @@ mod common;
 mod initrd;
 #[path = "common/guest/pattern.rs"]
 mod pattern;
+#[path = "common/shell.rs"]
+mod shell;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
-use common::{Machine, Run, guest, guest_program, initrd_with, run, run_host, sum};
-use initrd::Initrd;
+use common::{Run, run_host, sum};
 use pattern::{BLOCK, block, place};
-use tempfile::TempDir;
+use shell::{Guest, Kind, PATIENCE, write_pattern};
 
-/// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(300);
-
-/// Frontends, and somebody who does what he reads at the serial port.
-const INIT: &str = "export PATH=/bin
-busybox mount -t proc proc /proc
-busybox --install -s /bin
-mkdir -p /sbin
-printf '#!/bin/busybox sh\n/bin/busybox poweroff -f\n' > /sbin/poweroff
-chmod +x /sbin/poweroff
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for m in xen-blkfront xen-netfront; do insmod /lib/modules/$m.ko; done
-stty -echo
-echo READY
-while read -r line; do eval \"$line\"; done";
-
-/// A guest with a shell, and its control socket.
-struct Guest {
-    machine: Machine,
-    work: TempDir,
-}
-
-impl Guest {
-    fn start(more: &[&str]) -> Guest {
-        let work = tempfile::tempdir_in(guest("")).unwrap();
-        let mut own = Initrd::default();
-        own.file("bin/traffic", 0o755, &guest_program("traffic"));
-        own.script(INIT);
-        let image = initrd_with(work.path(), &["initrd-xen.gz"], &own.finish());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
-        command.args(["run", "--dialect", "xen", "--cpus", "2", "--cmdline", "console=ttyS0 quiet panic=-1"]).args(more);
-        command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(image).arg("--control").arg(work.path().join("control"));
-        let mut machine = Machine::start(command);
-        machine.wait_for("READY", PATIENCE);
-        Guest { machine, work }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.work.path().join(name)
-    }
-
-    /// Lets the guest's shell run `line`; what it prints.
-    #[track_caller]
-    fn shell(&mut self, line: &str) -> String {
-        self.machine.type_line(&format!("{line}; echo END$((1+1))"));
-        let output = self.machine.wait_for("END2", PATIENCE);
-        output.trim_end_matches("END2").trim().to_owned()
-    }
-
-    /// `vmctl` on the machine; what it prints.
-    #[track_caller]
-    fn vmctl(&self, arguments: &[&str]) -> String {
-        let run = self.try_vmctl(arguments);
-        assert_eq!(run.status, Some(0), "{arguments:?}: {run}");
-        run.output.trim().to_owned()
-    }
-
-    fn try_vmctl(&self, arguments: &[&str]) -> Run {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
-        command.args(arguments).arg("--control").arg(self.path("control")).current_dir(self.work.path());
-        run(command, PATIENCE)
-    }
-
-    #[track_caller]
-    fn until(&self, what: &str, is_so: impl Fn(&Guest) -> bool) {
-        let until = Instant::now() + PATIENCE;
-        while !is_so(self) {
-            assert!(Instant::now() < until, "{what}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-/// A file of `length` bytes that are no zeroes.
-fn write_pattern(path: &Path, length: u64) {
-    let words = 0..(length / 4) as u32;
-    std::fs::write(path, words.flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes()).collect::<Vec<u8>>()).unwrap();
-}
+/// Frontends.
+const XEN: Kind = Kind { dialect: "xen", initrd: "initrd-xen.gz", modules: "xen-blkfront xen-netfront" };
 
 #[test]
 fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
-    let mut guest = Guest::start(&[]);
+    let mut guest = Guest::start(&XEN, &[]);
     write_pattern(&guest.path("first.raw"), 4 << 20);
     File::create(guest.path("second.raw")).unwrap().set_len(4 << 20).unwrap();
     // A name that says nothing of directories is the caller's, not the machine's.
@@ -144,7 +66,7 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
 
 #[test]
 fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
-    let mut guest = Guest::start(&[]);
+    let mut guest = Guest::start(&XEN, &[]);
     assert_eq!(guest.vmctl(&["nic", "add", "user,bus=xen,mac=52:54:00:00:00:07"]), "nic0");
     assert_eq!(
         guest.shell("until [ -e /sys/class/net/eth0 ]; do usleep 50000; done; cat /sys/class/net/eth0/address"),
@@ -162,7 +84,7 @@ const BLOCKS: u64 = 1 << 18;
 
 /// A machine whose guest writes and flushes until it has said that block `enough` is flushed.
 fn writing(image: &Path, enough: u64) -> Guest {
-    let mut guest = Guest::start(&["--disk", &format!("{},bus=xen", image.display())]);
+    let mut guest = Guest::start(&XEN, &["--disk", &format!("{},bus=xen", image.display())]);
     guest.machine.type_line(&format!("until [ -b /dev/xvda ]; do usleep 50000; done; traffic flush /dev/xvda {BLOCKS}"));
     guest.machine.wait_for(&format!("FLUSHED {enough}."), PATIENCE);
     guest
@@ -217,7 +139,7 @@ fn disk_has_what_was_written_after_heavy_writing() {
     let image = work.path().join("disk.raw");
     let blocks = HEAVY / BLOCK as u64;
     File::create(&image).unwrap().set_len(HEAVY).unwrap();
-    let mut guest = Guest::start(&["--disk", &format!("{},bus=xen", image.display())]);
+    let mut guest = Guest::start(&XEN, &["--disk", &format!("{},bus=xen", image.display())]);
     let written =
         guest.shell(&format!("until [ -b /dev/xvda ]; do usleep 50000; done; traffic fill /dev/xvda {blocks} 4; sha256sum /dev/xvda"));
     assert!(written.contains("FILLED"), "{written}");
@@ -235,7 +157,7 @@ fn guest_goes_on_after_a_suspend_that_is_refused() {
     let work = tempfile::tempdir().unwrap();
     let image = work.path().join("disk.raw");
     write_pattern(&image, 1 << 20);
-    let mut guest = Guest::start(&["--disk", &format!("{},bus=xen", image.display())]);
+    let mut guest = Guest::start(&XEN, &["--disk", &format!("{},bus=xen", image.display())]);
     guest.shell("until [ -b /dev/xvda ]; do usleep 50000; done");
     guest.vmctl(&["kv", "set", "control/shutdown", "suspend"]);
     guest.until("the request is taken back", |guest| guest.vmctl(&["kv", "get", "/local/domain/1/control/shutdown"]).is_empty());

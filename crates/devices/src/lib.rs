@@ -63,6 +63,8 @@ pub enum DeviceBus {
     Virtio,
     /// A Xen backend; needs the Xen dialect.
     Xen,
+    /// A device on Hyper-V's VMBus; needs the Hyper-V dialect.
+    Hyperv,
 }
 
 impl std::fmt::Display for DeviceBus {
@@ -70,6 +72,7 @@ impl std::fmt::Display for DeviceBus {
         f.write_str(match self {
             DeviceBus::Virtio => "virtio",
             DeviceBus::Xen => "xen",
+            DeviceBus::Hyperv => "hyperv",
         })
     }
 }
@@ -81,7 +84,8 @@ impl std::str::FromStr for DeviceBus {
         match text {
             "virtio" => Ok(DeviceBus::Virtio),
             "xen" => Ok(DeviceBus::Xen),
-            _ => Err(format!("unknown bus '{text}'; there are virtio and xen")),
+            "hyperv" => Ok(DeviceBus::Hyperv),
+            _ => Err(format!("unknown bus '{text}'; there are virtio, xen and hyperv")),
         }
     }
 }

@@ -50,6 +50,10 @@ pub enum Command {
     Status(StatusArguments),
     /// Ask the guest of a running machine to take the host's time of day.
     Sync(SyncArguments),
+    /// Bring the file systems of a running machine to rest, so that its disks can be copied as they are.
+    Freeze(RestArguments),
+    /// Let the file systems of a running machine go on.
+    Thaw(RestArguments),
 }
 
 /// Which machine.
@@ -183,7 +187,7 @@ Exit status: 0 when the guest was asked and, with --wait, has obeyed; 1 for erro
 pub struct StopArguments {
     #[command(flatten)]
     pub machine: MachineArguments,
-    /// Who asks the guest: auto, acpi, vmware, openbsd or xen.
+    /// Who asks the guest: auto, acpi, vmware, openbsd, xen or hyperv.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub via: Via,
     /// Reboot instead of shutting down.
@@ -212,9 +216,21 @@ pub struct StatusArguments {
 pub struct SyncArguments {
     #[command(flatten)]
     pub machine: MachineArguments,
-    /// Who asks the guest: auto, vmware, openbsd or xen.
+    /// Who asks the guest: auto, vmware, openbsd or hyperv.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub via: Via,
+}
+
+/// Options of `vmctl freeze` and `vmctl thaw`.
+#[derive(Args)]
+#[command(after_help = "\
+Exit status: 0 when it is done, 1 for errors, 4 when the time ran out.")]
+pub struct RestArguments {
+    #[command(flatten)]
+    pub machine: MachineArguments,
+    /// Wait so many seconds at most for the guest to do it.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, allow_hyphen_values = true)]
+    pub wait: Duration,
 }
 
 /// A time from 0 to a year, with fractions.
@@ -259,17 +275,17 @@ pub struct RunArguments {
     /// Processors, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     pub cpus: u32,
-    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]. Repeatable.
+    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen|hyperv][,dvd]. Repeatable.
     #[arg(long, value_name = "DISK", action = ArgAction::Append)]
     pub disk: Vec<DiskSpec>,
-    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,bus=virtio|xen][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
+    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,bus=virtio|xen|hyperv][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
     #[arg(long, value_name = "NIC", action = ArgAction::Append)]
     pub nic: Vec<NicSpec>,
     /// What executes the processors: auto, kvm or soft.
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendChoice,
-    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen;
-    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, all.
+    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen, hyperv;
+    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, hyperv, hyperv+vmware, all.
     /// The default is kvm, and all for the embedded guest.
     #[arg(long, value_name = "LIST")]
     pub dialect: Option<DialectList>,
@@ -282,7 +298,7 @@ pub struct RunArguments {
     /// When the machine has ended, write all its keys into FILE as one JSON object.
     #[arg(long, value_name = "FILE")]
     pub kv_out: Option<PathBuf>,
-    /// A socket for vmctl kv, disk, nic, stop, status and sync.
+    /// A socket for vmctl kv, disk, nic, stop, status, sync, freeze and thaw.
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
     /// A socket at which the machine's store is offered to XenStore's own clients.
@@ -303,7 +319,7 @@ pub struct RunArguments {
     /// A write to port 0xf4 ends the machine with status (value << 1) | 1.
     #[arg(long)]
     pub debug_exit: bool,
-    /// The ports of QEMU's pc-testdev.
+    /// The ports of QEMU's pc-testdev, and with Hyper-V's dialect of hyperv-testdev.
     #[arg(long)]
     pub testdev: bool,
     /// At the end, print exits by kind, instructions and speed.

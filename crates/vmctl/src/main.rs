@@ -4,7 +4,7 @@
 //!   vmctl                          a small guest that shows what it finds
 //!   vmctl run  --kernel FILE ...   one machine in the foreground, serial on this terminal
 //!   vmctl host                     what this machine can do
-//!   vmctl kv, disk, nic, stop, status, sync   a running machine, through its control socket
+//!   vmctl kv, disk, nic, stop, status, sync, freeze, thaw   a running machine, through its control socket
 //! ```
 //!
 //! Everything said to people goes to standard error; standard output belongs to the guest's serial port.
@@ -55,6 +55,8 @@ fn main() -> ExitCode {
         Some(args::Command::Stop(arguments)) => power::stop(&arguments),
         Some(args::Command::Status(arguments)) => power::show(&arguments),
         Some(args::Command::Sync(arguments)) => power::sync(&arguments),
+        Some(args::Command::Freeze(arguments)) => power::freeze(&arguments),
+        Some(args::Command::Thaw(arguments)) => power::thaw(&arguments),
     };
     terminal::restore();
     match done {

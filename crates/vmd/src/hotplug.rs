@@ -1,7 +1,7 @@
 //! Devices that come and go while the machine runs: what a bus does for that ([`Slots`]), and what is known of a device in it ([`Plugged`]).
 //!
 //! ```text
-//!   vmctl disk add, nic rm ... ── Inventory ──plug──> Slots of a bus      (the Xen domain: nodes in XenStore, a thread a device)
+//!   vmctl disk add, nic rm ... ── Inventory ──plug──> Slots of a bus      (the Xen domain, VMBus)
 //!                                     │  <──────────── Plugged
 //!                                     ├──ask_back, pull──> Plugged
 //!                                     <──Gone────────── when the guest has let go
@@ -26,6 +26,8 @@ use crate::power::PowerError;
 pub enum Device {
     /// A disk.
     Disk(Arc<dyn Disk>),
+    /// A drive with a DVD in it.
+    Dvd(Arc<dyn Disk>),
     /// A card of this address.
     Nic(Mac, Box<dyn NetBackend>),
 }
@@ -102,7 +104,7 @@ pub enum PlugError {
     #[error("{0}")]
     Syntax(String),
     /// The bus.
-    #[error("a running machine takes and gives back only devices with bus=xen, and this one has bus={0}")]
+    #[error("a running machine takes and gives back only devices with bus=xen or bus=hyperv, and this one has bus={0}")]
     Fixed(DeviceBus),
     /// The bus is not there.
     #[error("bus={0}: the machine was started without --dialect {0}")]

@@ -57,8 +57,18 @@ pub struct InstalledDisk {
     pub name: String,
     /// By which bus the guest finds it.
     pub bus: DeviceBus,
+    /// The guest finds a drive with a DVD in it.
+    pub dvd: bool,
     /// The image, open and locked.
     pub image: Arc<dyn Disk>,
+}
+
+impl InstalledDisk {
+    /// The disk, to be plugged in.
+    pub fn device(&self) -> Device {
+        let image = Arc::clone(&self.image);
+        if self.dvd { Device::Dvd(image) } else { Device::Disk(image) }
+    }
 }
 
 /// A card for the board.
@@ -185,7 +195,7 @@ impl Inventory {
     pub fn add_disk(self: &Arc<Inventory>, machine: &Running, spec: &DiskSpec) -> Result<DeviceStatus, PlugError> {
         let slots = machine.board.slots(spec.bus)?;
         let disk = self.new_disk(spec, block::open(spec)?);
-        let plugged = slots.plug(Device::Disk(Arc::clone(&disk.image)), self.gone(&disk.name))?;
+        let plugged = slots.plug(disk.device(), self.gone(&disk.name))?;
         Ok(self.insert(Item::Disk(disk), spec.to_string(), Some(plugged)))
     }
 
@@ -247,7 +257,7 @@ impl Inventory {
     fn new_disk(&self, spec: &DiskSpec, image: Arc<dyn Disk>) -> InstalledDisk {
         let mut contents = self.lock();
         contents.disks += 1;
-        InstalledDisk { name: format!("disk{}", contents.disks - 1), bus: spec.bus, image }
+        InstalledDisk { name: format!("disk{}", contents.disks - 1), bus: spec.bus, dvd: spec.dvd, image }
     }
 
     fn new_nic(&self, spec: &NicSpec) -> InstalledNic {

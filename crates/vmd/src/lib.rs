@@ -14,6 +14,7 @@ pub mod control;
 pub mod fw_cfg;
 pub mod host;
 pub mod hotplug;
+pub mod hyperv;
 mod image;
 pub mod inventory;
 pub mod kv;

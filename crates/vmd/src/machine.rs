@@ -123,6 +123,8 @@ pub enum Event {
     End(Outcome),
     /// The backend cannot go on.
     Failed(VmmError),
+    /// The guest has something to say to people.
+    Said(String),
 }
 
 /// Where events go; cheap to clone.
@@ -168,12 +170,13 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
         };
         let mut machine = Machine::assemble(config, identity, &image, &vmm, control, say)?;
         drop(image);
-        let event = machine.run(control);
+        let event = machine.run(control, say);
         machine.take_down(&mut stats);
         match event {
             Event::End(Outcome::Reset) if config.reboot => stats.add_reboot(),
             Event::End(outcome) => break outcome,
             Event::Failed(error) => return Err(error.into()),
+            Event::Said(_) => {}
         }
     };
     stats.set_wall(started.elapsed());
@@ -293,7 +296,7 @@ impl Machine {
             _ => Start::Kernel,
         };
         let parts =
-            Parts { store: control.store().shared(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
+            Parts { store: control.store(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
@@ -328,7 +331,7 @@ impl Machine {
     }
 
     /// Starts the processors and waits for the event that ends the machine.
-    fn run(&mut self, control: &Control) -> Event {
+    fn run(&mut self, control: &Control, say: &dyn Fn(&str)) -> Event {
         for cpu in 0..self.cpus {
             let processor = Processor {
                 vmm: Arc::clone(&self.vmm),
@@ -347,7 +350,13 @@ impl Machine {
                 }
             }
         }
-        let event = self.events.recv().unwrap_or(Event::End(Outcome::Stopped));
+        let event = loop {
+            match self.events.recv() {
+                Ok(Event::Said(text)) => say(&text),
+                Ok(event) => break event,
+                Err(_) => break Event::End(Outcome::Stopped),
+            }
+        };
         control.detach();
         event
     }

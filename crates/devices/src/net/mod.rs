@@ -70,6 +70,11 @@ pub trait NetBackend: Send {
         let _ = offloads;
         Ok(())
     }
+
+    /// Whether TCP packets that are longer than the MTU, complete and not cut, are taken all the same.
+    fn takes_long_packets(&self) -> bool {
+        false
+    }
 }
 
 /// What a guest can do itself with a received packet.
@@ -163,7 +168,7 @@ pub struct NicSpec {
 impl FromStr for NicSpec {
     type Err = String;
 
-    /// `user|tap:NAME|none[,mac=MAC][,bus=virtio|xen][,forward=tcp|udp:HOSTPORT:GUESTPORT]...`
+    /// `user|tap:NAME|none[,mac=MAC][,bus=virtio|xen|hyperv][,forward=tcp|udp:HOSTPORT:GUESTPORT]...`
     fn from_str(text: &str) -> Result<NicSpec, String> {
         let mut words = text.split(',');
         let mut network = match words.next().unwrap_or_default() {
@@ -183,7 +188,7 @@ impl FromStr for NicSpec {
                 (Some(("forward", _)), _) => return Err("forward= goes with --nic user only".into()),
                 _ => {
                     return Err(format!(
-                        "unknown network option '{word}'; there are mac=MAC, bus=virtio|xen and forward=tcp|udp:HOSTPORT:GUESTPORT"
+                        "unknown network option '{word}'; there are mac=MAC, bus=virtio|xen|hyperv and forward=tcp|udp:HOSTPORT:GUESTPORT"
                     ));
                 }
             }

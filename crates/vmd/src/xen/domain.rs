@@ -72,7 +72,7 @@ impl Domain {
         let word = match wish {
             Wish::Shutdown => "poweroff",
             Wish::Reboot => "reboot",
-            Wish::SetClock => return Err(PowerError::NoWord(wish)),
+            _ => return Err(PowerError::NoWord(wish)),
         };
         let obeys = self.host.read(&format!("{HOME}/control/feature-{word}")).is_ok_and(|value| value == b"1");
         if !obeys {
@@ -124,6 +124,7 @@ impl Slots for Domain {
                 let keys = disk::keys(&names, image.as_ref());
                 XenDevice::new(&self.xen, &self.host, names, &keys, gone, move |slot| disk::serve(slot, image))?
             }
+            Device::Dvd(_) => return Err(std::io::Error::other("Xen's frontends have no DVD drives")),
             Device::Nic(mac, network) => {
                 let names = self.free(nic::places())?;
                 let keys = nic::keys(&names, mac);
