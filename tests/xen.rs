@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Run, copy_sparse, debian, guest, run, run_host, serve, sum};
+use common::{Machine, Run, Selftest, copy_sparse, debian, guest, initrd_with, run};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -37,27 +37,12 @@ fn linux_of_hvm_kind_takes_clock_events_and_console_from_xen() {
 
 #[test]
 fn linux_of_hvm_kind_runs_from_xvda_and_fetches_over_its_netfront() {
-    let work = tempfile::tempdir_in(guest("")).unwrap();
-    let disk = work.path().join("disk.raw");
-    copy_sparse(&guest("debian.raw"), &disk);
-    let body: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    std::fs::write(work.path().join("body"), &body).unwrap();
-    let port = serve(body);
-
-    let disk_option = format!("{},bus=xen", disk.display());
-    let cmdline = format!("test=xenroot cloud-init=disabled selftest selftest_url=http://GATEWAY:{port}/body");
-    let options = ["--dialect", "xen", "--cpus", "2", "--disk", &disk_option, "--nic", "user,bus=xen"];
-    let run = debian("initrd-xen.gz", &cmdline, &options, SYSTEM_PATIENCE);
+    let selftest = Selftest::new();
+    let disk = format!("{},bus=xen", selftest.disk().display());
+    let options = ["--dialect", "xen", "--cpus", "2", "--disk", &disk, "--nic", "user,bus=xen"];
+    let run = debian("initrd-xen.gz", &selftest.cmdline("xenroot"), &options, SYSTEM_PATIENCE);
     run.expect(&["Xen HVM", "XEN vbd-51712 Connected", "XEN vif-0 Connected", "(xvda): mounted filesystem", "SELFTEST END", "Power down"]);
-
-    assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
-    assert_eq!(run.value("SELFTEST HTTP"), sum(&work.path().join("body")), "{run}");
-    // The host reads the guest's file out of the image, after a check that the file system is whole.
-    let check = run_host("e2fsck", &["-fn", disk.to_str().unwrap()]);
-    assert_eq!(check.status, Some(0), "{check}");
-    let blob = work.path().join("blob");
-    run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), disk.to_str().unwrap()]);
-    assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
+    selftest.check(&run);
 }
 
 #[test]
@@ -96,14 +81,10 @@ xenstore-write vm-data/said 'of the guest' data/reported 1
 fn keys_of_the_host_are_xenstores_in_the_guest_and_the_other_way_round() {
     let work = tempfile::tempdir().unwrap();
     let path = |name: &str| work.path().join(name);
-    let (image, socket, store_socket, out) = (path("initrd"), path("control"), path("xenstored"), path("store.json"));
-    let mut bytes = std::fs::read(guest("initrd-dom0.gz")).unwrap();
-    // An archive begins at a multiple of four; our /init takes the other's place.
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let (socket, store_socket, out) = (path("control"), path("xenstored"), path("store.json"));
     let mut own = initrd::Initrd::default();
     own.script(CLIENTS);
-    bytes.extend(own.finish());
-    std::fs::write(&image, bytes).unwrap();
+    let image = initrd_with(work.path(), &["initrd-dom0.gz"], &own.finish());
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
     command.args(["run", "--dialect", "xen", "--cmdline", "console=ttyS0 quiet panic=-1", "--kv", "hostname=web1"]);
     command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(&image);

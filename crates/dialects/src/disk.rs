@@ -2,7 +2,7 @@
 //!
 //! Data is moved directly between the host's image and the pages that the guest named.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 use std::io;

@@ -46,6 +46,16 @@ pub trait Hal: Sync {
         Err(HalError::Unavailable)
     }
 
+    /// Calls the code that a hypervisor has put at guest physical address `gpa`, in memory from [`Hal::dma_alloc`], with `registers` loaded, and
+    /// stores them back. R8 is zero. The code keeps the stack and what a function keeps.
+    ///
+    /// # Errors
+    /// [`HalError`]. The host's own refusals are in the registers.
+    fn call_code(&self, gpa: u64, registers: &mut Registers) -> Result<(), HalError> {
+        let _ = (gpa, registers);
+        Err(HalError::Unavailable)
+    }
+
     /// RDMSR.
     ///
     /// # Errors

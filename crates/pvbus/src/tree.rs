@@ -16,6 +16,7 @@ use crate::block::BlockDevice;
 use crate::detect::{Detection, Interface, Kind, Note, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
+use crate::hyperv::Hyperv0;
 use crate::ioctl::Stores;
 use crate::kvm::{ClockError, Pvclock, PvclockDevice};
 use crate::net::NetDevice;
@@ -59,6 +60,7 @@ impl<'h> Tree<'h> {
         tree.attach_vmt(hal);
         tree.attach_pvclock(hal);
         tree.attach_xen(hal);
+        tree.attach_hyperv(hal);
         tree.attach_vmmci(hal);
         tree
     }
@@ -204,6 +206,23 @@ impl<'h> Tree<'h> {
                 self.dmesg.push(format!("xenbus0: using event channel {port}"));
             }
             Err(error) => self.dmesg.push(format!("xen0 at pvbus0: not attached: {error}")),
+        }
+    }
+
+    fn attach_hyperv(&mut self, hal: &'h dyn Hal) {
+        let Some(interface) = self.detection.find(Kind::HyperV).filter(|interface| !interface.notes.contains(&Note::NoVmbus)) else {
+            return;
+        };
+        match Hyperv0::attach(hal, interface) {
+            Ok(hyperv0) => {
+                if let Some(store) = hyperv0.store() {
+                    self.stores.set(Kind::HyperV, store);
+                }
+                let components = hyperv0.components();
+                self.add("hyperv0", "pvbus0", &hyperv0.about(), hyperv0);
+                self.dmesg.extend(components);
+            }
+            Err(error) => self.dmesg.push(format!("hyperv0 at pvbus0: not attached: {error}")),
         }
     }
 

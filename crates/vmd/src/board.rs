@@ -14,12 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::acpi::{self, AcpiConfig, AcpiTables};
 use devices::acpi_pm::AcpiPm;
-use devices::block::{self, Disk, DiskError};
 use devices::debug_exit::DebugExit;
 use devices::fw_cfg::{E820Entry, FwCfg, FwCfgItems};
 use devices::i8042::{I8042, KEYBOARD_IRQ};
 use devices::interrupts::{InterruptRouter, SCI_IRQ};
-use devices::net::{self, Mac, NetError};
+use devices::net::{self, NetError};
 use devices::pci::{PciAddress, PciBus, PciError, host_bridge, isa_bridge};
 use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
@@ -35,17 +34,24 @@ use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::xen_platform::XenPlatform;
 use devices::{DeviceBus, DeviceMap, MachineEvents};
+use dialects::hyperv::Hyperv;
+use dialects::hyperv::connections::{Connections, Synic};
+use dialects::hyperv::vmbus::VmBus;
+use dialects::store::Store;
 use dialects::xen::Xen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
-use xenstore::SharedStore;
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, DiskSpec, MachineConfig, SerialTarget, Uuid};
+use crate::config::{DialectName, MachineConfig, SerialTarget, Uuid};
+use crate::hotplug::{Device, PlugError, Slots};
+use crate::hyperv;
+use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
+use crate::store::MachineStore;
 use crate::xen::{self, Domain, Ending};
 
 /// Why a board cannot be built.
@@ -59,9 +65,6 @@ pub enum BoardError {
         /// The host's answer.
         source: std::io::Error,
     },
-    /// A disk's image.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
     /// A card's network.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -72,10 +75,10 @@ pub enum BoardError {
 
 /// What a board is given, already made.
 pub struct Parts<'a> {
-    /// The store, in which the machine is a domain with Xen's dialect.
-    pub store: &'a SharedStore,
-    /// Disks in order of their PCI slots.
-    pub disks: &'a [Arc<dyn Disk>],
+    /// The store, in which the machine is a domain with Xen's dialect, and whose keys Hyper-V's pools show.
+    pub store: &'a Arc<MachineStore>,
+    /// Disks and network cards, in order of their slots.
+    pub inventory: &'a Arc<Inventory>,
     /// The machine's UUID.
     pub identity: Uuid,
     /// Whether the kernel starts by the PVH protocol.
@@ -99,15 +102,9 @@ pub struct Board {
     vmmci: Option<Arc<Vmmci>>,
     /// What the machine is in XenStore, when the Xen dialect is there.
     domain: Option<Domain>,
+    /// What is on VMBus, when the Hyper-V dialect is there.
+    hyperv: Option<hyperv::Devices>,
     pci: Arc<PciBus>,
-}
-
-/// Opens the images of all disks. They stay open, and locked, over reboots.
-///
-/// # Errors
-/// [`BoardError::Disk`].
-pub fn open_disks(config: &MachineConfig) -> Result<Vec<Arc<dyn Disk>>, BoardError> {
-    Ok(config.disks.iter().map(block::open).collect::<Result<_, _>>()?)
 }
 
 impl Board {
@@ -124,6 +121,7 @@ impl Board {
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
         let ended = Arc::new(AtomicBool::new(false));
+        let sender = events.clone();
         let events: Arc<dyn MachineEvents> = Arc::new(Events { ended: Arc::clone(&ended), sender: events });
         let interrupts = InterruptRouter::new(Arc::new(Arc::clone(vm)));
         let mut map = DeviceMap::default();
@@ -137,17 +135,19 @@ impl Board {
                 pci.add_next(XenPlatform::new(), &interrupts)?;
             }
         }
+        if let Some(hyperv) = &parts.paravirtual.hyperv {
+            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender, Arc::clone(&interrupts))));
+        }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        let on_virtio = |spec: &DiskSpec| spec.bus == DeviceBus::Virtio;
-        for (number, (disk, _)) in parts.disks.iter().zip(&config.disks).enumerate().filter(|(_, (_, spec))| on_virtio(spec)) {
-            add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
+        for disk in parts.inventory.disks(DeviceBus::Virtio) {
+            add(Box::new(Block::new(disk.image, &disk.name)))?;
         }
-        for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Virtio) {
+        for nic in parts.inventory.nics(DeviceBus::Virtio) {
             if let Some(network) = net::open(&nic.network)? {
-                add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
+                add(Box::new(Net::new(network, nic.mac)))?;
             }
         }
         let mut console = None;
@@ -204,8 +204,15 @@ impl Board {
             Some(xen) => Some(xen_domain(config, &parts, xen)?),
             None => None,
         };
+        if let Some(dialect) = parts.paravirtual.hyperv.as_ref().filter(|_| config.testdev) {
+            dialect.add_test_device();
+        }
+        let hyperv = match &parts.paravirtual.hyperv {
+            Some(dialect) => Some(hyperv_devices(&parts, dialect, memory, timers)?),
+            None => None,
+        };
         Ok((
-            Board { domain, serial, console, power, vmmci, pci },
+            Board { domain, hyperv, serial, console, power, vmmci, pci },
             MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended),
         ))
     }
@@ -233,11 +240,31 @@ impl Board {
         self.domain.as_ref()
     }
 
+    /// What is on VMBus.
+    pub fn hyperv(&self) -> Option<&hyperv::Devices> {
+        self.hyperv.as_ref()
+    }
+
+    /// The slots of `bus` for devices that come while the machine runs.
+    ///
+    /// # Errors
+    /// [`PlugError`] when it has none.
+    pub fn slots(&self, bus: DeviceBus) -> Result<&dyn Slots, PlugError> {
+        match bus {
+            DeviceBus::Virtio => Err(PlugError::Fixed(bus)),
+            DeviceBus::Hyperv => self.hyperv.as_ref().map(|devices| devices as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+            DeviceBus::Xen => self.domain.as_ref().map(|domain| domain as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+        }
+    }
+
     /// Ends what devices have under way, and their threads.
     pub fn shut_down(&self) {
         self.pci.reset();
         if let Some(domain) = &self.domain {
             domain.shut_down();
+        }
+        if let Some(hyperv) = &self.hyperv {
+            hyperv.shut_down();
         }
     }
 }
@@ -245,18 +272,47 @@ impl Board {
 /// The machine in XenStore, with the disks and network cards that are Xen's.
 fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
-    let domain = Domain::new(Arc::clone(xen), parts.store.clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
-        .map_err(host)?;
-    let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
-    for (index, (disk, _)) in (0..).zip(disks) {
-        xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
+    let domain =
+        Domain::new(Arc::clone(xen), parts.store.shared().clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
+            .map_err(host)?;
+    fill(&domain, DeviceBus::Xen, parts.inventory)?;
+    Ok(domain)
+}
+
+/// What is on VMBus.
+fn hyperv_devices(
+    parts: &Parts<'_>,
+    dialect: &Arc<Hyperv>,
+    memory: &GuestMemory,
+    timers: &Arc<Timers>,
+) -> Result<hyperv::Devices, BoardError> {
+    let host = |source| BoardError::Host { what: "Hyper-V's devices".into(), source };
+    let bus = VmBus::new(memory.clone(), Arc::clone(dialect) as Arc<dyn Synic>);
+    dialect.serve(Arc::clone(&bus) as Arc<dyn Connections>);
+    let store: Arc<dyn Store> = parts.store.clone();
+    let components = hyperv::Components::new(Arc::clone(&bus), timers, store, parts.identity).map_err(host)?;
+    let devices = hyperv::Devices::new(bus, parts.identity, components);
+    fill(&devices, DeviceBus::Hyperv, parts.inventory)?;
+    Ok(devices)
+}
+
+/// Plugs in what the inventory has for a bus.
+fn fill(slots: &dyn Slots, bus: DeviceBus, inventory: &Arc<Inventory>) -> Result<(), BoardError> {
+    let plug = |name: &str, device| {
+        let plugged = slots.plug(device, inventory.gone(name));
+        let plugged = plugged.map_err(|source| BoardError::Host { what: format!("devices with bus={bus}"), source })?;
+        inventory.set_plugged(name, plugged);
+        Ok::<_, BoardError>(())
+    };
+    for disk in inventory.disks(bus) {
+        plug(&disk.name, disk.device())?;
     }
-    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Xen) {
+    for nic in inventory.nics(bus) {
         if let Some(network) = net::open(&nic.network)? {
-            xen::add_nic(&domain, index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
+            plug(&nic.name, Device::Nic(nic.mac, network))?;
         }
     }
-    Ok(domain)
+    Ok(())
 }
 
 /// The memory map that the kernel is told.
@@ -293,7 +349,7 @@ fn smbios_tables(config: &MachineConfig, identity: Uuid) -> Smbios {
 }
 
 fn acpi_tables(config: &MachineConfig) -> AcpiTables {
-    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
+    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true, vmbus: config.dialects.contains(DialectName::Hyperv) })
 }
 
 fn firmware_items(config: &MachineConfig, identity: Uuid, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {

@@ -4,7 +4,7 @@ use std::io;
 
 use devices::net::{GuestOffloads, NetBackend};
 use devices::virtio::worker::Bell;
-use dialects::network::{NetError, Network, Offloads, Worked};
+use dialects::network::{Abilities, NetError, Network, Offloads, Worked};
 use rustix::event::PollFlags;
 
 /// A network, as long as there is one.
@@ -32,6 +32,16 @@ impl Link {
     /// A link with `network`.
     pub fn new(network: Box<dyn NetBackend>) -> Link {
         Link { network, is_up: true, offloads: Offloads::default() }
+    }
+
+    /// Whether it is there.
+    pub fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    /// What the network does for a card.
+    pub fn abilities(&self) -> Abilities {
+        Abilities { offloads: self.network.has_offloads(), long_packets: self.network.takes_long_packets() }
     }
 
     /// Whether checksums and segmentation can be left to the network.

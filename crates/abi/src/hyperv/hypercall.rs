@@ -79,6 +79,14 @@ impl Status {
     pub const INVALID_CONNECTION_ID: Status = Status(18);
     /// Too much waits already.
     pub const INSUFFICIENT_BUFFERS: Status = Status(19);
+
+    /// The same as a result.
+    ///
+    /// # Errors
+    /// Every status but success.
+    pub const fn into_result(self) -> Result<(), Status> {
+        if self.0 == Status::SUCCESS.0 { Ok(()) } else { Err(self) }
+    }
 }
 
 /// Bits of a connection's number.

@@ -49,8 +49,6 @@ pub mod kind {
     pub const SEND_RNDIS_PACKET_COMPLETE: u32 = 108;
     /// Guest: [`super::NdisConfig`].
     pub const SEND_NDIS_CONFIG: u32 = 125;
-    /// Guest: which of two ways data takes; there is the one.
-    pub const SWITCH_DATA_PATH: u32 = 129;
     /// Both: [`super::Subchannel`], or its answer.
     pub const SUBCHANNEL: u32 = 133;
 }

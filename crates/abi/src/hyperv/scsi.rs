@@ -81,6 +81,8 @@ pub mod sense_key {
     pub const MEDIUM_ERROR: u8 = 0x3;
     /// The command is wrong.
     pub const ILLEGAL_REQUEST: u8 = 0x5;
+    /// Something has happened to the unit; the command was not done.
+    pub const UNIT_ATTENTION: u8 = 0x6;
     /// Writes are refused.
     pub const DATA_PROTECT: u8 = 0x7;
 }

@@ -1,4 +1,5 @@
 //! A disk for tests, in memory.
+#![allow(clippy::unwrap_used)]
 
 use std::io;
 use std::sync::Mutex;

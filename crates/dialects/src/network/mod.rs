@@ -4,8 +4,8 @@
 //! completes checksums that a guest left blank, for networks that cannot.
 
 pub(crate) mod checksum;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::io;
 
@@ -40,6 +40,15 @@ pub trait Network {
     /// # Errors
     /// When nothing will come any more.
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>>;
+}
+
+/// What a network does for a card.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Abilities {
+    /// It makes checksums and cuts TCP packets, as their headers say.
+    pub offloads: bool,
+    /// It takes TCP packets that are longer than the MTU as they are.
+    pub long_packets: bool,
 }
 
 /// What a guest can do itself with a received packet.

@@ -18,7 +18,6 @@
 //! Only 64-bit callers are answered. Events are announced by a vector of each processor (`HVMOP_set_evtchn_upcall_vector`), an ordinary interrupt to
 //! its local APIC, which Linux takes since 6.0; or by one vector for all (`HVM_PARAM_CALLBACK_IRQ`), which ends by itself.
 
-mod atomic;
 pub mod block;
 mod console;
 mod event_channel;

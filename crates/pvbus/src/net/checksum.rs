@@ -12,7 +12,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const IPV6_HEADER: usize = 40;
 /// Where the checksum is in a TCP and in a UDP header.
-const TCP_CHECKSUM: usize = 16;
+pub(crate) const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
 /// Completes the blank checksum of `frame`, if it has a place for one.
@@ -34,7 +34,7 @@ pub fn complete(frame: &mut [u8]) {
 }
 
 /// Where the transport header begins, where in it the checksum is, and where the packet ends: short frames are padded.
-fn place(frame: &[u8]) -> Option<(usize, usize, usize)> {
+pub(crate) fn place(frame: &[u8]) -> Option<(usize, usize, usize)> {
     let word = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
     let mut ip = ETHERNET_HEADER;
     let mut kind = word(ip - 2)?;

@@ -42,7 +42,7 @@ use crate::block::BlockDevice;
 use crate::detect::Kind;
 use crate::hal::Cpuid;
 use crate::net::NetDevice;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Watch};
 
 /// Whether the hypercall leaf offers what xen(4) needs: exactly one hypercall page, and a register to ask for it (OpenBSD
 /// `sys/dev/pv/xen.c`, `xen_init_hypercall`).
@@ -125,5 +125,17 @@ impl Store for XenStore<'_> {
 
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreError> {
         self.0.store.lock().remove(key)
+    }
+
+    fn watch(&mut self, key: &[u8]) -> Result<Watch, StoreError> {
+        Store::watch(&mut *self.0.store.lock(), key)
+    }
+
+    fn changed(&mut self, watch: &mut Watch) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        self.0.store.lock().changed(watch)
+    }
+
+    fn unwatch(&mut self, watch: Watch) -> Result<(), StoreError> {
+        Store::unwatch(&mut *self.0.store.lock(), watch)
     }
 }

@@ -6,6 +6,7 @@
 //!   above RAM     from 4 GiB, 128 MiB that the map does not mention: a PVH Linux places its grant table at their end
 //! ```
 
+mod device;
 mod disk;
 mod domain;
 mod nic;
@@ -39,9 +40,7 @@ pub fn reserved() -> E820Range {
     E820Range { start: SPECIAL_PAGES, size: SPECIAL_PAGES_SIZE, kind: E820_RESERVED }
 }
 
-pub use disk::add as add_disk;
 pub use domain::Domain;
-pub use nic::add as add_nic;
 
 /// The machine as the dialect ends it.
 pub struct Ending(pub Arc<dyn MachineEvents>);

@@ -1,53 +1,43 @@
 //! Network cards for netfront: [`Netback`] on a network of the host, in a thread of its own.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use devices::net::{Mac, NetBackend};
 use dialects::network::Worked;
 use dialects::xen::net::Netback;
-use dialects::xen::xenbus::Backend;
 
-use super::domain::{Device, Domain, StoreKeys};
+use super::device::{DeviceKeys, Names, Slot};
 use crate::link::Link;
 
-/// Adds a card to the domain.
-///
-/// # Errors
-/// When the host has no thread or descriptor left.
-pub fn add(domain: &Domain, index: u32, mac: Mac, network: Box<dyn NetBackend>) -> io::Result<()> {
-    let keys = [("mac", mac.to_string()), ("handle", index.to_string())];
-    let mut backend = keys.to_vec();
-    backend.push(("hotplug-status", "connected".to_owned()));
-    domain.add("vif", index, &keys, &backend, move |device| serve(device, Link::new(network)))
+/// Most cards.
+const MOST: u32 = 256;
+
+/// Names of cards, in the order in which they are given.
+pub(super) fn places() -> impl Iterator<Item = Names> {
+    (0..MOST).map(|number| Names { kind: "vif", number, place: format!("vif-{number}") })
 }
 
-fn serve(device: Device, mut link: Link) {
-    let Device { xen, host, backend, frontend, bell } = device;
-    let changed = Arc::new(AtomicBool::new(false));
-    let ring = bell.clone();
-    let driver = Netback::new(xen, link.has_offloads(), Arc::new(move || ring.ring()));
-    let state = format!("{frontend}/state");
-    let mut backend = Backend::new(driver, Arc::new(StoreKeys(Arc::clone(&host))), backend, frontend);
-    let (flag, ring) = (Arc::clone(&changed), bell.clone());
-    let watching = host.watch(&state, move |_| {
-        flag.store(true, Ordering::Release);
-        ring.ring();
-    });
+/// What both directories have besides.
+pub(super) fn keys(names: &Names, mac: Mac) -> DeviceKeys {
+    let frontend = vec![("mac", mac.to_string()), ("handle", names.number.to_string())];
+    let mut backend = frontend.clone();
+    backend.push(("hotplug-status", "connected".to_owned()));
+    DeviceKeys { frontend, backend }
+}
+
+/// The backend's thread.
+pub(super) fn serve(slot: Slot, network: Box<dyn NetBackend>) {
+    let mut link = Link::new(network);
+    let bell = slot.bell();
+    let driver = Netback::new(slot.xen(), link.has_offloads(), slot.peer());
+    let mut served = slot.begin(driver);
     let mut worked = Worked::default();
-    while !bell.is_stopped() && link.wait(&bell, worked) {
-        if changed.swap(false, Ordering::AcqRel) {
-            backend.frontend_changed();
+    while link.wait(&bell, worked) && served.goes_on() {
+        if let Err(error) = link.set_offloads(served.backend.driver().guest_offloads()) {
+            served.backend.fail(&format!("the network cannot do what the guest expects: {error}"));
         }
-        if let Err(error) = link.set_offloads(backend.driver().guest_offloads()) {
-            backend.fail(&format!("the network cannot do what the guest expects: {error}"));
-        }
-        worked = link.turn(|network| backend.driver().work(network)).unwrap_or_else(|error| {
-            backend.fail(&error.to_string());
+        worked = link.turn(|network| served.backend.driver().work(network)).unwrap_or_else(|error| {
+            served.backend.fail(&error.to_string());
             Worked::default()
         });
     }
-    drop(watching);
-    backend.end();
+    served.end();
 }

@@ -19,8 +19,8 @@ const ALIGNMENT_EXPONENT: u32 = 3;
 pub(super) const MAX_TRANSFER: usize = 128 << 10;
 /// 10 Gbit/s, in units of 100 bit/s.
 const LINK_SPEED: u32 = 100_000_000;
-/// Largest packet to be cut: what IPv4's length can say, and an Ethernet header.
-const MAX_LSO: u32 = 65535;
+/// Largest packet to be cut, or to be taken whole: the MTU of the largest network, passt's.
+const MAX_LSO: u32 = 65520;
 /// No vendor's number (`OID_GEN_VENDOR_ID`): all ones for who has none.
 const VENDOR_ID: u32 = 0x00ff_ffff;
 const VENDOR: &[u8] = b"pvbus\0";
@@ -59,7 +59,7 @@ type Value<T> = Result<T, u32>;
 pub(super) struct Adapter {
     permanent_address: [u8; 6],
     address: [u8; 6],
-    /// Whether the network cuts TCP packets.
+    /// Whether TCP packets may be longer than the MTU.
     cuts: bool,
     /// Most channels.
     max_queues: u32,

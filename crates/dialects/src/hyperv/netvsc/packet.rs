@@ -10,7 +10,7 @@ use abi::virtio::net::{self, HDR_F_NEEDS_CSUM, HEADER_BYTES};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::network::checksum::{self, Place, TYPE_VLAN};
-use crate::network::{GSO_TCPV4, GSO_TCPV6, MAX_FRAME, MIN_FRAME};
+use crate::network::{Abilities, GSO_TCPV4, GSO_TCPV6, MAX_FRAME, MIN_FRAME};
 
 /// Bytes of both Ethernet addresses, behind which a VLAN's tag is.
 const ADDRESSES: usize = 12;
@@ -29,9 +29,9 @@ struct Facts {
     vlan: Option<u32>,
 }
 
-/// Where in `buffer` the packet of the message at `message` is, ready for a network; `None` when it makes no sense. Where a network `has_offloads`,
-/// checksums and segmentation are left to it.
-pub(super) fn unwrap(buffer: &mut [u8], message: Range<usize>, has_offloads: bool) -> Option<Range<usize>> {
+/// Where in `buffer` the packet of the message at `message` is, ready for a network; `None` when it makes no sense. What a network is able
+/// to do is left to it.
+pub(super) fn unwrap(buffer: &mut [u8], message: Range<usize>, network: Abilities) -> Option<Range<usize>> {
     let bytes = buffer.get(message.clone())?;
     let body = bytes.get(HEADER_SIZE..)?;
     let (packet, _) = Packet::read_from_prefix(body).ok()?;
@@ -51,7 +51,7 @@ pub(super) fn unwrap(buffer: &mut [u8], message: Range<usize>, has_offloads: boo
         let [kind_high, kind_low] = TYPE_VLAN.to_be_bytes();
         *buffer.get_mut(start + ADDRESSES..)?.first_chunk_mut()? = [kind_high, kind_low, high, low];
     }
-    let header = describe(buffer.get_mut(start..end)?, &facts, has_offloads)?;
+    let header = describe(buffer.get_mut(start..end)?, &facts, network)?;
     start -= HEADER_BYTES;
     *buffer.get_mut(start..)?.first_chunk_mut::<HEADER_BYTES>()? = zerocopy::transmute!(header);
     Some(start..end)
@@ -81,18 +81,22 @@ fn facts(body: &[u8], packet: &Packet) -> Option<Facts> {
     Some(facts)
 }
 
-/// The virtio header of a frame. Without offloads a blank checksum is completed here.
-fn describe(frame: &mut [u8], facts: &Facts, has_offloads: bool) -> Option<net::Header> {
+/// The virtio header of a frame. What the network does not do is done here.
+fn describe(frame: &mut [u8], facts: &Facts, network: Abilities) -> Option<net::Header> {
     let mut header = net::Header::default();
     if let Some(word) = facts.lso {
-        // Only a network that cuts was offered, and version 1 never.
-        if !has_offloads || word & lso::V2 == 0 {
+        // Version 1 was never offered.
+        if !(network.offloads || network.long_packets) || word & lso::V2 == 0 {
             return None;
         }
         let size = u16::try_from(word & lso::MSS).ok().filter(|size| *size > 0)?;
         // Guests leave the length of the whole to who cuts it.
         checksum::set_length(frame)?;
         let place = checksum::place(frame).filter(|place| place.is_tcp())?;
+        if !network.offloads {
+            complete(frame, place)?;
+            return Some(header);
+        }
         let tcp = usize::from(place.start);
         // TCP's header length is in the upper half of its byte 12, in words.
         let words = frame.get(tcp + 12)? >> 4;
@@ -107,11 +111,10 @@ fn describe(frame: &mut [u8], facts: &Facts, has_offloads: bool) -> Option<net::
     }
     if facts.checksum & (fact::TCP | fact::UDP) != 0 {
         let place = checksum::place(frame)?;
-        if has_offloads {
+        if network.offloads {
             blank(frame, place, &mut header)?;
         } else {
-            checksum::prepare(frame, place)?;
-            checksum::complete(frame, place);
+            complete(frame, place)?;
         }
     }
     Some(header)
@@ -126,18 +129,28 @@ fn blank(frame: &mut [u8], place: Place, header: &mut net::Header) -> Option<()>
     Some(())
 }
 
+/// Makes a checksum.
+fn complete(frame: &mut [u8], place: Place) -> Option<()> {
+    checksum::prepare(frame, place)?;
+    checksum::complete(frame, place);
+    Some(())
+}
+
 /// What precedes a frame in a message to the guest; and the frame, without its VLAN's tag, in two pieces. Blank checksums are completed; those that
 /// are right are called right when the guest `trusts` that.
 pub(super) fn wrap<'a>(packet: &'a mut [u8], trusts: bool) -> Option<(Vec<u8>, [&'a [u8]; 2])> {
-    let (header, frame) = packet.split_at_mut_checked(HEADER_BYTES)?;
-    let (header, _) = net::Header::read_from_prefix(header).ok()?;
+    let (head, frame) = packet.split_at_mut_checked(HEADER_BYTES)?;
+    let (header, _) = net::Header::read_from_prefix(head).ok()?;
     if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
         return None;
     }
     let place = checksum::place(frame);
     if header.flags & HDR_F_NEEDS_CSUM != 0 {
         checksum::complete(frame, place?);
+        // The packet may come here again.
+        *head.first_mut()? &= !HDR_F_NEEDS_CSUM;
     }
+    let frame: &'a [u8] = frame;
     let mut facts = Vec::with_capacity(2 * FACT);
     if let Some(place) = place.filter(|place| trusts && checksum::is_right(frame, *place)) {
         push_fact(&mut facts, info::CHECKSUM, if place.is_tcp() { fact::TCP_SUCCEEDED } else { fact::UDP_SUCCEEDED });

@@ -19,8 +19,22 @@ const ADDRESS: usize = 8;
 /// The units of a controller; shared with who adds and removes them.
 #[derive(Default)]
 pub struct Units {
-    units: Mutex<BTreeMap<u8, Arc<Unit>>>,
+    units: Mutex<BTreeMap<u8, Entry>>,
     changed: AtomicBool,
+}
+
+struct Entry {
+    unit: Arc<Unit>,
+    state: UnitState,
+}
+
+/// What a guest makes of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitState {
+    /// It has not asked for more than what the unit is.
+    Unused,
+    /// It has had commands done.
+    Used,
 }
 
 /// All numbers are taken.
@@ -32,14 +46,14 @@ pub struct Full;
 const MAX_UNITS: u8 = 64;
 
 impl Units {
-    /// Adds a unit, at the first number that is free; says which. The controller is to be woken.
+    /// Adds the unit that `make` makes for the first number that is free; says which. The controller is to be woken.
     ///
     /// # Errors
     /// [`Full`].
-    pub fn add(&self, unit: Unit) -> Result<u8, Full> {
+    pub fn add(&self, make: impl FnOnce(u8) -> Unit) -> Result<u8, Full> {
         let mut units = self.units();
         let lun = (0..MAX_UNITS).find(|lun| !units.contains_key(lun)).ok_or(Full)?;
-        units.insert(lun, Arc::new(unit));
+        units.insert(lun, Entry { unit: Arc::new(make(lun)), state: UnitState::Unused });
         self.changed.store(true, Ordering::Release);
         Ok(lun)
     }
@@ -49,6 +63,18 @@ impl Units {
         let was_there = self.units().remove(&lun).is_some();
         self.changed.store(true, Ordering::Release);
         was_there
+    }
+
+    /// How a unit is; `None` when there is none of this number.
+    pub fn state(&self, lun: u8) -> Option<UnitState> {
+        self.units().get(&lun).map(|entry| entry.state)
+    }
+
+    /// Another driver, or none, is at the controller.
+    pub(super) fn begin(&self) {
+        self.units().values_mut().for_each(|entry| entry.state = UnitState::Unused);
+        // It finds what is there by itself.
+        self.take_changed();
     }
 
     /// Whether units have come or gone since the last time this was asked.
@@ -73,7 +99,12 @@ impl Units {
             _ => Data::None,
         };
         let is_ours = (srb.path, srb.target) == (0, 0);
-        let unit = self.units().get(&srb.lun).filter(|_| is_ours).cloned();
+        let unit = self.units().get_mut(&srb.lun).filter(|_| is_ours).map(|entry| {
+            if !matches!(cdb[0], opcode::INQUIRY | opcode::REPORT_LUNS) {
+                entry.state = UnitState::Used;
+            }
+            Arc::clone(&entry.unit)
+        });
         let outcome = match (cdb[0], unit) {
             (opcode::REPORT_LUNS, _) => self.report(&cdb, data, is_ours),
             (_, Some(unit)) => unit.execute(&cdb, data),
@@ -107,9 +138,14 @@ impl Units {
         reply(data, &list, asked as usize)
     }
 
-    fn units(&self) -> MutexGuard<'_, BTreeMap<u8, Arc<Unit>>> {
+    fn units(&self) -> MutexGuard<'_, BTreeMap<u8, Entry>> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Answers a command whose memory is none.
+pub(super) fn refuse(srb: &mut Srb) {
+    fail(srb, srb_status::INVALID_REQUEST, None);
 }
 
 /// The command is not done; the guest hears why where there is sense data and room for it.

@@ -17,15 +17,15 @@ use super::super::ring::FrontRing;
 use crate::block::{DiskError, Request, SECTOR};
 use crate::hal::{Nanos, SECOND};
 
-/// Largest ring, as a power of two of pages: 256 requests, one for each of [`PAGES`].
+/// Largest ring, as a power of two of pages: 256 requests, for as many pages of data.
 pub(super) const MAX_RING_PAGE_ORDER: u32 = 3;
 /// Keys of the pages of a ring that has several.
 pub(super) const RING_REFS: [&str; 1 << MAX_RING_PAGE_ORDER] =
     ["ring-ref0", "ring-ref1", "ring-ref2", "ring-ref3", "ring-ref4", "ring-ref5", "ring-ref6", "ring-ref7"];
-/// Most pages that data goes through: 1 MiB.
-const PAGES: usize = 256;
-/// Most pages of one request, as Linux' blkfront has it: 128 KiB, so that eight are under way.
+/// Most pages of one request, as Linux' blkfront has it: 128 KiB.
 const REQUEST_PAGES: usize = 32;
+/// Most pages of the driver's own: for 1 MiB of data under way, and the segments of its requests.
+const PAGES: usize = 256 + 256 / REQUEST_PAGES;
 /// How long an answer is waited for. A disk that does not answer is not used any more.
 const PATIENCE: Nanos = 30 * SECOND;
 
@@ -44,8 +44,9 @@ pub(super) struct Queue<'h> {
     /// Pages that no request has, and how many there are at all.
     free: Vec<Granted>,
     pages: usize,
-    /// By their numbers.
+    /// Requests without an answer, and those with one, by their numbers, which grow with time.
     open: BTreeMap<u64, Open>,
+    answered: BTreeMap<u64, (Open, Result<(), DiskError>)>,
     next_id: u64,
     /// Most pages of one request.
     request_pages: usize,
@@ -60,7 +61,6 @@ struct Open {
     /// The page with its segments, if they are indirect.
     table: Option<Granted>,
     since: Nanos,
-    answer: Option<Result<(), DiskError>>,
 }
 
 impl<'h> Queue<'h> {
@@ -74,6 +74,7 @@ impl<'h> Queue<'h> {
             free: Vec::new(),
             pages: 0,
             open: BTreeMap::new(),
+            answered: BTreeMap::new(),
             next_id: 1,
             request_pages: SEGMENTS,
         })
@@ -113,7 +114,6 @@ impl<'h> Queue<'h> {
             data: taken,
             table,
             since: self.domain.platform.hal.now(),
-            answer: None,
         };
         let id = self.next_id;
         let slot = fill(&mut open, id, request, length)?;
@@ -130,11 +130,10 @@ impl<'h> Queue<'h> {
     pub fn end(&mut self, id: u64, bytes: &mut [u8]) -> Result<bool, DiskError> {
         self.domain.platform.acknowledge()?;
         self.reap()?;
-        if self.open.get(&id).ok_or(DiskError::Gone)?.answer.is_none() {
-            return self.judge_patience().map(|()| false);
-        }
-        let Some(Open { is_read, data, table, answer, .. }) = self.open.remove(&id) else { return Err(DiskError::Gone) };
-        let answer = answer.unwrap_or(Err(DiskError::Gone));
+        let Some((Open { is_read, data, table, .. }, answer)) = self.answered.remove(&id) else {
+            self.judge_patience()?;
+            return if self.open.contains_key(&id) { Ok(false) } else { Err(DiskError::Gone) };
+        };
         if is_read && answer.is_ok() {
             for (page, piece) in data.iter().zip(bytes.chunks_mut(PAGE_BYTES)) {
                 page.dma.read(0, piece)?;
@@ -150,8 +149,7 @@ impl<'h> Queue<'h> {
         // First the note, then the ring: what comes between the two is noted again.
         self.domain.platform.acknowledge()?;
         // With many under way, half of them at once.
-        let unanswered = self.open.values().filter(|open| open.answer.is_none()).count();
-        let count = u32::try_from(unanswered / 2).unwrap_or(1).max(1);
+        let count = u32::try_from(self.open.len() / 2).unwrap_or(1).max(1);
         Ok(self.ring()?.ask_for_event(count)?)
     }
 
@@ -176,27 +174,28 @@ impl<'h> Queue<'h> {
 
     /// Takes note of the answers that have come.
     fn reap(&mut self) -> Result<(), DiskError> {
-        let Queue { ring, open, .. } = self;
-        let ring = ring.as_mut().ok_or(DiskError::Gone)?;
         let mut response = Response::new_zeroed();
-        while ring.pop(response.as_mut_bytes())? {
-            let open = open.get_mut(&response.id.get()).ok_or(DiskError::Broken)?;
-            if open.answer.is_some() || open.operation != response.operation {
-                return Err(DiskError::Broken);
-            }
-            open.answer = Some(match response.status.get().cast_signed() {
+        while self.ring()?.pop(response.as_mut_bytes())? {
+            let id = response.id.get();
+            let open = self.open.remove(&id).ok_or(DiskError::Broken)?;
+            let is_its_own = open.operation == response.operation;
+            let answer = match response.status.get().cast_signed() {
                 status::OKAY => Ok(()),
                 status::UNSUPPORTED => Err(DiskError::Unsupported),
                 _ => Err(DiskError::Failed),
-            });
+            };
+            self.answered.insert(id, (open, answer));
+            if !is_its_own {
+                return Err(DiskError::Broken);
+            }
         }
         Ok(())
     }
 
     /// Whether the oldest request without an answer is too old.
     fn judge_patience(&self) -> Result<(), DiskError> {
-        let oldest = self.open.values().find(|open| open.answer.is_none());
-        let is_over = oldest.is_some_and(|open| open.since.saturating_add(PATIENCE) <= self.domain.platform.hal.now());
+        let is_over =
+            self.open.first_key_value().is_some_and(|(_, open)| open.since.saturating_add(PATIENCE) <= self.domain.platform.hal.now());
         if is_over { Err(DiskError::Timeout) } else { Ok(()) }
     }
 }
@@ -254,7 +253,9 @@ fn fill(open: &mut Open, id: u64, request: Request<'_>, length: usize) -> Result
 impl Drop for Queue<'_> {
     fn drop(&mut self) {
         let ring = self.ring.take().map(FrontRing::into_memory);
-        let open = core::mem::take(&mut self.open).into_values().flat_map(|open| open.data.into_iter().chain(open.table));
+        let open = core::mem::take(&mut self.open).into_values();
+        let open = open.chain(core::mem::take(&mut self.answered).into_values().map(|(open, _)| open));
+        let open = open.flat_map(|open| open.data.into_iter().chain(open.table));
         self.domain.take_back(ring.into_iter().chain(open).chain(self.free.drain(..)));
     }
 }

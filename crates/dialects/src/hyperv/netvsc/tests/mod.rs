@@ -1,5 +1,6 @@
 //! A driver that is none, against the card.
 
+mod channel;
 mod control;
 mod packets;
 

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::packet::{unwrap, wrap};
 use super::{TCP, frame, message};
-use crate::network::checksum;
+use crate::network::{Abilities, checksum};
 
 fn fact(kind: u32, value: u32) -> Vec<u8> {
     let fact = PacketInfo { size: 16.into(), kind: kind.into(), offset: 12.into() };
@@ -14,10 +14,10 @@ fn fact(kind: u32, value: u32) -> Vec<u8> {
 }
 
 /// What a network gets of a message, as header and frame.
-fn sent(message: &[u8], has_offloads: bool) -> Option<(Header, Vec<u8>)> {
+fn sent(message: &[u8], offloads: bool) -> Option<(Header, Vec<u8>)> {
     let mut buffer = [[0xee; 20].as_slice(), message].concat();
     let range = 20..buffer.len();
-    let packet = unwrap(&mut buffer, range, has_offloads)?;
+    let packet = unwrap(&mut buffer, range, Abilities { offloads, long_packets: false })?;
     let (header, frame) = Header::read_from_prefix(&buffer[packet]).unwrap();
     Some((header, frame.to_vec()))
 }
@@ -61,6 +61,18 @@ fn segments_are_for_networks_that_cut() {
     assert!(sent(&message(&frame, &facts), false).is_none());
     assert!(sent(&message(&frame, &fact(info::LSO, 1448)), true).is_none(), "version 1");
     assert!(sent(&message(&frame, &fact(info::LSO, lso::V2)), true).is_none(), "segments of nothing");
+}
+
+#[test]
+fn packets_are_whole_for_networks_that_take_them_so() {
+    let mut frame = frame(TCP, 4000);
+    frame[16..18].fill(0);
+    let mut buffer = message(&frame, &fact(info::LSO, 1448 | 34 << 20 | lso::V2));
+    let range = 0..buffer.len();
+    let packet = unwrap(&mut buffer, range, Abilities { offloads: false, long_packets: true }).unwrap();
+    let (header, got) = buffer[packet].split_at(HEADER_BYTES);
+    assert_eq!((header, got.len()), ([0; HEADER_BYTES].as_slice(), frame.len()));
+    assert!(is_right(got));
 }
 
 #[test]
