@@ -311,6 +311,10 @@ mod tests {
         refused(&|state| state.nodes[2].path = "/a//b".into());
         refused(&|state| state.connections[0].client = ClientId(99));
         refused(&|state| state.connections.push(state.connections[0].clone()));
+        let guest = 1;
+        refused(&|state| state.connections[guest].watches.extend_from_within(..));
+        refused(&|state| state.connections[guest].watches[0].path = "relative".into());
+        refused(&|state| state.connections[guest].watches[0].path = "/a//b".into());
         refused(&|state| drop(state.special_perms.insert("@x".into(), Perms::private(DomId::HOST))));
     }
 }
