@@ -45,5 +45,5 @@ pub use quota::{Quota, Quotas, Usage};
 pub use server::{Host, NoHost, Server, Waker};
 pub use shared::{Session, SharedStore, View, Watching};
 pub use state::{Blob, ConnectionState, NodeState, State, StateError};
-pub use store::{ClientId, Config, Store, TxId};
+pub use store::{Changed, ClientId, Config, Store, TxId};
 pub use watch::{Event, Watch};

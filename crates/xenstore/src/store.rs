@@ -5,6 +5,7 @@
 //! What a client may do is decided here; what it may write on the wire is decided in [`wire`](crate::wire).
 
 mod clients;
+mod journal;
 mod life;
 mod watching;
 
@@ -27,6 +28,7 @@ use crate::watch::{Event, Watches};
 
 pub(crate) use clients::Client;
 pub use clients::ClientId;
+pub use journal::Changed;
 
 /// What a change adds to what snapshots hold, beside its value: copies of the nodes and directories on the way.
 const CHANGE_BYTES: usize = 1024;
@@ -70,6 +72,8 @@ pub struct Store {
     /// Snapshots of domains' transactions, by the value of `replaced` when they were taken.
     snapshots: BTreeSet<(u64, ClientId, TxId)>,
     quota_hits: BTreeMap<(DomId, Quota), u64>,
+    /// What changed, if somebody wants to know.
+    journal: Option<Vec<Changed>>,
 }
 
 impl Store {
@@ -96,6 +100,7 @@ impl Store {
             replaced: 0,
             snapshots: BTreeSet::new(),
             quota_hits: BTreeMap::new(),
+            journal: None,
         }
     }
 
@@ -150,6 +155,7 @@ impl Store {
         let change = edit.apply(&op).inspect_err(|error| self.note_quota(caller.domain, *error))?;
         self.usages.settle(&mut self.charges);
         self.count_replaced(CHANGE_BYTES + op.size());
+        self.note_change(op.path(), &change);
         self.fire_change(op.path(), &change);
         Ok(())
     }
@@ -187,11 +193,17 @@ impl Store {
         let mut committed = transaction.commit(&self.tree, caller, &self.usages, &self.domains, self.config.value_max)?;
         let before = std::mem::replace(&mut self.tree, committed.tree);
         self.usages.settle(&mut committed.charges);
+        self.note_commit(&committed.changed);
         for (path, removed) in &committed.changed {
             self.count_replaced(CHANGE_BYTES + self.tree.get(path).map_or(0, |node| node.value().len()));
             self.fire_commit(&before, path, *removed);
         }
         Ok(())
+    }
+
+    /// Whether any client has a transaction open.
+    pub fn has_open_transactions(&self) -> bool {
+        self.clients.values().any(|client| !client.transactions.is_empty())
     }
 
     /// Events since the last call, in order.
