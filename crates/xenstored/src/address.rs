@@ -4,6 +4,7 @@
 //! not touched. The mode is set before the socket has a name, so that there is no moment at which others could connect: Linux gives a
 //! socket's file the mode of the descriptor (unix(7), `unix_bind`).
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -75,6 +76,20 @@ impl Listener {
         rustix::net::listen(&socket, BACKLOG).map_err(|error| host(error.into()))?;
         let identity = identity(path).map_err(host)?;
         Ok(Listener { socket: socket.into(), path: path.into(), identity })
+    }
+
+    /// Takes over the listening socket at `path` of an earlier program in this process.
+    ///
+    /// # Errors
+    /// When there is no such name any more.
+    pub fn resume(socket: OwnedFd, path: PathBuf) -> Result<Listener, AddressError> {
+        let identity = identity(&path).map_err(|source| AddressError::Host { path: path.clone(), source })?;
+        Ok(Listener { socket: socket.into(), path, identity })
+    }
+
+    /// Where.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The socket, which does not block.

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -15,6 +16,9 @@ pub struct Arguments {
     /// Write the process number here, and refuse to start while another xenstored has done so.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Keep keys in this file, so that they outlive the server; all but those of running domains.
+    #[arg(long, value_name = "FILE")]
+    pub persist: Option<PathBuf>,
     /// Limit each domain; 0 is no limit. May be given several times.
     #[arg(long = "quota", value_name = "NAME=VALUE", value_parser = quota)]
     pub quotas: Vec<(Quota, u32)>,
@@ -24,6 +28,12 @@ pub struct Arguments {
     /// Go on in the background once the socket is there.
     #[arg(long)]
     pub daemon: bool,
+    /// Go on with the state that an earlier program of this process left in this descriptor.
+    #[arg(long, hide = true, value_name = "DESCRIPTOR")]
+    pub resume: Option<RawFd>,
+    /// Tell by the status whether the state on standard input could be gone on with.
+    #[arg(long, hide = true)]
+    pub check_state: bool,
 }
 
 fn quota(text: &str) -> Result<(Quota, u32), String> {

@@ -10,7 +10,10 @@
 //! for it is decided by [`xenstore::Server`]; here are only the sockets.
 
 pub mod address;
+pub mod handover;
+mod persist;
 mod serve;
 
 pub use address::Listener;
-pub use serve::serve;
+pub use persist::{PersistError, Persistence};
+pub use serve::{End, ServeError, Service, serve};

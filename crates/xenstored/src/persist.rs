@@ -14,10 +14,11 @@
 //! The file has one table: a path, and under it the permissions as on the wire, each with a zero byte, an empty one, and the value.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
-use redb::{Database, ReadableDatabase, StorageBackend, Table, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, Table, TableDefinition};
 use xenstore::{Changed, DomId, Error, Op, Path, Perms, Server, Store};
 
 /// Nodes by their absolute paths. The name is the version of the format.
@@ -60,7 +61,17 @@ impl Persistence {
     /// # Errors
     /// When it cannot be made or read, is something else, or another process has it open.
     pub fn open(path: &FilePath) -> Result<Persistence, PersistError> {
-        Ok(Persistence(Database::create(path)?))
+        if !path.exists() {
+            // A file that was half made is no database, and would be refused ever after: it gets its name when it is whole.
+            let mut unfinished = path.as_os_str().to_owned();
+            unfinished.push(".new");
+            drop(File::create(&unfinished)?);
+            drop(Database::create(&unfinished)?);
+            std::fs::rename(&unfinished, path)?;
+            // Where it was made, an absolute path has a directory.
+            path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())?;
+        }
+        Ok(Persistence(Database::open(path)?))
     }
 
     /// As [`Persistence::open`], on any storage.
@@ -93,7 +104,7 @@ impl Persistence {
             Err(error) => return Err(error.into()),
         };
         let mut guests = BTreeSet::new();
-        for node in redb::ReadableTable::iter(&nodes)? {
+        for node in nodes.iter()? {
             let (path, record) = node?;
             let text = path.value();
             let (perms, value) = parse(record.value()).ok_or_else(|| PersistError::Node(text.into()))?;
@@ -114,7 +125,7 @@ impl Persistence {
     /// The file's. Then it has all of the changes or none.
     pub fn commit(&self, store: &mut Store) -> Result<(), PersistError> {
         let mut changes = store.take_journal();
-        changes.retain(|Changed::Set(path) | Changed::Removed(path)| is_persistent(path));
+        changes.retain(|(Changed::Set(path) | Changed::Removed(path))| is_persistent(path));
         if changes.is_empty() {
             return Ok(());
         }
