@@ -21,7 +21,6 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use zerocopy::{FromBytes, IntoBytes};
 
 #[path = "../tests/common/xenstore/mod.rs"]
-#[allow(dead_code)]
 mod clients;
 
 /// Rounds, where the command line has no number.

@@ -139,7 +139,7 @@ impl Rig {
                 self.server.store().commit(self.host, tx).unwrap();
             }
             2 => {
-                let perms = Perms::parse([format!("n0"), format!("r{number}")].iter().map(String::as_bytes)).unwrap();
+                let perms = Perms::parse(["n0", &format!("r{number}")].into_iter().map(str::as_bytes)).unwrap();
                 self.apply(0, Op::SetPerms(at("/pair/one"), Arc::new(perms)));
             }
             _ => self.apply(0, Op::Remove(at(&format!("/keys/{}", number - 3)))),
