@@ -7,19 +7,24 @@
 mod clients;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use abi::xen::xenstore::{Header, op};
 use clients::Clients;
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use xenstore::client::{Client, ClientError, Refusal};
-use xenstore::{Config, DomId, Perms, SharedStore};
-use xenstored::Listener;
+use xenstore::{Config, DomId, NoHost, Perms, Server, SharedStore, Store};
+use xenstored::{Listener, Persistence, Service};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// For what takes moments.
@@ -399,12 +404,14 @@ fn program_that_cannot_go_on_is_not_upgraded_to() {
     for bad in ["/nonexistent", "/etc/passwd", "relative"] {
         assert!(is_refused(client.control(&["live-update", "-f", bad]), Refusal::Invalid), "{bad}");
     }
-    let witness = Witness::new(&daemon);
-    assert_eq!(client.control(&["live-update", "-f", "/bin/false"]).unwrap(), "OK");
-    assert_eq!(client.control(&["live-update", "-s"]).unwrap(), "OK");
-    witness.goes_on();
+    for other in ["/bin/false", "/bin/true"] {
+        let witness = Witness::new(&daemon);
+        assert_eq!(client.control(&["live-update", "-f", other]).unwrap(), "OK");
+        assert_eq!(client.control(&["live-update", "-s"]).unwrap(), "OK");
+        witness.goes_on();
+    }
     let log = String::from_utf8(daemon.end(Signal::TERM).stderr).unwrap();
-    assert!(log.contains("cannot go on as another program"), "{log}");
+    assert_eq!(log.matches("cannot go on as another program").count(), 2, "{log}");
 }
 
 #[test]
@@ -463,13 +470,21 @@ fn persistent_keys_go_through_an_upgrade() {
     let daemon = Daemon::start(&["--persist", file.to_str().unwrap()]);
     let mut client = daemon.client();
     client.write("/before", b"1").unwrap();
+    // It does not read, so that its last request is done by the next program only.
+    client.write("/large", &[b'x'; 4000]).unwrap();
+    let mut late = daemon.raw();
+    late.write_all(&[message(op::READ, b"/large\0").repeat(150), message(op::WRITE, b"/late\0value")].concat()).unwrap();
+    assert!(!client.exists("/late").unwrap());
     kill_process(Pid::from_child(&daemon.child), Signal::USR2).unwrap();
     client.write("/after", b"1").unwrap();
     client.remove("/before").unwrap();
+    let last = (0..151).map(|_| reply(&mut late)).last();
+    assert!(last.is_some_and(|(header, _)| header.op.get() == op::WRITE));
     drop(daemon);
     let daemon = Daemon::start(&["--persist", file.to_str().unwrap()]);
     let mut client = daemon.client();
     assert!(client.exists("/after").unwrap() && !client.exists("/before").unwrap());
+    assert_eq!(client.read("/late").unwrap(), b"value");
 }
 
 #[test]
@@ -536,4 +551,63 @@ fn store_of_this_process_is_served_and_a_domain_waits_no_longer_than_the_limit()
         assert!(matches!(client.read("/"), Err(ClientError::Connection(_))));
     });
     assert!(!path.exists());
+}
+
+/// A disk in memory that counts how often it was made durable, and takes its time for that.
+#[derive(Debug, Default)]
+struct SlowDisk {
+    memory: InMemoryBackend,
+    syncs: Arc<AtomicUsize>,
+}
+
+impl StorageBackend for SlowDisk {
+    fn len(&self) -> std::io::Result<u64> {
+        self.memory.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.memory.read(offset, out)
+    }
+
+    fn set_len(&self, length: u64) -> std::io::Result<()> {
+        self.memory.set_len(length)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(5));
+        self.memory.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.memory.write(offset, data)
+    }
+}
+
+#[test]
+fn writes_of_several_clients_share_a_commit() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let disk = SlowDisk::default();
+    let syncs = disk.syncs.clone();
+    let persistence = Persistence::on(disk).unwrap();
+    let mut server = Server::new(Store::new(Config { journal: true, ..Config::default() }), Box::new(NoHost));
+    persistence.restore(&mut server).unwrap();
+    let listener = Listener::bind(&path).unwrap();
+    let service = Service { listener, store: SharedStore::of(server), persistence: Some(persistence), connections: Vec::new() };
+    let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let before = syncs.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        let service = scope.spawn(|| service.run(stop.as_fd(), None).map(drop));
+        let writer = |number: u32| {
+            let mut client = Client::connect(&path).unwrap();
+            (0..20).for_each(|value: u32| client.write(&format!("/{number}"), value.to_string().as_bytes()).unwrap());
+        };
+        let writers: Vec<_> = (0..8).map(|number| scope.spawn(move || writer(number))).collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
+        service.join().unwrap().unwrap();
+    });
+    let syncs = syncs.load(Ordering::Relaxed) - before;
+    assert!((20..80).contains(&syncs), "{syncs} times durable for 8 x 20 writes");
 }

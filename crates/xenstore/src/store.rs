@@ -45,11 +45,13 @@ pub struct Config {
     pub pinned_max: usize,
     /// Limits of domains.
     pub quotas: Quotas,
+    /// Whether to keep a journal, see [`Store::take_journal`].
+    pub journal: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { value_max: 1 << 20, pinned_max: 256 << 20, quotas: Quotas::default() }
+        Config { value_max: 1 << 20, pinned_max: 256 << 20, quotas: Quotas::default(), journal: false }
     }
 }
 
@@ -96,11 +98,11 @@ impl Store {
             last_watch: 0,
             events: Vec::new(),
             special_perms: BTreeMap::new(),
+            journal: config.journal.then(Vec::new),
             config,
             replaced: 0,
             snapshots: BTreeSet::new(),
             quota_hits: BTreeMap::new(),
-            journal: None,
         }
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use abi::xen::xenstore::op;
 use common::Rig;
-use xenstore::{Changed, DomId, Path};
+use xenstore::{Changed, Config, DomId, NoHost, Path, Server, Store};
 
 /// Who keeps a copy by the journal alone.
 #[derive(Default)]
@@ -39,9 +39,8 @@ impl Copy {
 
 #[test]
 fn copy_by_the_journal_has_what_the_tree_has() {
-    let mut rig = Rig::new();
+    let mut rig = Rig::of(Server::new(Store::new(Config { journal: true, ..Config::default() }), Box::new(NoHost)));
     let mut copy = Copy::default();
-    rig.server.store().keep_journal();
     let (host, guest) = (rig.socket(), rig.guest(1));
     rig.write(host, 0, "/a/b/c", "").unwrap();
     rig.write(guest, 0, "x/y", "").unwrap();
@@ -63,8 +62,7 @@ fn copy_by_the_journal_has_what_the_tree_has() {
 
 #[test]
 fn what_was_not_done_is_not_in_the_journal() {
-    let mut rig = Rig::new();
-    rig.server.store().keep_journal();
+    let mut rig = Rig::of(Server::new(Store::new(Config { journal: true, ..Config::default() }), Box::new(NoHost)));
     let (host, guest) = (rig.socket(), rig.guest(1));
     rig.server.store().take_journal();
     rig.write(guest, 0, "/denied", "").unwrap_err();

@@ -20,6 +20,9 @@ use xenstore::{ClientId, Config, Host, NoHost, Server, SharedStore, State, State
 use crate::address::{AddressError, Listener};
 use crate::serve::Service;
 
+/// What a program prints that could take over a state.
+pub const ACCEPTED: &str = "state accepted";
+
 /// Why a service cannot be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum HandoverError {
@@ -30,8 +33,8 @@ pub enum HandoverError {
     #[error(transparent)]
     State(#[from] StateError),
     /// A connection without a socket, or the other way round.
-    #[error("client {0} and its socket do not belong together")]
-    Client(u64),
+    #[error("the state's connections are not those that have sockets")]
+    Connections,
     /// The listening socket.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -85,11 +88,7 @@ impl Handover {
         let mut named: Vec<u64> = handover.connections.iter().map(|(client, _)| client.number()).collect();
         named.sort_unstable();
         let known = handover.state.connections.iter().filter(|connection| !connection.ring).map(|connection| connection.client.number());
-        match known.clone().zip(&named).find(|(known, named)| known != *named) {
-            Some((client, _)) => Err(HandoverError::Client(client)),
-            None if known.count() != named.len() => Err(HandoverError::Client(0)),
-            None => Ok(handover),
-        }
+        if known.eq(named) { Ok(handover) } else { Err(HandoverError::Connections) }
     }
 
     /// Tells whether a service could go on from it.

@@ -19,7 +19,7 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use xenstore::{Config, Server, SharedStore, Store};
-use xenstored::handover::Handover;
+use xenstored::handover::{self, Handover};
 use xenstored::{End, Listener, Persistence, Service};
 
 use args::Arguments;
@@ -49,8 +49,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check_state {
-        let handover = Handover::read(std::io::stdin())?;
-        return Ok(handover.check(Config::default())?);
+        Handover::read(std::io::stdin())?.check(Config::default())?;
+        println!("{}", handover::ACCEPTED);
+        return Ok(());
     }
     start_log(arguments.log.as_deref())?;
     let ending = process::signals(process::ENDING).context("signalfd")?;
@@ -103,15 +104,12 @@ fn resume(arguments: &Arguments, descriptor: RawFd, next: &Next) -> anyhow::Resu
     let host = Box::new(Program(next.clone()));
     let mut service = handover.into_service(config(arguments), host, process::take_descriptor)?;
     service.persistence = persistence(arguments)?;
-    if service.persistence.is_some() {
-        service.store.with(|server| server.store().keep_journal());
-    }
     tracing::info!(connections = service.connections.len(), version = env!("CARGO_PKG_VERSION"), "going on");
     Ok(service)
 }
 
 fn config(arguments: &Arguments) -> Config {
-    let mut config = Config::default();
+    let mut config = Config { journal: arguments.persist.is_some(), ..Config::default() };
     arguments.quotas.iter().for_each(|(quota, limit)| config.quotas.set(*quota, *limit));
     config
 }

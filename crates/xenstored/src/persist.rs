@@ -82,7 +82,7 @@ impl Persistence {
         Ok(Persistence(Database::builder().create_with_backend(storage)?))
     }
 
-    /// Puts what the file holds into `server`, whose store begins to keep a journal.
+    /// Puts what the file holds into `server`, whose store keeps a journal ([`xenstore::Config::journal`]).
     ///
     /// # Errors
     /// When the file cannot be read, or holds what no store can.
@@ -90,7 +90,8 @@ impl Persistence {
         let host = server.store().open(DomId::HOST, true);
         let restored = self.restore_as(host, server.store());
         server.store().close(host);
-        server.store().keep_journal();
+        // So far it says what the file has.
+        server.store().take_journal();
         restored?.into_iter().for_each(|guest| server.forget(guest));
         self.commit(server.store())
     }

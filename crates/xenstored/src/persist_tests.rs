@@ -105,7 +105,7 @@ impl Rig {
     }
 
     fn try_new(persistence: &Persistence) -> Result<Rig, PersistError> {
-        let mut server = Server::new(Store::new(Config::default()), Box::new(NoHost));
+        let mut server = Server::new(Store::new(Config { journal: true, ..Config::default() }), Box::new(NoHost));
         persistence.restore(&mut server)?;
         let host = server.store().open(DomId::HOST, true);
         Ok(Rig { server, host })

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
+use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -14,18 +15,22 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Signal, getpid, kill_process};
 use xenstore::{Error, Host};
 use xenstored::Service;
-use xenstored::handover::{Handover, keep_one_open, keep_open};
+use xenstored::handover::{ACCEPTED, Handover, keep_one_open, keep_open};
 
 use crate::process::become_program;
 
 /// Hidden options of the command line, see [`Arguments`](crate::args::Arguments).
 pub const RESUME: &str = "--resume";
 pub const CHECK: &str = "--check-state";
+
+/// How long the new program may think about the state. Clients wait meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The program that was named, if one was.
 #[derive(Clone, Default)]
@@ -82,8 +87,7 @@ pub fn upgrade(service: &Service, next: &Next) {
 
 fn try_upgrade(service: &Service, program: &Path) -> anyhow::Result<Infallible> {
     let mut state = Handover::of(service).write()?;
-    let check = Command::new(program).arg(CHECK).stdin(Stdio::from(state.try_clone()?)).output().context("it does not start")?;
-    ensure!(check.status.success(), "it cannot read this program's state: {}", String::from_utf8_lossy(&check.stderr).trim());
+    check(program, state.try_clone()?)?;
     state.rewind()?;
     keep_open(service, true)?;
     keep_one_open(state.as_fd(), true)?;
@@ -93,6 +97,26 @@ fn try_upgrade(service: &Service, program: &Path) -> anyhow::Result<Infallible> 
     let arguments = arguments.map(|argument| CString::new(argument.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let path = CString::new(program.as_os_str().as_bytes())?;
     Err(become_program(&path, &arguments).into())
+}
+
+/// Asks the program whether it can go on from `state`, and takes no answer for one that is not [`ACCEPTED`].
+fn check(program: &Path, state: File) -> anyhow::Result<()> {
+    let mut command = Command::new(program);
+    command.arg(CHECK).stdin(state).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("it does not start")?;
+    let start = Instant::now();
+    while child.try_wait()?.is_none() {
+        if start.elapsed() > PATIENCE {
+            child.kill()?;
+            child.wait()?;
+            bail!("it does not say whether it can read this program's state");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let output = child.wait_with_output()?;
+    let accepted = output.status.success() && output.stdout.trim_ascii() == ACCEPTED.as_bytes();
+    ensure!(accepted, "it cannot read this program's state: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
 }
 
 /// This program's arguments but for an earlier [`RESUME`].

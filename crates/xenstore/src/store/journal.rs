@@ -18,17 +18,12 @@ pub enum Changed {
 }
 
 impl Store {
-    /// Begins to keep a journal.
-    pub fn keep_journal(&mut self) {
-        self.journal.get_or_insert_default();
-    }
-
     /// Whether [`Store::take_journal`] has something to tell.
     pub fn has_changed(&self) -> bool {
         self.journal.as_ref().is_some_and(|journal| !journal.is_empty())
     }
 
-    /// Changes since the last call, in order.
+    /// Changes since the last call, in order, if [`Config::journal`](super::Config::journal) says so.
     pub fn take_journal(&mut self) -> Vec<Changed> {
         self.journal.as_mut().map(std::mem::take).unwrap_or_default()
     }
