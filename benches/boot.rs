@@ -9,11 +9,15 @@
 //! own, time to init is the host's, from the start of the program to the line that init prints. The load of the host is printed
 //! because it decides what the figures are worth.
 
+mod measure;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use measure::{load, median};
 
 /// Loops and how often they go round: about a second each for the slower side.
 const LOOPS: [(&str, u64); 5] = [("shell", 20_000), ("memory", 1_000), ("syscall", 100_000), ("fault", 40_000), ("fork", 100)];
@@ -139,13 +143,4 @@ fn resident_beyond_guest(smaps: &str) -> f64 {
         }
     }
     sum as f64
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn load() -> String {
-    std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
 }

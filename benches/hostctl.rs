@@ -15,10 +15,12 @@ use std::process::{Command, Stdio};
 #[allow(dead_code)]
 #[path = "../tests/rig/initrd.rs"]
 mod initrd;
+mod measure;
 #[path = "../tests/common/program.rs"]
 mod program;
 
 use initrd::Initrd;
+use measure::{load, median};
 use program::{HOSTCTL, build_static, workspace};
 
 /// Runs of each program in a round.
@@ -62,7 +64,7 @@ fn main() {
     let mut qemu = Command::new("qemu-system-x86_64");
     qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "Nehalem", "-m", "1024", "-nographic", "-no-reboot"]);
     qemu.arg("-kernel").arg(guest("xen")).args(["-append", "console=com1 com1=115200 dom0_mem=512M", "-initrd"]);
-    let image = archive(directory.path(), &xen, "initrd-xen.gz");
+    let image = archive(directory.path(), &xen, "initrd-dom0.gz");
     qemu.arg(format!("{} console=hvc0 earlyprintk=xen quiet,{}", guest("xen-vmlinuz").display(), image.display()));
     report("xenstore-read", qemu);
 }
@@ -105,13 +107,4 @@ fn guest(name: &str) -> PathBuf {
     let path = workspace().join("target/guest").join(name);
     assert!(path.exists(), "{} is missing; the head of benches/hostctl.rs says how to make it", path.display());
     path
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn load() -> String {
-    std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
 }

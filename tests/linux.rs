@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{copy_sparse, debian, guest, run_host, serve, sum};
+use common::{Selftest, debian, guest};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -86,24 +86,10 @@ fn deterministic_runs_are_equal() {
 
 #[test]
 fn debian_system_boots_uses_its_disk_and_fetches_over_http() {
-    let work = tempfile::tempdir_in(guest("")).unwrap();
-    let disk = work.path().join("disk.raw");
-    copy_sparse(&guest("debian.raw"), &disk);
-    let body: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    std::fs::write(work.path().join("body"), &body).unwrap();
-    let port = serve(body);
-
-    let disk_option = disk.to_str().unwrap().to_owned();
-    let cmdline = format!("test=root cloud-init=disabled selftest selftest_url=http://GATEWAY:{port}/body");
-    let run = debian("initrd-root.gz", &cmdline, &["--backend", "soft", "--disk", &disk_option, "--nic", "user"], SYSTEM_PATIENCE);
+    let selftest = Selftest::new();
+    let disk = selftest.disk();
+    let options = ["--backend", "soft", "--disk", disk.to_str().unwrap(), "--nic", "user"];
+    let run = debian("initrd-root.gz", &selftest.cmdline("root"), &options, SYSTEM_PATIENCE);
     run.expect(&["INIT REACHED", "systemd[1]: systemd 252", "guest login:", "SELFTEST END", "reboot: Power down"]);
-
-    assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
-    assert_eq!(run.value("SELFTEST HTTP"), sum(&work.path().join("body")), "{run}");
-    // The host reads the guest's file out of the image, after a check that the file system is whole.
-    let check = run_host("e2fsck", &["-fn", &disk_option]);
-    assert_eq!(check.status, Some(0), "{check}");
-    let blob = work.path().join("blob");
-    run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), &disk_option]);
-    assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
+    selftest.check(&run);
 }

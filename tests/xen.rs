@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Run, copy_sparse, debian, guest, run, run_host, serve, sum};
+use common::{Machine, Run, Selftest, copy_sparse, debian, guest, initrd_with, run, run_host};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -37,27 +37,12 @@ fn linux_of_hvm_kind_takes_clock_events_and_console_from_xen() {
 
 #[test]
 fn linux_of_hvm_kind_runs_from_xvda_and_fetches_over_its_netfront() {
-    let work = tempfile::tempdir_in(guest("")).unwrap();
-    let disk = work.path().join("disk.raw");
-    copy_sparse(&guest("debian.raw"), &disk);
-    let body: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    std::fs::write(work.path().join("body"), &body).unwrap();
-    let port = serve(body);
-
-    let disk_option = format!("{},bus=xen", disk.display());
-    let cmdline = format!("test=xenroot cloud-init=disabled selftest selftest_url=http://GATEWAY:{port}/body");
-    let options = ["--dialect", "xen", "--cpus", "2", "--disk", &disk_option, "--nic", "user,bus=xen"];
-    let run = debian("initrd-xen.gz", &cmdline, &options, SYSTEM_PATIENCE);
+    let selftest = Selftest::new();
+    let disk = format!("{},bus=xen", selftest.disk().display());
+    let options = ["--dialect", "xen", "--cpus", "2", "--disk", &disk, "--nic", "user,bus=xen"];
+    let run = debian("initrd-xen.gz", &selftest.cmdline("xenroot"), &options, SYSTEM_PATIENCE);
     run.expect(&["Xen HVM", "XEN vbd-51712 Connected", "XEN vif-0 Connected", "(xvda): mounted filesystem", "SELFTEST END", "Power down"]);
-
-    assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
-    assert_eq!(run.value("SELFTEST HTTP"), sum(&work.path().join("body")), "{run}");
-    // The host reads the guest's file out of the image, after a check that the file system is whole.
-    let check = run_host("e2fsck", &["-fn", disk.to_str().unwrap()]);
-    assert_eq!(check.status, Some(0), "{check}");
-    let blob = work.path().join("blob");
-    run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), disk.to_str().unwrap()]);
-    assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
+    selftest.check(&run);
 }
 
 #[test]
@@ -81,6 +66,57 @@ fn linux_of_pvh_kind_uses_its_devices_and_obeys_a_shutdown_by_the_host() {
     machine.end(SYSTEM_PATIENCE).expect(&["reboot: Power down"]);
 }
 
+/// What the kernel that GRUB starts does: modules for both kinds of disks, and a look at which there are.
+const FROM_DISK: &str = "export PATH=/bin
+busybox mount -t proc proc /proc
+busybox --install -s /bin
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk xen-blkfront; do insmod /lib/modules/$m.ko; done
+until [ -b /dev/xvda1 ]; do usleep 50000; done
+mkdir -p /mnt
+mount -t ext2 /dev/xvda1 /mnt
+cat /mnt/greeting
+echo \"DISKS $(ls /sys/block | grep -v loop)\"";
+
+#[test]
+fn disk_image_for_xen_boots_by_firmware_and_its_own_grub() {
+    /// Where the partition is, in sectors, and its size.
+    const PARTITION: (u32, u32) = (2048, 128 << 11);
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let (files, partition, disk) = (path("files"), path("partition"), path("disk.raw"));
+    std::fs::create_dir_all(files.join("grub")).unwrap();
+    let mut own = initrd::Initrd::default();
+    own.script(FROM_DISK);
+    std::fs::rename(initrd_with(work.path(), &["initrd-root.gz", "initrd-xen.gz"], &own.finish()), files.join("initrd")).unwrap();
+    std::fs::copy(guest("vmlinuz"), files.join("vmlinuz")).unwrap();
+    std::fs::write(files.join("greeting"), "greetings from the disk\n").unwrap();
+    std::fs::write(
+        files.join("grub/grub.cfg"),
+        "set timeout=0\nmenuentry guest {\nlinux /vmlinuz console=ttyS0 quiet panic=-1\ninitrd /initrd\n}\n",
+    )
+    .unwrap();
+    std::fs::File::create(&partition).unwrap().set_len(u64::from(PARTITION.1) * 512).unwrap();
+    let made = run_host("mkfs.ext2", &["-q", "-F", "-d", files.to_str().unwrap(), partition.to_str().unwrap()]);
+    assert_eq!(made.status, Some(0), "{made}");
+    let mut sector = std::fs::read(guest("grub-boot.img")).unwrap();
+    // The table: one active partition of Linux' kind, where the image has code for floppy disks.
+    sector[440..510].fill(0);
+    (sector[446], sector[450]) = (0x80, 0x83);
+    sector[454..458].copy_from_slice(&PARTITION.0.to_le_bytes());
+    sector[458..462].copy_from_slice(&PARTITION.1.to_le_bytes());
+    sector.extend(std::fs::read(guest("grub-core.img")).unwrap());
+    sector.resize(PARTITION.0 as usize * 512, 0);
+    std::fs::write(&disk, [sector, std::fs::read(&partition).unwrap()].concat()).unwrap();
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(["run", "--dialect", "xen", "--cpus", "2", "--disk", &format!("{},bus=xen", disk.display())]);
+    let run = run(command, PATIENCE);
+    run.expect(&["SeaBIOS", "greetings from the disk", "reboot: Power down"]);
+    assert_eq!(run.value("DISKS"), "xvda", "the disk that the BIOS had is unplugged: {run}");
+}
+
 /// Debian's XenStore clients in the guest, through Linux' `/dev/xen/xenbus`.
 const CLIENTS: &str = "/bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t devtmpfs dev /dev
@@ -96,14 +132,10 @@ xenstore-write vm-data/said 'of the guest' data/reported 1
 fn keys_of_the_host_are_xenstores_in_the_guest_and_the_other_way_round() {
     let work = tempfile::tempdir().unwrap();
     let path = |name: &str| work.path().join(name);
-    let (image, socket, store_socket, out) = (path("initrd"), path("control"), path("xenstored"), path("store.json"));
-    let mut bytes = std::fs::read(guest("initrd-dom0.gz")).unwrap();
-    // An archive begins at a multiple of four; our /init takes the other's place.
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let (socket, store_socket, out) = (path("control"), path("xenstored"), path("store.json"));
     let mut own = initrd::Initrd::default();
     own.script(CLIENTS);
-    bytes.extend(own.finish());
-    std::fs::write(&image, bytes).unwrap();
+    let image = initrd_with(work.path(), &["initrd-dom0.gz"], &own.finish());
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
     command.args(["run", "--dialect", "xen", "--cmdline", "console=ttyS0 quiet panic=-1", "--kv", "hostname=web1"]);
     command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(&image);

@@ -1,30 +1,22 @@
-//! `xenstored` before Debian's own clients, before our client library, and before clients that mean no good; over kills and upgrades.
-
-// Tests fail by panicking; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
+//! `xenstored` before Debian's own clients, before our client library, and before clients that mean no good.
 
 #[path = "common/xenstore/mod.rs"]
 mod clients;
 
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use abi::xen::xenstore::{Header, op};
 use clients::Clients;
-use redb::StorageBackend;
-use redb::backends::InMemoryBackend;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use xenstore::client::{Client, ClientError, Refusal};
-use xenstore::{Config, DomId, NoHost, Perms, Server, SharedStore, Store};
-use xenstored::{Listener, Persistence, Service};
+use xenstore::{Config, DomId, Perms, SharedStore};
+use xenstored::Listener;
 use zerocopy::{FromBytes, IntoBytes};
 
 /// For what takes moments.
@@ -302,191 +294,6 @@ fn second_server_is_refused_and_a_killed_ones_socket_replaced() {
     eventually(|| Client::connect(&daemon.socket()).is_ok());
 }
 
-/// What a live upgrade must not touch: a watch, half a request, a connection that is in the middle of nothing.
-struct Witness {
-    watcher: Client,
-    half: UnixStream,
-    other: Client,
-}
-
-impl Witness {
-    fn new(daemon: &Daemon) -> Witness {
-        let (mut watcher, mut half, mut other) = (daemon.client(), daemon.raw(), daemon.client());
-        other.write("/kept", b"value").unwrap();
-        watcher.watch("/kept", "token").unwrap();
-        assert_eq!(watcher.next_event().unwrap().path, "/kept");
-        let request = message(op::READ, b"/kept\0");
-        half.write_all(&request[..19]).unwrap();
-        Witness { watcher, half, other }
-    }
-
-    #[track_caller]
-    fn goes_on(mut self) {
-        self.half.write_all(&message(op::READ, b"/kept\0")[19..]).unwrap();
-        assert_eq!(reply(&mut self.half).1, b"value");
-        self.other.write("/kept/more", b"1").unwrap();
-        let event = self.watcher.next_event().unwrap();
-        assert_eq!((event.path.as_str(), event.token.as_str()), ("/kept/more", "token"));
-        assert_eq!(self.other.control(&["check"]).unwrap(), "OK");
-    }
-}
-
-/// When the process became the program that it is.
-fn started(pid: u32) -> String {
-    std::fs::read_link(format!("/proc/{pid}/exe")).unwrap().display().to_string()
-}
-
-#[test]
-fn upgrade_keeps_connections_watches_and_half_requests() {
-    let daemon = Daemon::start(&[]);
-    let copy = daemon.directory.path().join("newer");
-    std::fs::copy(env!("CARGO_BIN_EXE_xenstored"), &copy).unwrap();
-    let (mut client, witness) = (daemon.client(), Witness::new(&daemon));
-    assert_eq!(client.control(&["live-update", "-f", copy.to_str().unwrap()]).unwrap(), "OK");
-    assert_eq!(client.control(&["live-update", "-s", "-t", "60"]).unwrap(), "OK");
-    eventually(|| started(daemon.child.id()) == copy.display().to_string());
-    witness.goes_on();
-    client.write("/after", b"1").unwrap();
-    assert_eq!(daemon.client().read("/after").unwrap(), b"1", "and new clients are let in");
-    // Again, by the signal, and in the end it ends as ever.
-    let witness = Witness::new(&daemon);
-    kill_process(Pid::from_child(&daemon.child), Signal::USR2).unwrap();
-    witness.goes_on();
-    let socket = daemon.socket();
-    let output = daemon.end(Signal::TERM);
-    let log = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && !socket.exists());
-    assert_eq!(log.matches("xenstored: going on connections=").count(), 2, "{log}");
-}
-
-#[test]
-fn xens_own_tool_upgrades() {
-    let daemon = Daemon::start(&[]);
-    let witness = Witness::new(&daemon);
-    let mut tool = clients::program("usr/lib/xen-4.17/bin/xenstore-control");
-    tool.env("XENSTORED_PATH", daemon.socket()).args(["live-update", env!("CARGO_BIN_EXE_xenstored")]);
-    let output = tool.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    witness.goes_on();
-}
-
-#[test]
-fn upgrade_waits_for_transactions_but_not_for_ever() {
-    let daemon = Daemon::start(&[]);
-    let (mut quick, mut slow) = (daemon.client(), daemon.client());
-    let signal = || kill_process(Pid::from_child(&daemon.child), Signal::USR2).unwrap();
-    let mut attempts = 0;
-    quick
-        .transaction(|store| {
-            attempts += 1;
-            signal();
-            store.write("/quick", b"1")
-        })
-        .unwrap();
-    assert_eq!(attempts, 1);
-    let mut attempts = 0;
-    slow.transaction(|store| {
-        attempts += 1;
-        if attempts == 1 {
-            signal();
-            std::thread::sleep(Duration::from_secs(2));
-        }
-        store.write("/slow", b"1")
-    })
-    .unwrap();
-    assert_eq!((attempts, daemon.client().read("/slow").unwrap()), (2, b"1".to_vec()));
-}
-
-#[test]
-fn program_that_cannot_go_on_is_not_upgraded_to() {
-    let daemon = Daemon::start(&[]);
-    let mut client = daemon.client();
-    for bad in ["/nonexistent", "/etc/passwd", "relative"] {
-        assert!(is_refused(client.control(&["live-update", "-f", bad]), Refusal::Invalid), "{bad}");
-    }
-    for other in ["/bin/false", "/bin/true"] {
-        let witness = Witness::new(&daemon);
-        assert_eq!(client.control(&["live-update", "-f", other]).unwrap(), "OK");
-        assert_eq!(client.control(&["live-update", "-s"]).unwrap(), "OK");
-        witness.goes_on();
-    }
-    let log = String::from_utf8(daemon.end(Signal::TERM).stderr).unwrap();
-    assert_eq!(log.matches("cannot go on as another program").count(), 2, "{log}");
-}
-
-#[test]
-fn acknowledged_writes_outlive_kills_and_transactions_are_whole() {
-    let mut daemon = Daemon::start(&[]);
-    let file = daemon.directory.path().join("keys");
-    daemon.child.kill().unwrap();
-    daemon.child.wait().unwrap();
-    let (mut acknowledged, mut pairs) = (vec![0u32; 3], 0u32);
-    for round in 0..8u64 {
-        daemon.child = program(daemon.directory.path()).arg("--persist").arg(&file).spawn().unwrap();
-        eventually(|| Client::connect(&daemon.socket()).is_ok());
-        let mut client = daemon.client();
-        for (writer, last) in acknowledged.iter().enumerate() {
-            let found = client.read(&format!("/writer/{writer}")).map_or(0, |value| String::from_utf8(value).unwrap().parse().unwrap());
-            assert!(found == *last || found == last + 1, "round {round}: {found} after {last}");
-        }
-        let [one, two] = ["/pair/one", "/pair/two"].map(|path| client.read(path).ok());
-        assert_eq!(one, two, "round {round}: half a transaction");
-        let found = one.map_or(0, |value| String::from_utf8(value).unwrap().parse().unwrap());
-        assert!(found == pairs || found == pairs + 1, "round {round}: pair {found} after {pairs}");
-
-        let pid = Pid::from_child(&daemon.child);
-        std::thread::scope(|scope| {
-            for (writer, last) in acknowledged.iter_mut().enumerate() {
-                let mut client = daemon.client();
-                scope.spawn(move || {
-                    while client.write(&format!("/writer/{writer}"), (*last + 1).to_string().as_bytes()).is_ok() {
-                        *last += 1;
-                    }
-                });
-            }
-            scope.spawn(|| {
-                let both = |value: u32| {
-                    move |store: &mut xenstore::client::Requests| {
-                        store.write("/pair/one", value.to_string().as_bytes())?;
-                        store.write("/pair/two", value.to_string().as_bytes())
-                    }
-                };
-                while client.transaction(both(pairs + 1)).is_ok() {
-                    pairs += 1;
-                }
-            });
-            std::thread::sleep(Duration::from_millis(30 + 17 * round));
-            kill_process(pid, Signal::KILL).unwrap();
-        });
-        daemon.child.wait().unwrap();
-    }
-    assert!(acknowledged.iter().all(|count| *count > 0) && pairs > 0, "{acknowledged:?} {pairs}");
-}
-
-#[test]
-fn persistent_keys_go_through_an_upgrade() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("keys");
-    let daemon = Daemon::start(&["--persist", file.to_str().unwrap()]);
-    let mut client = daemon.client();
-    client.write("/before", b"1").unwrap();
-    // It does not read, so that its last request is done by the next program only.
-    client.write("/large", &[b'x'; 4000]).unwrap();
-    let mut late = daemon.raw();
-    late.write_all(&[message(op::READ, b"/large\0").repeat(150), message(op::WRITE, b"/late\0value")].concat()).unwrap();
-    assert!(!client.exists("/late").unwrap());
-    kill_process(Pid::from_child(&daemon.child), Signal::USR2).unwrap();
-    client.write("/after", b"1").unwrap();
-    client.remove("/before").unwrap();
-    let last = (0..151).map(|_| reply(&mut late)).last();
-    assert!(last.is_some_and(|(header, _)| header.op.get() == op::WRITE));
-    drop(daemon);
-    let daemon = Daemon::start(&["--persist", file.to_str().unwrap()]);
-    let mut client = daemon.client();
-    assert!(client.exists("/after").unwrap() && !client.exists("/before").unwrap());
-    assert_eq!(client.read("/late").unwrap(), b"value");
-}
-
 #[test]
 fn daemon_is_in_the_background_once_its_socket_is_there() {
     let directory = tempfile::tempdir().unwrap();
@@ -551,63 +358,4 @@ fn store_of_this_process_is_served_and_a_domain_waits_no_longer_than_the_limit()
         assert!(matches!(client.read("/"), Err(ClientError::Connection(_))));
     });
     assert!(!path.exists());
-}
-
-/// A disk in memory that counts how often it was made durable, and takes its time for that.
-#[derive(Debug, Default)]
-struct SlowDisk {
-    memory: InMemoryBackend,
-    syncs: Arc<AtomicUsize>,
-}
-
-impl StorageBackend for SlowDisk {
-    fn len(&self) -> std::io::Result<u64> {
-        self.memory.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.memory.read(offset, out)
-    }
-
-    fn set_len(&self, length: u64) -> std::io::Result<()> {
-        self.memory.set_len(length)
-    }
-
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(5));
-        self.memory.sync_data()
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.memory.write(offset, data)
-    }
-}
-
-#[test]
-fn writes_of_several_clients_share_a_commit() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("socket");
-    let disk = SlowDisk::default();
-    let syncs = disk.syncs.clone();
-    let persistence = Persistence::on(disk).unwrap();
-    let mut server = Server::new(Store::new(Config { journal: true, ..Config::default() }), Box::new(NoHost));
-    persistence.restore(&mut server).unwrap();
-    let listener = Listener::bind(&path).unwrap();
-    let service = Service { listener, store: SharedStore::of(server), persistence: Some(persistence), connections: Vec::new() };
-    let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    let before = syncs.load(Ordering::Relaxed);
-    std::thread::scope(|scope| {
-        let service = scope.spawn(|| service.run(stop.as_fd(), None).map(drop));
-        let writer = |number: u32| {
-            let mut client = Client::connect(&path).unwrap();
-            (0..20).for_each(|value: u32| client.write(&format!("/{number}"), value.to_string().as_bytes()).unwrap());
-        };
-        let writers: Vec<_> = (0..8).map(|number| scope.spawn(move || writer(number))).collect();
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
-        rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
-        service.join().unwrap().unwrap();
-    });
-    let syncs = syncs.load(Ordering::Relaxed) - before;
-    assert!((20..80).contains(&syncs), "{syncs} times durable for 8 x 20 writes");
 }

@@ -5,10 +5,13 @@ use alloc::vec::Vec;
 
 use logic::calendar::DateTime;
 use pvbus::hal::SECOND;
+use pvbus::net::Nic;
 use pvbus::{Event, GuestInfo, Nanos, News, Polled, TimeOfDay, Tree};
 
 use crate::hal::Kernel;
-use crate::{dmesg, interrupts, power, rtc, time};
+use crate::net::Network;
+use crate::net::commands::Failure;
+use crate::{dmesg, interrupts, power, prompt, rtc, time};
 
 static KERNEL: Kernel = Kernel;
 
@@ -27,6 +30,8 @@ pub struct Bus {
     button: Option<u8>,
     /// When the devices want to be polled.
     next: Option<Nanos>,
+    /// On the first network card, while there is one.
+    network: Option<Network>,
     /// The latest time of day by each host.
     times: Vec<TimeOfDay>,
     /// Seconds since 1970 by the real-time clock, and when it was read.
@@ -39,22 +44,22 @@ impl Bus {
         let tree = Tree::attach(&KERNEL);
         tree.dmesg().iter().for_each(|line| dmesg!("{line}"));
         let lines = tree.interrupt_lines().map(|line| (line, interrupts::isa(line))).collect();
-        let mut bus = Bus { tree, lines, button: power::enable_button(), next: Some(0), times: Vec::new(), rtc: None };
+        let button = power::enable_button();
+        let mut bus = Bus { tree, lines, button, next: Some(0), network: None, times: Vec::new(), rtc: None };
         bus.read_rtc();
-        let guest = GuestInfo {
-            hostname: HOSTNAME.to_string(),
-            os_name_full: crate::NAME.to_string(),
-            os_name: OS_NAME.to_string(),
-            started: 0,
-            nics: Vec::new(),
-        };
-        bus.tree.tell(&News::Guest(guest), time::now());
+        bus.tell_hosts(Vec::new());
         bus.poll();
         bus
     }
 
     /// Does what is due; when to call again, unless an interrupt comes.
     pub fn poll(&mut self) -> Option<Nanos> {
+        let next = self.poll_devices();
+        self.follow_cards();
+        [next, self.poll_network().1].into_iter().flatten().min()
+    }
+
+    fn poll_devices(&mut self) -> Option<Nanos> {
         if self.button.is_some_and(interrupts::take) && power::was_button_pressed() {
             dmesg!("Shutting down because the power button was pressed");
             self.go_down(false);
@@ -75,6 +80,66 @@ impl Bus {
             self.obey(&events);
         }
         self.next
+    }
+
+    /// The network, if there is a card.
+    pub fn network(&mut self) -> Option<&mut Network> {
+        self.network.as_mut()
+    }
+
+    /// Waits until `look` finds in the network what it looks for, but not longer than `deadline`. The network stays the same, even without its card.
+    pub fn wait_for_network<T>(&mut self, deadline: Nanos, mut look: impl FnMut(&mut Network) -> Option<T>) -> Result<T, Failure> {
+        loop {
+            let next = self.poll_devices();
+            self.poll_network();
+            if let Some(found) = look(self.network.as_mut().ok_or(Failure::NoCard)?) {
+                return Ok(found);
+            }
+            // What it has written goes out before we sleep, and what came meanwhile is looked at.
+            let (changed, network_next) = self.poll_network();
+            if time::now() >= deadline {
+                return Err(Failure::NoAnswer);
+            }
+            if !changed {
+                // Or it would not sleep, once a key was pressed.
+                prompt::listen();
+                interrupts::wait([next, network_next, Some(deadline)].into_iter().flatten().min());
+            }
+        }
+    }
+
+    /// Keeps the network at the first card there is.
+    fn follow_cards(&mut self) {
+        let cards = self.tree.cards();
+        if self.network.as_ref().is_some_and(|network| cards.iter().all(|card| card.name() != network.name())) {
+            self.network = None;
+        }
+        if self.network.is_none() {
+            self.network = cards.into_iter().next().map(Network::new);
+        }
+    }
+
+    /// Moves frames. Whether anything changed for a socket, and when to do it again.
+    fn poll_network(&mut self) -> (bool, Option<Nanos>) {
+        let Some(network) = &mut self.network else { return (false, None) };
+        let polled = network.poll();
+        if let Some(nic) = network.news() {
+            self.tell_hosts(Vec::from([nic]));
+        }
+        polled
+    }
+
+    /// Tells hosts what this guest is.
+    fn tell_hosts(&mut self, nics: Vec<Nic>) {
+        let guest = GuestInfo {
+            hostname: HOSTNAME.to_string(),
+            os_name_full: crate::NAME.to_string(),
+            os_name: OS_NAME.to_string(),
+            started: 0,
+            nics,
+        };
+        self.tree.tell(&News::Guest(guest), time::now());
+        self.next = Some(0);
     }
 
     /// Switches off, or starts again, after telling the devices.

@@ -7,11 +7,12 @@ use core::fmt;
 use abi::pci::{CAP_MSIX, CAP_VENDOR};
 use logic::calendar::DateTime;
 use logic::words::{self, Options, Unterminated};
+use pvbus::block::DiskError;
 use pvbus::hal::SECOND;
-use pvbus::xen::DiskError;
 use pvbus::{Interface, Kind, StoreError};
 
 use crate::bus::Bus;
+use crate::net::commands as net;
 use crate::pci::Bar;
 use crate::{console, memory, pci, print, println, time};
 
@@ -32,7 +33,7 @@ struct Command {
 }
 
 /// Why a command did not do it.
-enum Failure {
+pub enum Failure {
     /// It was called wrongly.
     Usage,
     /// There is no such device.
@@ -43,6 +44,14 @@ enum Failure {
     Store(StoreError),
     /// The disk did not do it.
     Disk(DiskError),
+    /// The network did not do it.
+    Network(net::Failure),
+}
+
+impl From<net::Failure> for Failure {
+    fn from(failure: net::Failure) -> Failure {
+        Failure::Network(failure)
+    }
 }
 
 const COMMANDS: &[Command] = &[
@@ -51,8 +60,11 @@ const COMMANDS: &[Command] = &[
     Command { name: "dmesg", usage: "", about: "what the kernel said", run: dmesg },
     Command { name: "help", usage: "", about: "this list", run: help },
     Command { name: "hostctl", usage: "[-qt] [-f device] key [value]", about: "read or write the host's information", run: hostctl },
+    Command { name: "http", usage: "[-q] [http://]host[:port][/path]", about: "fetch a page; gateway is a host, too", run: net::http },
     Command { name: "mem", usage: "", about: "memory in use and free", run: mem },
+    Command { name: "net", usage: "[address/prefix [gateway]]", about: "network cards, or an address for the first", run: net::net },
     Command { name: "pci", usage: "", about: "PCI functions: class, interrupt, addresses, capabilities", run: list_pci },
+    Command { name: "ping", usage: "address [count]", about: "ask a host whether it is there", run: net::ping },
     Command { name: "poweroff", usage: "", about: "switch the machine off", run: |bus, _| bus.go_down(false) },
     Command { name: "pvbus", usage: "", about: "the device tree and the hypervisors' interfaces", run: tree },
     Command { name: "reboot", usage: "", about: "start the machine again", run: |bus, _| bus.go_down(true) },
@@ -76,6 +88,7 @@ pub fn execute(bus: &mut Bus, line: &str) {
         Err(Failure::NoStore(kind)) => println!("{name}: {kind} has no information store"),
         Err(Failure::Store(error)) => println!("{name}: {error}"),
         Err(Failure::Disk(error)) => println!("{name}: {error}"),
+        Err(Failure::Network(failure)) => println!("{name}: {failure}"),
     }
 }
 
@@ -208,7 +221,7 @@ impl fmt::Display for Safe<'_> {
 }
 
 fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
-    let disks = bus.tree.xen().map(|xen| xen.disks()).unwrap_or_default();
+    let disks = bus.tree.disks();
     let (name, sector) = match arguments {
         [] => {
             for disk in disks {

@@ -57,6 +57,29 @@ gate!(output_bytes, "rep outsb");
 gate!(vmcall, "vmcall");
 gate!(vmmcall, "vmmcall");
 
+/// Calls the code at `address` with the registers of a block, and R8 zero.
+///
+/// # Safety
+/// As of a gate; the code keeps the stack and what a function keeps.
+unsafe fn code(block: &mut Block, address: u64) {
+    // SAFETY: the caller's promise. The stack holds what the compiler keeps and, below it, where the block is.
+    unsafe {
+        asm!(
+            "push rbx", "push rbp", "push r8",
+            "mov rax, [r8]", "mov rbx, [r8 + 8]", "mov rcx, [r8 + 16]", "mov rdx, [r8 + 24]",
+            "mov rsi, [r8 + 32]", "mov rdi, [r8 + 40]", "mov rbp, [r8 + 48]",
+            "xor r8d, r8d", "call r9",
+            "xchg [rsp], rax",
+            "mov [rax + 8], rbx", "mov [rax + 16], rcx", "mov [rax + 24], rdx",
+            "mov [rax + 32], rsi", "mov [rax + 40], rdi", "mov [rax + 48], rbp",
+            "pop qword ptr [rax]", "pop rbp", "pop rbx",
+            inout("r8") block.as_mut_ptr() => _, inout("r9") address => _,
+            out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _, out("r10") _, out("r11") _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+        );
+    }
+}
+
 impl Hal for Kernel {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> Cpuid {
         let answer = cpu::cpuid(leaf, subleaf);
@@ -95,6 +118,16 @@ impl Hal for Kernel {
         let [rax, rbx, rcx, rdx, rsi, rdi, rbp] = block;
         *registers = Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp };
         if done { Ok(()) } else { Err(HalError::Fault) }
+    }
+
+    fn call_code(&self, gpa: u64, registers: &mut Registers) -> Result<(), HalError> {
+        let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp } = *registers;
+        let mut block = [rax, rbx, rcx, rdx, rsi, rdi, rbp];
+        // SAFETY: addresses are physical ones, and the page has a hypervisor's code, which does what its registers say.
+        unsafe { code(&mut block, gpa) };
+        let [rax, rbx, rcx, rdx, rsi, rdi, rbp] = block;
+        *registers = Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp };
+        Ok(())
     }
 
     fn read_msr(&self, index: u32) -> Result<u64, HalError> {

@@ -5,6 +5,7 @@
 //!   main.rs        what happens in which order
 //!   cpu, memory, interrupts/, time, rtc, pci, power   the machine
 //!   hal, bus                                          pvbus
+//!   net/                                              TCP/IP on pvbus' network card
 //!   serial, console, prompt, commands, demo           the person
 //!   logic/         what touches no hardware, tested on the host
 //! ```
@@ -26,6 +27,7 @@ mod global;
 mod hal;
 mod interrupts;
 mod memory;
+mod net;
 mod pci;
 mod power;
 mod prompt;

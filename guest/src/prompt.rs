@@ -13,20 +13,25 @@ const PROMPT: &str = "pvbus# ";
 
 /// Never returns: commands and hosts end the machine.
 pub fn run(bus: &mut Bus) -> ! {
-    let serial = interrupts::isa(serial::IRQ);
+    interrupts::isa(serial::IRQ);
     let mut editor = Editor::default();
     println!("Type help for a list of commands.");
     print!("{PROMPT}");
     loop {
-        // First the note, then the port: what comes between the two is noted again.
-        interrupts::take(serial);
-        console::poll();
+        listen();
         while let Some(byte) = console::read() {
             on_key(bus, &mut editor, byte);
         }
         let deadline = bus.poll();
         interrupts::wait(deadline);
     }
+}
+
+/// Takes in what was typed.
+pub fn listen() {
+    // First the note, then the port: what comes between the two is noted again.
+    interrupts::take(interrupts::isa_vector(serial::IRQ));
+    console::poll();
 }
 
 /// Runs a command as if it had been typed.

@@ -131,6 +131,32 @@ pub fn copy_sparse(from: &Path, to: &Path) {
     }
 }
 
+/// The initial RAM disks `bases` of the guests and the archive `own` after them in one file, as Linux takes them; a file of a later archive takes
+/// an earlier one's place.
+pub fn initrd_with(directory: &Path, bases: &[&str], own: &[u8]) -> PathBuf {
+    let mut bytes = Vec::new();
+    for base in bases {
+        bytes.extend(std::fs::read(guest(base)).unwrap());
+        // An archive begins at a multiple of four.
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes.extend(own);
+    let path = directory.join("initrd");
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+/// A program for guests, `guest/NAME.rs` in this directory, compiled without shared libraries.
+pub fn guest_program(name: &str) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/common/guest").join(name).with_extension("rs");
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "-o"]).arg(&program).arg(source);
+    assert!(rustc.status().unwrap().success(), "{rustc:?}");
+    std::fs::read(program).unwrap()
+}
+
 /// Runs a program of the host, from where administrators have theirs, too.
 pub fn run_host(program: &str, arguments: &[&str]) -> Run {
     let mut command = Command::new(program);
@@ -157,6 +183,47 @@ pub fn serve(body: Vec<u8>) -> u16 {
         }
     });
     port
+}
+
+/// A run of the Debian image, which tells what it sees of its disk and its network (`guest/selftest`).
+pub struct Selftest {
+    work: tempfile::TempDir,
+    port: u16,
+}
+
+impl Selftest {
+    /// With a copy of the image, and a server for the guest to fetch from.
+    pub fn new() -> Selftest {
+        let work = tempfile::tempdir_in(guest("")).unwrap();
+        let body: Vec<u8> = (0..300_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        std::fs::write(work.path().join("body"), &body).unwrap();
+        let selftest = Selftest { work, port: serve(body) };
+        copy_sparse(&guest("debian.raw"), &selftest.disk());
+        selftest
+    }
+
+    /// The disk's image.
+    pub fn disk(&self) -> PathBuf {
+        self.work.path().join("disk.raw")
+    }
+
+    /// What the kernel is told; `root` is how the initial RAM disk is to find the disk.
+    pub fn cmdline(&self, root: &str) -> String {
+        format!("test={root} cloud-init=disabled selftest selftest_url=http://GATEWAY:{}/body", self.port)
+    }
+
+    /// Fails unless what the guest told in `run` is what the host finds in the image, after a check that the file system is whole.
+    #[track_caller]
+    pub fn check(&self, run: &Run) {
+        let disk = self.disk();
+        assert_ne!(run.value("SELFTEST ADDRESS"), "", "{run}");
+        assert_eq!(run.value("SELFTEST HTTP"), sum(&self.work.path().join("body")), "{run}");
+        let check = run_host("e2fsck", &["-fn", disk.to_str().unwrap()]);
+        assert_eq!(check.status, Some(0), "{check}");
+        let blob = self.work.path().join("blob");
+        run_host("debugfs", &["-R", &format!("dump /root/blob {}", blob.display()), disk.to_str().unwrap()]);
+        assert_eq!(run.value("SELFTEST BLOB"), sum(&blob), "{run}");
+    }
 }
 
 /// A machine that runs beside the test, which reads and types on its serial port.
@@ -236,6 +303,17 @@ impl Machine {
             }
             output = self.output.changed.wait_timeout(output, left).unwrap().0;
         }
+    }
+
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills the process, as the host's lack of memory would.
+    pub fn kill(mut self) -> Run {
+        self.child.kill().unwrap();
+        self.end(HOST_PATIENCE)
     }
 
     /// Waits for the end, or kills it when patience ends.

@@ -41,6 +41,8 @@ pub struct AcpiConfig {
     pub processors: u8,
     /// Whether there is fw_cfg.
     pub fw_cfg: bool,
+    /// Whether there is Hyper-V's VMBus.
+    pub vmbus: bool,
 }
 
 /// One of the two files.
@@ -273,7 +275,7 @@ fn command(code: u32, fields: &[&[u8]]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const CONFIG: AcpiConfig = AcpiConfig { processors: 3, fw_cfg: true };
+    const CONFIG: AcpiConfig = AcpiConfig { processors: 3, fw_cfg: true, vmbus: true };
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
@@ -313,7 +315,7 @@ mod tests {
 
     #[test]
     fn most_processors_fit_below_one_mebibyte() {
-        let placed = AcpiTables::new(&AcpiConfig { processors: 64, fw_cfg: true }).place(DEFAULT_BASE);
+        let placed = AcpiTables::new(&AcpiConfig { processors: 64, fw_cfg: true, vmbus: true }).place(DEFAULT_BASE);
         assert!(placed.len() < 0x4000, "{}", placed.len());
     }
 

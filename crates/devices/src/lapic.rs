@@ -386,6 +386,33 @@ impl LocalApic {
         Ok(None)
     }
 
+    /// A register by its offset, as a hypervisor's own registers reach it in either mode. The ICR is one of 64 bits.
+    ///
+    /// # Errors
+    /// [`MsrFault`] for what is not there or cannot be read.
+    pub fn read(&self, offset: u64) -> Result<u64, MsrFault> {
+        self.settle();
+        match offset {
+            offset::ICR_LOW => Ok(self.lock().icr),
+            offset::EOI => Err(MsrFault),
+            _ => self.read_register(offset).map(u64::from).ok_or(MsrFault),
+        }
+    }
+
+    /// Writes a register by its offset, as [`LocalApic::read`] reads it. A vector comes back when its level-triggered interrupt ended by this write.
+    ///
+    /// # Errors
+    /// [`MsrFault`] in x2APIC mode for what a write of its MSR would fault for.
+    pub fn write(&self, offset: u64, value: u64) -> Result<Option<u8>, MsrFault> {
+        if self.apic_base() & APIC_BASE_EXTD != 0 {
+            return self.write_msr(MSR_X2APIC_FIRST + (offset >> 4) as u32, value);
+        }
+        if offset == offset::ICR_LOW {
+            self.mmio_write(offset::ICR_HIGH, &((value >> 32) as u32).to_le_bytes());
+        }
+        Ok(self.mmio_write(offset, &(value as u32).to_le_bytes()))
+    }
+
     /// Level of LINT0.
     fn set_lint0(&self, asserted: bool) {
         self.change(|registers| registers.set_pin(Lvt::Lint0, asserted));

@@ -63,6 +63,18 @@ pub enum DeviceBus {
     Virtio,
     /// A Xen backend; needs the Xen dialect.
     Xen,
+    /// A device on Hyper-V's VMBus; needs the Hyper-V dialect.
+    Hyperv,
+}
+
+impl std::fmt::Display for DeviceBus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DeviceBus::Virtio => "virtio",
+            DeviceBus::Xen => "xen",
+            DeviceBus::Hyperv => "hyperv",
+        })
+    }
 }
 
 impl std::str::FromStr for DeviceBus {
@@ -72,7 +84,8 @@ impl std::str::FromStr for DeviceBus {
         match text {
             "virtio" => Ok(DeviceBus::Virtio),
             "xen" => Ok(DeviceBus::Xen),
-            _ => Err(format!("unknown bus '{text}'; there are virtio and xen")),
+            "hyperv" => Ok(DeviceBus::Hyperv),
+            _ => Err(format!("unknown bus '{text}'; there are virtio, xen and hyperv")),
         }
     }
 }

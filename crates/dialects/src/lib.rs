@@ -6,7 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+mod atomic;
+pub mod disk;
+pub mod hyperv;
 pub mod kvm;
+pub mod network;
 pub mod openbsd;
 pub mod store;
 pub mod vmware;
@@ -33,6 +37,29 @@ pub trait Processors: Send + Sync {
         let _ = (id, vector, ends_by_itself);
         false
     }
+
+    /// See [`BackendVm::read_local_apic`].
+    ///
+    /// # Errors
+    /// [`MsrFault`] as there.
+    fn read_local_apic(&self, id: VcpuId, offset: u64) -> Result<u64, MsrFault> {
+        let _ = (id, offset);
+        Err(MsrFault)
+    }
+
+    /// See [`BackendVm::write_local_apic`].
+    ///
+    /// # Errors
+    /// [`MsrFault`] as there.
+    fn write_local_apic(&self, id: VcpuId, offset: u64, value: u64) -> Result<Option<u8>, MsrFault> {
+        let _ = (id, offset, value);
+        Err(MsrFault)
+    }
+
+    /// See [`BackendVm::flush_translations`].
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        let _ = (caller, processors, pages);
+    }
 }
 
 impl Processors for Arc<dyn BackendVm> {
@@ -50,6 +77,18 @@ impl Processors for Arc<dyn BackendVm> {
 
     fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
         self.as_ref().set_auto_eoi(id, vector, ends_by_itself)
+    }
+
+    fn read_local_apic(&self, id: VcpuId, offset: u64) -> Result<u64, MsrFault> {
+        self.as_ref().read_local_apic(id, offset)
+    }
+
+    fn write_local_apic(&self, id: VcpuId, offset: u64, value: u64) -> Result<Option<u8>, MsrFault> {
+        self.as_ref().write_local_apic(id, offset, value)
+    }
+
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        self.as_ref().flush_translations(caller, processors, pages);
     }
 }
 

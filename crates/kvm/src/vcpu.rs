@@ -237,6 +237,7 @@ impl KvmVcpu {
             cpl: special.ss.dpl,
             long_mode: special.cs.l != 0,
             paging: Paging { cr0: special.cr0, cr3: special.cr3, cr4: special.cr4, efer: special.efer },
+            undefined: false,
         };
         for index in 0..io.count {
             if call.write {

@@ -5,11 +5,13 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::block::BlockDevice;
 use crate::detect::Kind;
 use crate::hal::Nanos;
-use crate::net::Nic;
+use crate::net::{NetDevice, Nic};
 use crate::store::Store;
 
 /// A device that is attached.
@@ -35,6 +37,16 @@ pub trait Driver<'h>: Send {
     /// The information store that it opens.
     fn store(&self) -> Option<Box<dyn Store + 'h>> {
         None
+    }
+
+    /// The disks that it has now.
+    fn disks(&self) -> Vec<Arc<dyn BlockDevice + 'h>> {
+        Vec::new()
+    }
+
+    /// The network cards that it has now.
+    fn cards(&self) -> Vec<Arc<dyn NetDevice + 'h>> {
+        Vec::new()
     }
 }
 

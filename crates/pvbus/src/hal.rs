@@ -46,6 +46,16 @@ pub trait Hal: Sync {
         Err(HalError::Unavailable)
     }
 
+    /// Calls the code that a hypervisor has put at guest physical address `gpa`, in memory from [`Hal::dma_alloc`], with `registers` loaded, and
+    /// stores them back. R8 is zero. The code keeps the stack and what a function keeps.
+    ///
+    /// # Errors
+    /// [`HalError`]. The host's own refusals are in the registers.
+    fn call_code(&self, gpa: u64, registers: &mut Registers) -> Result<(), HalError> {
+        let _ = (gpa, registers);
+        Err(HalError::Unavailable)
+    }
+
     /// RDMSR.
     ///
     /// # Errors
@@ -293,9 +303,14 @@ impl Dma {
         self.words.get(at / 4).ok_or(HalError::Fault)
     }
 
-    /// Copies bytes from offset `at`.
+    /// Copies bytes from offset `at`, word by word where they lie so.
     pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), HalError> {
-        for (at, byte) in (at..).zip(bytes) {
+        let (whole, rest) = if at.is_multiple_of(4) { bytes.as_chunks_mut() } else { (&mut [][..], bytes) };
+        let words = self.words.get(at / 4..).and_then(|words| words.get(..whole.len())).ok_or(HalError::Fault)?;
+        for (bytes, word) in whole.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
+        }
+        for (at, byte) in (at + whole.len() * 4..).zip(rest) {
             let [a, b, c, d] = self.word(at)?.load(Ordering::Relaxed).to_le_bytes();
             *byte = [a, b, c, d].into_iter().nth(at % 4).unwrap_or_default();
         }
@@ -304,7 +319,12 @@ impl Dma {
 
     /// Copies bytes to offset `at`. The host does not write to words of which a part is written here.
     pub(crate) fn write(&self, at: usize, bytes: &[u8]) -> Result<(), HalError> {
-        for (at, byte) in (at..).zip(bytes) {
+        let (whole, rest) = if at.is_multiple_of(4) { bytes.as_chunks() } else { (&[][..], bytes) };
+        let words = self.words.get(at / 4..).and_then(|words| words.get(..whole.len())).ok_or(HalError::Fault)?;
+        for (bytes, word) in whole.iter().zip(words) {
+            word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
+        }
+        for (at, byte) in (at + whole.len() * 4..).zip(rest) {
             let (word, shift) = (self.word(at)?, at % 4 * 8);
             word.store(word.load(Ordering::Relaxed) & !(0xff << shift) | u32::from(*byte) << shift, Ordering::Relaxed);
         }

@@ -67,7 +67,7 @@ pub trait Store: Send {
     /// # Errors
     /// As [`Store::read`], without [`StoreError::NotFound`]: a key that is not there can be watched.
     fn watch(&mut self, key: &[u8]) -> Result<Watch, StoreError> {
-        Ok(Watch { key: key.to_vec(), seen: found(self.read(key))? })
+        Ok(Watch { key: key.to_vec(), seen: found(self.read(key))?, number: 0 })
     }
 
     /// The value, if it is another one than when last asked: `Some(None)` when the key is gone. Stores that cannot tell are read, so a value
@@ -77,22 +77,39 @@ pub trait Store: Send {
     /// As [`Store::watch`].
     fn changed(&mut self, watch: &mut Watch) -> Result<Option<Option<Vec<u8>>>, StoreError> {
         let now = found(self.read(&watch.key))?;
-        if now == watch.seen {
-            return Ok(None);
-        }
-        watch.seen.clone_from(&now);
-        Ok(Some(now))
+        Ok(watch.see(now))
+    }
+
+    /// Ends a watch.
+    ///
+    /// # Errors
+    /// As [`Store::watch`].
+    fn unwatch(&mut self, watch: Watch) -> Result<(), StoreError> {
+        let _ = watch;
+        Ok(())
     }
 }
 
 /// A key that is being watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Watch {
-    key: Vec<u8>,
-    seen: Option<Vec<u8>>,
+    pub(crate) key: Vec<u8>,
+    pub(crate) seen: Option<Vec<u8>>,
+    /// The store's own number of it, where the host tells of changes.
+    pub(crate) number: u32,
 }
 
 impl Watch {
+    /// Takes note of the value; gives it if it is another one than before.
+    #[allow(clippy::option_option, reason = "as Store::changed")]
+    pub(crate) fn see(&mut self, now: Option<Vec<u8>>) -> Option<Option<Vec<u8>>> {
+        if now == self.seen {
+            return None;
+        }
+        self.seen.clone_from(&now);
+        Some(now)
+    }
+
     /// The key.
     #[must_use]
     pub fn key(&self) -> &[u8] {
@@ -167,7 +184,7 @@ impl fmt::Display for StoreError {
 impl core::error::Error for StoreError {}
 
 /// A key that is not there is no error for a watch.
-fn found(value: Result<Vec<u8>, StoreError>) -> Result<Option<Vec<u8>>, StoreError> {
+pub(crate) fn found(value: Result<Vec<u8>, StoreError>) -> Result<Option<Vec<u8>>, StoreError> {
     match value {
         Ok(value) => Ok(Some(value)),
         Err(StoreError::NotFound) => Ok(None),

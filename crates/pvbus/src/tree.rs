@@ -12,11 +12,14 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::block::BlockDevice;
 use crate::detect::{Detection, Interface, Kind, Note, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
+use crate::hyperv::Hyperv0;
 use crate::ioctl::Stores;
 use crate::kvm::{ClockError, Pvclock, PvclockDevice};
+use crate::net::NetDevice;
 use crate::openbsd::{self, Vmmci};
 use crate::vmware::Vmt;
 use crate::xen::{Xen, Xen0};
@@ -57,6 +60,7 @@ impl<'h> Tree<'h> {
         tree.attach_vmt(hal);
         tree.attach_pvclock(hal);
         tree.attach_xen(hal);
+        tree.attach_hyperv(hal);
         tree.attach_vmmci(hal);
         tree
     }
@@ -110,7 +114,19 @@ impl<'h> Tree<'h> {
         self.clock.clone()
     }
 
-    /// Xen's domain, if this machine is one: its store with transactions, its disks.
+    /// The disks that are connected now.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Arc<dyn BlockDevice + 'h>> {
+        self.devices.iter().flat_map(|device| device.driver.disks()).collect()
+    }
+
+    /// The network cards that are connected now.
+    #[must_use]
+    pub fn cards(&self) -> Vec<Arc<dyn NetDevice + 'h>> {
+        self.devices.iter().flat_map(|device| device.driver.cards()).collect()
+    }
+
+    /// Xen's domain, if this machine is one: its store with transactions.
     #[must_use]
     pub fn xen(&self) -> Option<Xen<'h>> {
         self.xen.clone()
@@ -184,9 +200,29 @@ impl<'h> Tree<'h> {
                     self.stores.set(Kind::Xen, store);
                 }
                 self.xen = Some(xen0.xen());
+                let port = xen0.port();
                 self.add("xen0", "pvbus0", &xen0.about(), xen0);
+                // As NetBSD's xenbus(4) says it.
+                self.dmesg.push(format!("xenbus0: using event channel {port}"));
             }
             Err(error) => self.dmesg.push(format!("xen0 at pvbus0: not attached: {error}")),
+        }
+    }
+
+    fn attach_hyperv(&mut self, hal: &'h dyn Hal) {
+        let Some(interface) = self.detection.find(Kind::HyperV).filter(|interface| !interface.notes.contains(&Note::NoVmbus)) else {
+            return;
+        };
+        match Hyperv0::attach(hal, interface) {
+            Ok(hyperv0) => {
+                if let Some(store) = hyperv0.store() {
+                    self.stores.set(Kind::HyperV, store);
+                }
+                let components = hyperv0.components();
+                self.add("hyperv0", "pvbus0", &hyperv0.about(), hyperv0);
+                self.dmesg.extend(components);
+            }
+            Err(error) => self.dmesg.push(format!("hyperv0 at pvbus0: not attached: {error}")),
         }
     }
 

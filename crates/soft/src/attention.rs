@@ -22,6 +22,8 @@ pub(crate) const SHADOW: u32 = 32;
 pub(crate) const WINDOW: u32 = 64;
 /// [`Attention::wake`] was called.
 pub(crate) const WAKE: u32 = 256;
+/// Forget the translations of the pages that are listed in the machine.
+pub(crate) const FLUSH_PAGES: u32 = 512;
 
 /// The processor halted, waits for a start-up IPI, or has a pending exit.
 pub(crate) const IDLE: u32 = 128;

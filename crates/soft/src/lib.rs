@@ -18,6 +18,7 @@ mod attention;
 mod block;
 mod cpu;
 mod flags;
+mod flush;
 mod integer;
 mod mmu;
 mod native;

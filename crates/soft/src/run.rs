@@ -257,6 +257,10 @@ impl Cpu {
             self.attention.clear(attention::FLUSH);
             self.flush_tlb();
         }
+        if flags & attention::FLUSH_PAGES != 0 {
+            self.attention.clear(attention::FLUSH_PAGES);
+            self.vm.flushes[self.id as usize].take().into_iter().for_each(|page| self.invalidate_page(page));
+        }
         if let Some(exit) = self.pending_exit.take() {
             return Attended::Leave(exit);
         }

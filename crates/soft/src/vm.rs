@@ -9,10 +9,11 @@ use devices::lapic::{ApicBus, ApicClient, ApicClock, Message};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm::memory::{CodeMap, GuestMemory, PAGE_SIZE, Protection};
 use vmm::time::Timers;
-use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Frequencies, Vcpu, VcpuId, VmConfig};
+use vmm::{Backend, BackendError, BackendVm, CpuidTable, EoiFlag, Frequencies, MsrFault, Vcpu, VcpuId, VmConfig};
 
 use crate::attention::{self, Attention};
 use crate::cpu::Cpu;
+use crate::flush::{self, PageList};
 use crate::run::SoftVcpu;
 use crate::system;
 
@@ -124,6 +125,18 @@ impl BackendVm for SoftVm {
         }
     }
 
+    fn read_local_apic(&self, id: VcpuId, offset: u64) -> Result<u64, MsrFault> {
+        self.shared.apics.as_ref().and_then(|bus| bus.apic(id)).ok_or(MsrFault)?.read(offset)
+    }
+
+    fn write_local_apic(&self, id: VcpuId, offset: u64, value: u64) -> Result<Option<u8>, MsrFault> {
+        self.shared.apics.as_ref().and_then(|bus| bus.apic(id)).ok_or(MsrFault)?.write(offset, value)
+    }
+
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        flush::flush_translations(&self.shared, caller, processors, pages);
+    }
+
     fn protect(&self, gpa: u64, size: u64, protection: Protection) -> Result<(), BackendError> {
         self.shared.protect(gpa, size, protection)
     }
@@ -151,6 +164,8 @@ pub(crate) struct VmShared {
     pub bus_lock: Mutex<()>,
     /// By processor: pages that it must not write without being noticed any more, and how many it was told and has seen.
     code_pages: Vec<CodePages>,
+    /// By processor: translations that others want it to forget.
+    pub flushes: Vec<PageList>,
     protected: AtomicBool,
     protections: RwLock<HashMap<u64, Protection>>,
 }
@@ -186,6 +201,7 @@ impl VmShared {
             timers: config.timers,
             apics,
             code_pages: attentions.iter().map(|_| CodePages::default()).collect(),
+            flushes: attentions.iter().map(|_| PageList::default()).collect(),
             attentions,
             cpuid: config.cpuid,
             deterministic: config.deterministic,

@@ -38,12 +38,22 @@ pub enum Command {
     /// Read, set, list, remove and watch the keys of a running machine.
     #[command(subcommand)]
     Kv(KvCommand),
+    /// List, add and remove the disks of a running machine.
+    #[command(subcommand)]
+    Disk(DeviceCommand<DiskSpec>),
+    /// List, add and remove the network cards of a running machine.
+    #[command(subcommand)]
+    Nic(DeviceCommand<NicSpec>),
     /// Ask the guest of a running machine to shut down or reboot, or pull its plug.
     Stop(StopArguments),
     /// Tell how a running machine is.
     Status(StatusArguments),
     /// Ask the guest of a running machine to take the host's time of day.
     Sync(SyncArguments),
+    /// Bring the file systems of a running machine to rest, so that its disks can be copied as they are.
+    Freeze(RestArguments),
+    /// Let the file systems of a running machine go on.
+    Thaw(RestArguments),
 }
 
 /// Which machine.
@@ -132,6 +142,44 @@ Keys: a name such as hostname, or VMware's guestinfo.hostname, is the key for gu
 a path with a slash belongs to the machine, at its end too (data/); one that begins with a slash is a path of the whole store.
 Exit status: 0, 1 for errors, 2 when there is no such key, 4 when the time ran out.";
 
+/// What `vmctl disk` and `vmctl nic` do; devices are asked for by `S`.
+#[derive(Subcommand)]
+#[command(after_help = "\
+Exit status: 0, 1 for errors, 2 when there is no such device, 4 when the guest has not let go of it in time.")]
+pub enum DeviceCommand<S>
+where
+    S: std::str::FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    /// Plug one in; prints its name.
+    Add {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// As for vmctl run --disk and --nic, with bus=xen.
+        device: S,
+    },
+    /// Ask the guest to let go of one, and wait until it has.
+    Rm {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// Wait so many seconds for the guest; 10 by default.
+        #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_hyphen_values = true)]
+        wait: Option<Duration>,
+        /// Do not ask: take it from the guest. With --wait, only when the guest did not let go in time.
+        #[arg(long)]
+        force: bool,
+        /// Its name.
+        name: String,
+    },
+    /// List them.
+    Ls {
+        #[command(flatten)]
+        machine: MachineArguments,
+        /// As a JSON array.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// Options of `vmctl stop`.
 #[derive(Args)]
 #[command(after_help = "\
@@ -139,7 +187,7 @@ Exit status: 0 when the guest was asked and, with --wait, has obeyed; 1 for erro
 pub struct StopArguments {
     #[command(flatten)]
     pub machine: MachineArguments,
-    /// Who asks the guest: auto, acpi, vmware, openbsd or xen.
+    /// Who asks the guest: auto, acpi, vmware, openbsd, xen or hyperv.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub via: Via,
     /// Reboot instead of shutting down.
@@ -168,9 +216,21 @@ pub struct StatusArguments {
 pub struct SyncArguments {
     #[command(flatten)]
     pub machine: MachineArguments,
-    /// Who asks the guest: auto, vmware, openbsd or xen.
+    /// Who asks the guest: auto, vmware, openbsd or hyperv.
     #[arg(long, value_name = "WAY", default_value = "auto")]
     pub via: Via,
+}
+
+/// Options of `vmctl freeze` and `vmctl thaw`.
+#[derive(Args)]
+#[command(after_help = "\
+Exit status: 0 when it is done, 1 for errors, 4 when the time ran out.")]
+pub struct RestArguments {
+    #[command(flatten)]
+    pub machine: MachineArguments,
+    /// Wait so many seconds at most for the guest to do it.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds, allow_hyphen_values = true)]
+    pub wait: Duration,
 }
 
 /// A time from 0 to a year, with fractions.
@@ -215,17 +275,17 @@ pub struct RunArguments {
     /// Processors, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     pub cpus: u32,
-    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]. Repeatable.
+    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen|hyperv][,dvd]. Repeatable.
     #[arg(long, value_name = "DISK", action = ArgAction::Append)]
     pub disk: Vec<DiskSpec>,
-    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,bus=virtio|xen][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
+    /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,bus=virtio|xen|hyperv][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.
     #[arg(long, value_name = "NIC", action = ArgAction::Append)]
     pub nic: Vec<NicSpec>,
     /// What executes the processors: auto, kvm or soft.
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     pub backend: BackendChoice,
-    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen;
-    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, all.
+    /// Paravirtual dialects the guest finds, first CPUID base first, of kvm, vmware, openbsd, xen, hyperv;
+    /// or a layout: none, kvm, vmware, vmware+kvmclock, openbsd, xen, hyperv, hyperv+vmware, all.
     /// The default is kvm, and all for the embedded guest.
     #[arg(long, value_name = "LIST")]
     pub dialect: Option<DialectList>,
@@ -238,7 +298,7 @@ pub struct RunArguments {
     /// When the machine has ended, write all its keys into FILE as one JSON object.
     #[arg(long, value_name = "FILE")]
     pub kv_out: Option<PathBuf>,
-    /// A socket for vmctl kv, stop, status and sync.
+    /// A socket for vmctl kv, disk, nic, stop, status, sync, freeze and thaw.
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
     /// A socket at which the machine's store is offered to XenStore's own clients.
@@ -259,7 +319,7 @@ pub struct RunArguments {
     /// A write to port 0xf4 ends the machine with status (value << 1) | 1.
     #[arg(long)]
     pub debug_exit: bool,
-    /// The ports of QEMU's pc-testdev.
+    /// The ports of QEMU's pc-testdev, and with Hyper-V's dialect of hyperv-testdev.
     #[arg(long)]
     pub testdev: bool,
     /// At the end, print exits by kind, instructions and speed.

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use dialects::store::{Client, Observer, Store, StoreError, WatchId};
-use vmd::config::{Kernel, MachineConfig, SerialTarget};
+use vmd::config::{BackendChoice, DialectList, Kernel, MachineConfig, SerialTarget};
 use vmd::kv;
 
 use crate::terminal;
@@ -29,7 +29,8 @@ pub fn is_wanted(config: &MachineConfig) -> bool {
 pub fn complete(config: &mut MachineConfig, dialects_given: bool) {
     config.kernel = Some(Kernel::BuiltIn { name: embedded::NAME, data: embedded::GUEST });
     if !dialects_given {
-        config.dialects = vmd::layout::DialectList::all();
+        let anywhere = config.deterministic || config.backend == BackendChoice::Kvm;
+        config.dialects = if anywhere { DialectList::everywhere() } else { DialectList::all() };
     }
     if config.cmdline.is_empty() {
         let is_for_people = config.serial == SerialTarget::Stdio && std::io::stdin().is_terminal();

@@ -12,7 +12,7 @@ use vmd::socket::connection::ConnectionError;
 use vmd::socket::protocol::{Refusal, Reply, Request};
 
 use crate::args::KvCommand;
-use crate::{STATUS_NO_KEY, STATUS_TIME_OUT};
+use crate::{STATUS_NOT_FOUND, STATUS_TIME_OUT};
 
 /// Does what `command` says; the exit status.
 ///
@@ -115,7 +115,7 @@ fn done(reply: Reply) -> anyhow::Result<u8> {
         Reply::Done => Ok(0),
         Reply::Refused { kind: Refusal::NotFound, text } => {
             eprintln!("vmctl: {text}");
-            Ok(STATUS_NO_KEY)
+            Ok(STATUS_NOT_FOUND)
         }
         Reply::Refused { text, .. } => bail!("{text}"),
         other => bail!("the machine answered something else: {other:?}"),

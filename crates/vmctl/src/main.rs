@@ -4,7 +4,7 @@
 //!   vmctl                          a small guest that shows what it finds
 //!   vmctl run  --kernel FILE ...   one machine in the foreground, serial on this terminal
 //!   vmctl host                     what this machine can do
-//!   vmctl kv, stop, status, sync   a running machine, through its control socket
+//!   vmctl kv, disk, nic, stop, status, sync, freeze, thaw   a running machine, through its control socket
 //! ```
 //!
 //! Everything said to people goes to standard error; standard output belongs to the guest's serial port.
@@ -12,6 +12,7 @@
 mod allocator;
 mod args;
 mod demo;
+mod device;
 mod host;
 mod kv;
 mod power;
@@ -25,8 +26,8 @@ use clap::Parser;
 
 /// Status of a run that ended by our own error.
 const STATUS_ERROR: u8 = 1;
-/// Status when the store has no such key.
-const STATUS_NO_KEY: u8 = 2;
+/// Status when the store has no such key, or the machine no such device.
+const STATUS_NOT_FOUND: u8 = 2;
 /// Status when time ran out before what was waited for.
 const STATUS_TIME_OUT: u8 = 4;
 
@@ -49,9 +50,13 @@ fn main() -> ExitCode {
         Some(args::Command::Run(arguments)) => run::run(arguments),
         Some(args::Command::Host(arguments)) => host::host(&arguments),
         Some(args::Command::Kv(command)) => kv::kv(command),
+        Some(args::Command::Disk(command)) => device::disk(command),
+        Some(args::Command::Nic(command)) => device::nic(command),
         Some(args::Command::Stop(arguments)) => power::stop(&arguments),
         Some(args::Command::Status(arguments)) => power::show(&arguments),
         Some(args::Command::Sync(arguments)) => power::sync(&arguments),
+        Some(args::Command::Freeze(arguments)) => power::freeze(&arguments),
+        Some(args::Command::Thaw(arguments)) => power::thaw(&arguments),
     };
     terminal::restore();
     match done {

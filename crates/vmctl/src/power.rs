@@ -1,4 +1,4 @@
-//! `vmctl stop`, `vmctl sync` and `vmctl status`: a running machine's power, clock and state.
+//! `vmctl stop`, `sync`, `freeze`, `thaw` and `status`: a running machine's power, clock, file systems and state.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use vmd::power::{Via, Wish};
 use vmd::socket::Connection;
 use vmd::socket::connection::ConnectionError;
 use vmd::socket::protocol::{Reply, Request};
-use vmd::status::Status;
+use vmd::status::{Rest, Status};
 
 use crate::STATUS_TIME_OUT;
-use crate::args::{StatusArguments, StopArguments, SyncArguments};
+use crate::args::{RestArguments, StatusArguments, StopArguments, SyncArguments};
 
 /// How often the machine is asked whether it has rebooted.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -52,6 +52,42 @@ pub fn stop(arguments: &StopArguments) -> anyhow::Result<u8> {
 pub fn sync(arguments: &SyncArguments) -> anyhow::Result<u8> {
     ask(&mut Connection::open(&arguments.machine.control)?, Wish::SetClock, arguments.via)?;
     Ok(0)
+}
+
+/// Has the guest bring its file systems to rest; the exit status.
+///
+/// # Errors
+/// What the socket, the machine or the guest refused, in words for people.
+pub fn freeze(arguments: &RestArguments) -> anyhow::Result<u8> {
+    rest(arguments, Wish::Freeze, Rest::Frozen)
+}
+
+/// Has the guest let its file systems go on; the exit status.
+///
+/// # Errors
+/// As above.
+pub fn thaw(arguments: &RestArguments) -> anyhow::Result<u8> {
+    rest(arguments, Wish::Thaw, Rest::Working)
+}
+
+/// Waits until file systems are as they are wanted.
+fn rest(arguments: &RestArguments, wish: Wish, wanted: Rest) -> anyhow::Result<u8> {
+    let mut connection = Connection::open(&arguments.machine.control)?;
+    ask(&mut connection, wish, Via::Hyperv)?;
+    let deadline = Instant::now() + arguments.wait;
+    loop {
+        let hyperv = status(&mut connection)?.guest.and_then(|guest| guest.hyperv);
+        match hyperv.map(|hyperv| hyperv.file_systems) {
+            Some(now) if now == wanted => return Ok(0),
+            Some(Rest::Freezing | Rest::Thawing) if Instant::now() < deadline => std::thread::sleep(GLANCE),
+            Some(Rest::Freezing | Rest::Thawing) => {
+                eprintln!("vmctl: the guest has not done it within {} seconds", arguments.wait.as_secs_f64());
+                return Ok(STATUS_TIME_OUT);
+            }
+            Some(now) => bail!("file systems: {now}"),
+            None => bail!("the machine has ended or rebooted"),
+        }
+    }
 }
 
 /// Prints how the machine is; the exit status.
@@ -110,7 +146,11 @@ fn obeys(connection: &mut Connection, boots: u64, reboot: bool, patience: Durati
     }
 }
 
-fn refused<T>(reply: Reply) -> anyhow::Result<T> {
+/// The error for a reply that is not what was asked for.
+///
+/// # Errors
+/// Always.
+pub fn refused<T>(reply: Reply) -> anyhow::Result<T> {
     match reply {
         Reply::Refused { text, .. } => bail!("{text}"),
         other => bail!("the machine answered something else: {other:?}"),

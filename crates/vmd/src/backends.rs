@@ -8,6 +8,7 @@ use kvm::KvmBackend;
 use vmm::{Backend, BackendError};
 
 use crate::config::{BackendChoice, DialectName, MachineConfig};
+use crate::hyperv;
 
 /// A backend and why it is this one.
 pub struct Chosen {
@@ -30,6 +31,7 @@ pub fn choose(config: &MachineConfig) -> Result<Chosen, BackendError> {
         BackendChoice::Auto if config.dialects.contains(DialectName::Xen) => {
             Ok(soft("KVM answers by itself the instruction by which Linux calls Xen".into()))
         }
+        BackendChoice::Auto if config.dialects.contains(DialectName::Hyperv) => Ok(soft(hyperv::NOT_ON_KVM.into())),
         BackendChoice::Auto => match kvm::probe().choose() {
             Ok(reason) => Ok(Chosen { backend: Arc::new(KvmBackend::new()?), reason }),
             Err(reason) => Ok(soft(reason)),

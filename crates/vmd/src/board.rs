@@ -14,12 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use devices::acpi::{self, AcpiConfig, AcpiTables};
 use devices::acpi_pm::AcpiPm;
-use devices::block::{self, Disk, DiskError};
 use devices::debug_exit::DebugExit;
 use devices::fw_cfg::{E820Entry, FwCfg, FwCfgItems};
 use devices::i8042::{I8042, KEYBOARD_IRQ};
 use devices::interrupts::{InterruptRouter, SCI_IRQ};
-use devices::net::{self, Mac, NetError};
+use devices::net::{self, NetError};
 use devices::pci::{PciAddress, PciBus, PciError, host_bridge, isa_bridge};
 use devices::pit::{Pit, TIMER_IRQ};
 use devices::reset::ResetPorts;
@@ -35,18 +34,25 @@ use devices::virtio::vmmci::Vmmci;
 use devices::virtio::{VirtioDevice, VirtioPci};
 use devices::xen_platform::XenPlatform;
 use devices::{DeviceBus, DeviceMap, MachineEvents};
+use dialects::hyperv::Hyperv;
+use dialects::hyperv::connections::{Connections, Synic};
+use dialects::hyperv::vmbus::VmBus;
+use dialects::store::Store;
 use dialects::xen::Xen;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::Timers;
 use vmm::{BackendVm, GuestMemory};
-use xenstore::SharedStore;
 
 use crate::boot::{self, E820Range, LOW_RAM_END};
 use crate::bus::MachineBus;
-use crate::config::{DialectName, DiskSpec, MachineConfig, SerialTarget, Uuid};
+use crate::config::{DialectName, MachineConfig, SerialTarget, Uuid};
+use crate::hotplug::{Device, PlugError, Slots};
+use crate::hyperv;
+use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
-use crate::xen::{self, Domain, Ending};
+use crate::store::MachineStore;
+use crate::xen::{self, Domain, Plugs, firmware};
 
 /// Why a board cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +65,6 @@ pub enum BoardError {
         /// The host's answer.
         source: std::io::Error,
     },
-    /// A disk's image.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
     /// A card's network.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -70,16 +73,27 @@ pub enum BoardError {
     Pci(#[from] PciError),
 }
 
+/// What a machine starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// A kernel, by the PVH protocol.
+    Pvh,
+    /// A kernel, by another one.
+    Kernel,
+    /// Firmware, which looks for a disk.
+    Firmware,
+}
+
 /// What a board is given, already made.
 pub struct Parts<'a> {
-    /// The store, in which the machine is a domain with Xen's dialect.
-    pub store: &'a SharedStore,
-    /// Disks in order of their PCI slots.
-    pub disks: &'a [Arc<dyn Disk>],
+    /// The store, in which the machine is a domain with Xen's dialect, and whose keys Hyper-V's pools show.
+    pub store: &'a Arc<MachineStore>,
+    /// Disks and network cards, in order of their slots.
+    pub inventory: &'a Arc<Inventory>,
     /// The machine's UUID.
     pub identity: Uuid,
-    /// Whether the kernel starts by the PVH protocol.
-    pub pvh: bool,
+    /// What starts first.
+    pub start: Start,
     /// The dialects.
     pub paravirtual: &'a Paravirtual,
     /// Names and contents of files in the firmware configuration device.
@@ -99,15 +113,9 @@ pub struct Board {
     vmmci: Option<Arc<Vmmci>>,
     /// What the machine is in XenStore, when the Xen dialect is there.
     domain: Option<Domain>,
+    /// What is on VMBus, when the Hyper-V dialect is there.
+    hyperv: Option<hyperv::Devices>,
     pci: Arc<PciBus>,
-}
-
-/// Opens the images of all disks. They stay open, and locked, over reboots.
-///
-/// # Errors
-/// [`BoardError::Disk`].
-pub fn open_disks(config: &MachineConfig) -> Result<Vec<Arc<dyn Disk>>, BoardError> {
-    Ok(config.disks.iter().map(block::open).collect::<Result<_, _>>()?)
 }
 
 impl Board {
@@ -124,6 +132,7 @@ impl Board {
         events: EventSender,
     ) -> Result<(Board, MachineBus), BoardError> {
         let ended = Arc::new(AtomicBool::new(false));
+        let sender = events.clone();
         let events: Arc<dyn MachineEvents> = Arc::new(Events { ended: Arc::clone(&ended), sender: events });
         let interrupts = InterruptRouter::new(Arc::new(Arc::clone(vm)));
         let mut map = DeviceMap::default();
@@ -131,23 +140,31 @@ impl Board {
         let mut pci = PciBus::new();
         pci.add(PciAddress { slot: 0, function: 0 }, host_bridge(), &interrupts)?;
         pci.add(PciAddress { slot: 1, function: 0 }, isa_bridge(), &interrupts)?;
-        if let Some(xen) = &parts.paravirtual.xen {
-            xen.connect(Arc::new(Arc::clone(vm)), Arc::new(Ending(Arc::clone(&events))));
-            if !parts.pvh {
+        if parts.paravirtual.xen.is_some() {
+            // The first with a memory BAR, which is where the dialect has memory.
+            if parts.start != Start::Pvh {
                 pci.add_next(XenPlatform::new(), &interrupts)?;
             }
+        }
+        if let Some(hyperv) = &parts.paravirtual.hyperv {
+            hyperv.connect(Arc::new(Arc::clone(vm)), Arc::new(hyperv::Ending::new(Arc::clone(&events), sender, Arc::clone(&interrupts))));
         }
         let mut add = |device: Box<dyn VirtioDevice>| {
             let function = VirtioPci::new(device, Arc::clone(memory), Arc::new(Arc::clone(vm)));
             pci.add_next(function, &interrupts)
         };
-        let on_virtio = |spec: &DiskSpec| spec.bus == DeviceBus::Virtio;
-        for (number, (disk, _)) in parts.disks.iter().zip(&config.disks).enumerate().filter(|(_, (_, spec))| on_virtio(spec)) {
-            add(Box::new(Block::new(Arc::clone(disk), &format!("disk{number}"))))?;
+        for disk in parts.inventory.disks(DeviceBus::Virtio) {
+            add(Box::new(Block::new(disk.image, &disk.name)))?;
         }
-        for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Virtio) {
+        let mut emulated = Vec::new();
+        if parts.start == Start::Firmware {
+            for disk in parts.inventory.disks(DeviceBus::Xen) {
+                emulated.push(add(Box::new(Block::new(disk.image, &disk.name)))?);
+            }
+        }
+        for nic in parts.inventory.nics(DeviceBus::Virtio) {
             if let Some(network) = net::open(&nic.network)? {
-                add(Box::new(Net::new(network, nic.mac.unwrap_or_else(|| Mac::default_for(index)))))?;
+                add(Box::new(Net::new(network, nic.mac)))?;
             }
         }
         let mut console = None;
@@ -178,6 +195,10 @@ impl Board {
         // The bus first: fixed ports among its own win.
         let pci = Arc::new(pci);
         pci.map(&mut map);
+        if let Some(xen) = &parts.paravirtual.xen {
+            let plugs = Plugs { events: Arc::clone(&events), pci: Arc::clone(&pci), disks: emulated };
+            xen.connect(Arc::new(Arc::clone(vm)), Arc::new(plugs));
+        }
 
         interrupts.map(&mut map);
         let serial = Serial::new(COM1, interrupts.isa_line(COM1_IRQ), terminal_output(&config.serial)?);
@@ -204,8 +225,15 @@ impl Board {
             Some(xen) => Some(xen_domain(config, &parts, xen)?),
             None => None,
         };
+        if let Some(dialect) = parts.paravirtual.hyperv.as_ref().filter(|_| config.testdev) {
+            dialect.add_test_device();
+        }
+        let hyperv = match &parts.paravirtual.hyperv {
+            Some(dialect) => Some(hyperv_devices(&parts, dialect, memory, timers)?),
+            None => None,
+        };
         Ok((
-            Board { domain, serial, console, power, vmmci, pci },
+            Board { domain, hyperv, serial, console, power, vmmci, pci },
             MachineBus::new(map, parts.paravirtual.dialects.clone(), interrupts, ended),
         ))
     }
@@ -233,11 +261,31 @@ impl Board {
         self.domain.as_ref()
     }
 
+    /// What is on VMBus.
+    pub fn hyperv(&self) -> Option<&hyperv::Devices> {
+        self.hyperv.as_ref()
+    }
+
+    /// The slots of `bus` for devices that come while the machine runs.
+    ///
+    /// # Errors
+    /// [`PlugError`] when it has none.
+    pub fn slots(&self, bus: DeviceBus) -> Result<&dyn Slots, PlugError> {
+        match bus {
+            DeviceBus::Virtio => Err(PlugError::Fixed(bus)),
+            DeviceBus::Hyperv => self.hyperv.as_ref().map(|devices| devices as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+            DeviceBus::Xen => self.domain.as_ref().map(|domain| domain as &dyn Slots).ok_or(PlugError::NoBus(bus)),
+        }
+    }
+
     /// Ends what devices have under way, and their threads.
     pub fn shut_down(&self) {
         self.pci.reset();
         if let Some(domain) = &self.domain {
             domain.shut_down();
+        }
+        if let Some(hyperv) = &self.hyperv {
+            hyperv.shut_down();
         }
     }
 }
@@ -245,36 +293,72 @@ impl Board {
 /// The machine in XenStore, with the disks and network cards that are Xen's.
 fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
-    let domain = Domain::new(Arc::clone(xen), parts.store.clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
-        .map_err(host)?;
-    let disks = parts.disks.iter().zip(&config.disks).filter(|(_, spec)| spec.bus == DeviceBus::Xen);
-    for (index, (disk, _)) in (0..).zip(disks) {
-        xen::add_disk(&domain, index, Arc::clone(disk)).map_err(host)?;
+    let domain =
+        Domain::new(Arc::clone(xen), parts.store.shared().clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
+            .map_err(host)?;
+    fill(&domain, DeviceBus::Xen, parts.inventory)?;
+    Ok(domain)
+}
+
+/// What is on VMBus.
+fn hyperv_devices(
+    parts: &Parts<'_>,
+    dialect: &Arc<Hyperv>,
+    memory: &GuestMemory,
+    timers: &Arc<Timers>,
+) -> Result<hyperv::Devices, BoardError> {
+    let host = |source| BoardError::Host { what: "Hyper-V's devices".into(), source };
+    let bus = VmBus::new(memory.clone(), Arc::clone(dialect) as Arc<dyn Synic>);
+    dialect.serve(Arc::clone(&bus) as Arc<dyn Connections>);
+    let store: Arc<dyn Store> = parts.store.clone();
+    let components = hyperv::Components::new(Arc::clone(&bus), timers, store, parts.identity).map_err(host)?;
+    let devices = hyperv::Devices::new(bus, parts.identity, components);
+    fill(&devices, DeviceBus::Hyperv, parts.inventory)?;
+    Ok(devices)
+}
+
+/// Plugs in what the inventory has for a bus.
+fn fill(slots: &dyn Slots, bus: DeviceBus, inventory: &Arc<Inventory>) -> Result<(), BoardError> {
+    let plug = |name: &str, device| {
+        let plugged = slots.plug(device, inventory.gone(name));
+        let plugged = plugged.map_err(|source| BoardError::Host { what: format!("devices with bus={bus}"), source })?;
+        inventory.set_plugged(name, plugged);
+        Ok::<_, BoardError>(())
+    };
+    for disk in inventory.disks(bus) {
+        plug(&disk.name, disk.device())?;
     }
-    for (index, nic) in (0..).zip(&config.nics).filter(|(_, nic)| nic.bus == DeviceBus::Xen) {
+    for nic in inventory.nics(bus) {
         if let Some(network) = net::open(&nic.network)? {
-            xen::add_nic(&domain, index.into(), nic.mac.unwrap_or_else(|| Mac::default_for(index)), network).map_err(host)?;
+            plug(&nic.name, Device::Nic(nic.mac, network))?;
         }
     }
-    Ok(domain)
+    Ok(())
 }
 
 /// The memory map that the kernel is told.
 pub fn memory_map(config: &MachineConfig) -> Vec<E820Range> {
     let mut map = boot::e820(config.memory.0);
     if config.dialects.contains(DialectName::Xen) {
-        map.push(xen::reserved());
+        map.extend([xen::reserved(), firmware::reserved()]);
         map.sort_unstable_by_key(|range| range.start);
     }
     map
 }
 
 /// Puts the ACPI and SMBIOS tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
-/// the memory map reserves the range.
-pub fn place_tables(config: &MachineConfig, identity: Uuid, memory: &GuestMemory) -> Option<u64> {
-    memory.write_slice(&smbios_tables(config, identity).place(smbios::DEFAULT_BASE), GuestAddress(smbios::DEFAULT_BASE.into())).ok()?;
+/// the memory map reserves the range. Firmware builds its own from fw_cfg, but with Xen's dialect it takes those that are there.
+pub fn place_tables(config: &MachineConfig, identity: Uuid, start: Start, memory: &GuestMemory) -> Option<u64> {
+    let (acpi, smbios) = (acpi_tables(config), smbios_tables(config, identity));
+    if start == Start::Firmware {
+        if config.dialects.contains(DialectName::Xen) {
+            firmware::place(memory, &acpi.place(firmware::ACPI), &smbios.place(firmware::SMBIOS), &memory_map(config));
+        }
+        return None;
+    }
+    memory.write_slice(&smbios.place(smbios::DEFAULT_BASE), GuestAddress(smbios::DEFAULT_BASE.into())).ok()?;
     let base = acpi::DEFAULT_BASE;
-    memory.write_slice(&acpi_tables(config).place(base), GuestAddress(base.into())).ok()?;
+    memory.write_slice(&acpi.place(base), GuestAddress(base.into())).ok()?;
     Some(base.into())
 }
 
@@ -293,7 +377,7 @@ fn smbios_tables(config: &MachineConfig, identity: Uuid) -> Smbios {
 }
 
 fn acpi_tables(config: &MachineConfig) -> AcpiTables {
-    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true })
+    AcpiTables::new(&AcpiConfig { processors: config.cpus as u8, fw_cfg: true, vmbus: config.dialects.contains(DialectName::Hyperv) })
 }
 
 fn firmware_items(config: &MachineConfig, identity: Uuid, files: Vec<(String, Vec<u8>)>) -> FwCfgItems {

@@ -15,6 +15,8 @@ pub use devices::net::NicSpec;
 pub use crate::fw_cfg::FwCfgSpec;
 pub use crate::layout::{DialectList, DialectName};
 
+use crate::hyperv;
+
 /// Most processors a machine can have, as vmm(4)'s `VMM_MAX_VCPUS_PER_VM`.
 pub const MAX_CPUS: u32 = 64;
 /// Most memory a machine can have: 128 GiB, as vmm(4)'s `VMM_MAX_VM_MEM_SIZE`.
@@ -146,6 +148,7 @@ impl MachineConfig {
             return Err(ConfigError::Combination("--deterministic: only the software CPU counts instructions; use --backend soft".into()));
         }
         self.check_xen()?;
+        self.check_hyperv()?;
         if self.serial == SerialTarget::Stdio && self.console == Some(SerialTarget::Stdio) {
             let text = "--console stdio: the serial port has standard input and output; give --serial null or file:PATH too";
             return Err(ConfigError::Combination(text.into()));
@@ -167,9 +170,6 @@ impl MachineConfig {
         let combination = |text: &str| Err(ConfigError::Combination(text.into()));
         if self.dialects.contains(DialectName::Xen) {
             return match self.backend {
-                _ if self.dialects.contains(DialectName::Kvm) => combination(
-                    "--dialect: kvm and xen are called by the same instruction, which does not say whom it calls; take one of them",
-                ),
                 _ if self.deterministic => combination("--deterministic: not with --dialect xen, whose backends have threads of their own"),
                 BackendChoice::Kvm => combination("--dialect xen: KVM answers Linux' hypercalls (VMCALL) by itself; use --backend soft"),
                 _ => Ok(()),
@@ -179,6 +179,29 @@ impl MachineConfig {
             return combination("bus=xen: only with --dialect xen");
         }
         Ok(())
+    }
+}
+
+impl MachineConfig {
+    /// What the Hyper-V dialect needs.
+    fn check_hyperv(&self) -> Result<(), ConfigError> {
+        let combination = |text: String| Err(ConfigError::Combination(text));
+        match self.dialects.dialects().iter().position(|&dialect| dialect == DialectName::Hyperv) {
+            Some(1..) => combination("--dialect: hyperv comes first; Linux and Windows look for it at the first base only".into()),
+            Some(0) if self.deterministic => {
+                combination("--deterministic: not with --dialect hyperv, whose devices have threads of their own".into())
+            }
+            Some(0) if self.backend == BackendChoice::Kvm => {
+                combination(format!("--dialect hyperv: {}; use --backend soft", hyperv::NOT_ON_KVM))
+            }
+            None if self.disks.iter().any(|disk| disk.bus == DeviceBus::Hyperv)
+                || self.nics.iter().any(|nic| nic.bus == DeviceBus::Hyperv) =>
+            {
+                combination("bus=hyperv: only with --dialect hyperv".into())
+            }
+            _ if self.disks.iter().any(|disk| disk.dvd && disk.bus != DeviceBus::Hyperv) => combination("dvd: only with bus=hyperv".into()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -329,7 +352,9 @@ mod tests {
         assert!(check(|c| c.console = Some(SerialTarget::Stdio)).contains("--serial null"));
         assert!(check(|c| c.disks = vec!["disk.raw,bus=xen".parse().unwrap()]).contains("--dialect xen"));
         assert!(check(|c| c.nics = vec!["user,bus=xen".parse().unwrap()]).contains("--dialect xen"));
-        assert!(check(|c| c.dialects = "kvm,xen".parse().unwrap()).contains("take one"));
+        assert!(check(|c| c.dialects = "vmware,hyperv".parse().unwrap()).contains("hyperv comes first"));
+        assert!(check(|c| (c.dialects, c.backend) = ("hyperv".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));
+        assert!(check(|c| (c.dialects, c.deterministic) = ("hyperv".parse().unwrap(), true)).contains("threads of their own"));
         assert!(check(|c| (c.dialects, c.backend) = ("xen".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));
         assert_eq!(bootable().check(8 << 30), Ok(()));
     }

@@ -8,6 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::board::Board;
+use crate::config::{DiskSpec, NicSpec};
+use crate::hotplug::PlugError;
+use crate::inventory::{DeviceStatus, Inventory};
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
 use crate::power::{self, PowerError, Via, Wish};
@@ -17,6 +20,7 @@ use crate::store::MachineStore;
 /// The hold.
 pub struct Control {
     store: Arc<MachineStore>,
+    inventory: Arc<Inventory>,
     started: Instant,
     state: Mutex<State>,
 }
@@ -44,12 +48,41 @@ pub struct Running {
 impl Control {
     /// For a machine whose information store is `store`.
     pub fn new(store: Arc<MachineStore>) -> Control {
-        Control { store, started: Instant::now(), state: Mutex::default() }
+        Control { store, inventory: Arc::default(), started: Instant::now(), state: Mutex::default() }
     }
 
     /// The machine's information store.
     pub fn store(&self) -> &Arc<MachineStore> {
         &self.store
+    }
+
+    /// The machine's disks and network cards.
+    pub fn inventory(&self) -> &Arc<Inventory> {
+        &self.inventory
+    }
+
+    /// Plugs in a disk.
+    ///
+    /// # Errors
+    /// [`PlugError`]; here and below.
+    pub fn add_disk(&self, spec: &DiskSpec) -> Result<DeviceStatus, PlugError> {
+        self.inventory.add_disk(&self.running()?, spec)
+    }
+
+    /// Plugs in a network card.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn add_nic(&self, spec: &NicSpec) -> Result<DeviceStatus, PlugError> {
+        self.inventory.add_nic(&self.running()?, spec)
+    }
+
+    /// Asks the guest to let go of a device, or takes it.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn remove_device(&self, name: &str, force: bool) -> Result<(), PlugError> {
+        self.inventory.remove(&self.running()?, name, force)
     }
 
     /// Ends the machine as if its plug was pulled.
@@ -124,6 +157,7 @@ impl Control {
     /// Power went.
     pub(crate) fn detach(&self) {
         self.lock().machine = None;
+        self.inventory.power_off();
     }
 
     fn running(&self) -> Result<Running, PowerError> {

@@ -5,7 +5,9 @@
 //! several dialects differs, and a list from which a common guest takes less than it could is run with a [`DialectList::warnings`] line:
 //!
 //! ```text
-//!   Linux          the highest base at which a detector answers; VMware's looks at the first base only    arch/x86/kernel/cpu/hypervisor.c
+//!   Linux          the highest base at which a detector answers; those of Hyper-V and VMware look at      arch/x86/kernel/cpu/hypervisor.c
+//!                  the first base only
+//!   Windows        Hyper-V's at the first base
 //!   FreeBSD        the first signature it knows                                                          sys/x86/x86/identcpu.c
 //!   OpenBSD        all of them                                                                           sys/dev/pv/pvbus.c
 //!   open-vm-tools  any first base but KVM's and Xen's                                                     lib/misc/hostinfoHV.c
@@ -27,6 +29,8 @@ pub enum DialectName {
     Openbsd,
     /// Xen's.
     Xen,
+    /// Hyper-V's.
+    Hyperv,
 }
 
 /// Where Linux looks for a dialect.
@@ -52,24 +56,26 @@ struct Known {
 }
 
 /// One line for each dialect.
-const KNOWN: [Known; 4] = [
+const KNOWN: [Known; 5] = [
     Known { dialect: DialectName::Kvm, name: "kvm", linux: Linux::EveryBase, freebsd: true, refused_by_vmtools: true },
     Known { dialect: DialectName::Vmware, name: "vmware", linux: Linux::FirstBase, freebsd: true, refused_by_vmtools: false },
     Known { dialect: DialectName::Openbsd, name: "openbsd", linux: Linux::Nowhere, freebsd: false, refused_by_vmtools: false },
     Known { dialect: DialectName::Xen, name: "xen", linux: Linux::EveryBase, freebsd: true, refused_by_vmtools: true },
+    Known { dialect: DialectName::Hyperv, name: "hyperv", linux: Linux::FirstBase, freebsd: true, refused_by_vmtools: false },
 ];
 
-/// Layouts by name. OpenBSD's vmm(4) itself shows a KVM base behind its own (`sys/arch/amd64/amd64/vmm_machdep.c`). In `all`, VMware
-/// stands first because its tools look there only, and KVM last because Linux takes the last. Xen is not in it: guests call KVM and Xen
-/// by the same instruction, which does not say whom it calls.
-const PRESETS: [(&str, &[DialectName]); 7] = [
+/// Layouts by name. OpenBSD's vmm(4) itself shows a KVM base behind its own (`sys/arch/amd64/amd64/vmm_machdep.c`). In `all`, Hyper-V
+/// stands first because Linux and Windows look for it there only, and KVM last because Linux takes the last.
+const PRESETS: [(&str, &[DialectName]); 9] = [
     ("none", &[]),
     ("kvm", &[DialectName::Kvm]),
     ("vmware", &[DialectName::Vmware]),
     ("vmware+kvmclock", &[DialectName::Vmware, DialectName::Kvm]),
     ("xen", &[DialectName::Xen]),
+    ("hyperv", &[DialectName::Hyperv]),
+    ("hyperv+vmware", &[DialectName::Hyperv, DialectName::Vmware]),
     ("openbsd", &[DialectName::Openbsd, DialectName::Kvm]),
-    ("all", &[DialectName::Vmware, DialectName::Openbsd, DialectName::Kvm]),
+    ("all", &[DialectName::Hyperv, DialectName::Vmware, DialectName::Openbsd, DialectName::Xen, DialectName::Kvm]),
 ];
 
 impl DialectName {
@@ -104,6 +110,11 @@ impl DialectList {
     pub fn all() -> DialectList {
         let (name, dialects) = PRESETS[PRESETS.len() - 1];
         DialectList { dialects: dialects.to_vec(), preset: Some(name) }
+    }
+
+    /// Every dialect that all backends have, and that can be repeated exactly.
+    pub fn everywhere() -> DialectList {
+        DialectList { dialects: vec![DialectName::Vmware, DialectName::Openbsd, DialectName::Kvm], preset: None }
     }
 
     /// The dialects, first base first.
@@ -199,12 +210,13 @@ mod tests {
 
     #[test]
     fn every_dialect_has_its_own_line() {
-        for dialect in [DialectName::Kvm, DialectName::Vmware, DialectName::Openbsd, DialectName::Xen] {
-            let expected = usize::from(dialect != DialectName::Xen);
-            assert_eq!(list("all").dialects().iter().filter(|&&d| d == dialect).count(), expected);
-            assert_eq!(dialect.known().dialect, dialect);
+        for dialect in list("all").dialects() {
+            assert_eq!(dialect.known().dialect, *dialect);
         }
-        assert_eq!(list("all").dialects().len() + 1, KNOWN.len());
+        for known in &KNOWN {
+            assert_eq!(list("all").dialects().iter().filter(|&&d| d == known.dialect).count(), 1);
+        }
+        assert_eq!(list("all").dialects().len(), KNOWN.len());
         assert_eq!(list("all"), DialectList::all());
     }
 
@@ -224,10 +236,10 @@ mod tests {
         let refusal = |text: &str| text.parse::<DialectList>().unwrap_err().to_string();
         assert_eq!(
             refusal("klingon"),
-            "unknown dialect 'klingon'; a list of kvm, vmware, openbsd, xen, or one of none, vmware+kvmclock, all"
+            "unknown dialect 'klingon'; a list of kvm, vmware, openbsd, xen, hyperv, or one of none, vmware+kvmclock, hyperv+vmware, all"
         );
         assert_eq!(refusal("kvm,kvm"), "dialect 'kvm' is given twice");
-        assert_eq!(refusal("kvm,all"), "'all' is a layout and stands alone; a list takes kvm, vmware, openbsd, xen");
+        assert_eq!(refusal("kvm,all"), "'all' is a layout and stands alone; a list takes kvm, vmware, openbsd, xen, hyperv");
         assert!(refusal("").contains("unknown dialect ''"));
         assert!(refusal("kvm,").contains("unknown dialect ''"));
     }
@@ -243,12 +255,27 @@ mod tests {
             ]
         );
         assert_eq!(list("vmware,kvm").warnings(), ["Linux will use kvm and not vmware", "FreeBSD will use vmware and not kvm"]);
+        assert_eq!(list("hyperv,kvm").warnings(), ["Linux will use kvm and not hyperv", "FreeBSD will use hyperv and not kvm"]);
         assert_eq!(list("openbsd,vmware").warnings(), ["Linux will not find vmware, which it looks for at the first base only"]);
     }
 
     #[test]
     fn presets_and_lists_without_rivals_are_silent() {
-        for text in ["none", "kvm", "vmware", "xen", "vmware+kvmclock", "openbsd", "all", "kvm,openbsd", "openbsd,kvm", "vmware,openbsd"] {
+        for text in [
+            "none",
+            "kvm",
+            "vmware",
+            "xen",
+            "hyperv",
+            "hyperv+vmware",
+            "hyperv,openbsd",
+            "vmware+kvmclock",
+            "openbsd",
+            "all",
+            "kvm,openbsd",
+            "openbsd,kvm",
+            "vmware,openbsd",
+        ] {
             assert_eq!(list(text).warnings(), [""; 0], "{text}");
         }
     }

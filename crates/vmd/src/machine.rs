@@ -19,7 +19,7 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use devices::block::Disk;
+use devices::block::DiskError;
 use dialects::kvm::StealSource;
 use vmm::attach::Attachment;
 use vmm::monitor::{VmId, Vmm, VmmError};
@@ -27,7 +27,7 @@ use vmm::time::{Clock, HostClock, StepClock, Timers};
 use vmm::{BackendError, BackendVm, Entry, Exit, RegisterMask, VcpuId, VmConfig};
 
 use crate::backends::{self, Chosen};
-use crate::board::{self, Board, BoardError, Parts};
+use crate::board::{self, Board, BoardError, Parts, Start};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
 use crate::config::{DialectName, Kernel, MachineConfig, SerialTarget, Uuid};
@@ -57,6 +57,9 @@ pub enum MachineError {
     /// The kernel, or what belongs to it.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A disk's image.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A device.
     #[error(transparent)]
     Board(#[from] BoardError),
@@ -120,6 +123,8 @@ pub enum Event {
     End(Outcome),
     /// The backend cannot go on.
     Failed(VmmError),
+    /// The guest has something to say to people.
+    Said(String),
 }
 
 /// Where events go; cheap to clone.
@@ -154,7 +159,7 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
         // Emptied once: the board appends, so that reboots follow each other.
         File::create(path).map_err(|source| MachineError::File { path: path.clone(), source })?;
     }
-    let disks = board::open_disks(config)?;
+    control.inventory().take(config)?;
     let mut stats = RunStats::default();
     let started = Instant::now();
     let outcome = loop {
@@ -163,20 +168,19 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
             Some(image) => image,
             None => recognise(config)?,
         };
-        let mut machine = Machine::assemble(config, identity, &disks, &image, &vmm, control, say)?;
+        let mut machine = Machine::assemble(config, identity, &image, &vmm, control, say)?;
         drop(image);
-        let event = machine.run(control);
+        let event = machine.run(control, say);
         machine.take_down(&mut stats);
         match event {
             Event::End(Outcome::Reset) if config.reboot => stats.add_reboot(),
             Event::End(outcome) => break outcome,
             Event::Failed(error) => return Err(error.into()),
+            Event::Said(_) => {}
         }
     };
     stats.set_wall(started.elapsed());
-    for disk in &disks {
-        disk.flush().map_err(|source| MachineError::Host { what: "cannot write a disk back", source })?;
-    }
+    control.inventory().flush().map_err(|source| MachineError::Host { what: "cannot write a disk back", source })?;
     Ok(Report { outcome, stats })
 }
 
@@ -239,7 +243,6 @@ impl Machine {
     fn assemble(
         config: &MachineConfig,
         identity: Uuid,
-        disks: &[Arc<dyn Disk>],
         image: &boot::Image,
         vmm: &Arc<Vmm>,
         control: &Control,
@@ -287,12 +290,16 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts { store: control.store().shared(), disks, identity, pvh: image.is_pvh(), paravirtual: &paravirtual, files };
+        let start = match image {
+            image if image.rom_size() != 0 => Start::Firmware,
+            image if image.is_pvh() => Start::Pvh,
+            _ => Start::Kernel,
+        };
+        let parts = Parts { store: control.store(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
-        // Firmware builds its tables from fw_cfg.
-        let rsdp = if image.rom_size() == 0 { board::place_tables(config, identity, &memory) } else { None };
+        let rsdp = board::place_tables(config, identity, start, &memory);
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: board::memory_map(config), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         say(&loaded.description);
@@ -323,7 +330,7 @@ impl Machine {
     }
 
     /// Starts the processors and waits for the event that ends the machine.
-    fn run(&mut self, control: &Control) -> Event {
+    fn run(&mut self, control: &Control, say: &dyn Fn(&str)) -> Event {
         for cpu in 0..self.cpus {
             let processor = Processor {
                 vmm: Arc::clone(&self.vmm),
@@ -342,7 +349,13 @@ impl Machine {
                 }
             }
         }
-        let event = self.events.recv().unwrap_or(Event::End(Outcome::Stopped));
+        let event = loop {
+            match self.events.recv() {
+                Ok(Event::Said(text)) => say(&text),
+                Ok(event) => break event,
+                Err(_) => break Event::End(Outcome::Stopped),
+            }
+        };
         control.detach();
         event
     }

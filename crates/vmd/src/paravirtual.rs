@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use dialects::Dialect;
+use dialects::hyperv::Hyperv;
 use dialects::kvm::clock::PvClock;
 use dialects::kvm::{self, Kvm, StealSource};
 use dialects::openbsd::Openbsd;
@@ -49,6 +50,8 @@ pub struct Paravirtual {
     kvm: Option<Arc<Kvm>>,
     /// Xen's, when it is there.
     pub xen: Option<Arc<Xen>>,
+    /// Hyper-V's, when it is there.
+    pub hyperv: Option<Arc<Hyperv>>,
     vmware: Option<Arc<Vmware>>,
 }
 
@@ -59,11 +62,13 @@ impl Paravirtual {
         // Of all dialects that have it, so that its MSRs have one owner.
         let own_clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), with.frequencies.tsc_hz, *vcpus));
         let clock = with.backend_kvm.is_none().then(|| Arc::clone(&own_clock));
-        let mut made = Paravirtual { dialects: Vec::new(), kvm: None, vmware: None, xen: None };
+        let mut made = Paravirtual { dialects: Vec::new(), kvm: None, vmware: None, xen: None, hyperv: None };
         for name in names {
             let dialect: Arc<dyn Dialect> = match (name, &clock) {
                 (DialectName::Kvm, Some(clock)) => {
-                    let kvm = Kvm::new(memory.clone(), Arc::clone(clock), Arc::clone(timers), with.steal.clone(), *vcpus);
+                    // Xen and KVM are called by the same instruction, and Xen cannot do without.
+                    let new = if names.contains(&DialectName::Xen) { Kvm::without_hypercalls } else { Kvm::new };
+                    let kvm = new(memory.clone(), Arc::clone(clock), Arc::clone(timers), with.steal.clone(), *vcpus);
                     made.kvm = Some(Arc::clone(&kvm));
                     kvm
                 }
@@ -73,6 +78,11 @@ impl Paravirtual {
                     let xen = Xen::new(memory.clone(), Arc::clone(&own_clock), Arc::clone(timers), with.uuid.0, *vcpus);
                     made.xen = Some(Arc::clone(&xen));
                     xen
+                }
+                (DialectName::Hyperv, _) => {
+                    let hyperv = Hyperv::new(memory.clone(), Arc::clone(timers), with.frequencies, *vcpus);
+                    made.hyperv = Some(Arc::clone(&hyperv));
+                    hyperv
                 }
                 (DialectName::Vmware, _) => {
                     let vmware = Arc::new(vmware(with));

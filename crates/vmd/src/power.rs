@@ -1,7 +1,9 @@
-//! Asking a guest to shut down, to reboot or to set its clock: the ways there are, and which one a guest listens to.
+//! Asking a guest to shut down, to reboot, to set its clock or to bring its file systems to rest: the ways there are, and which one a guest
+//! listens to.
 //!
 //! ```text
 //!   vmware    VMware's tools in the guest, once they have announced that they obey (TCLO OS_Halt, OS_Reboot, Time_Synchronize)
+//!   hyperv    the guest's drivers for integration components, once they have agreed on a version; they alone know of file systems
 //!   xen       the guest's xenbus driver, once it has announced that it obeys (control/shutdown)
 //!   openbsd   the vmmci(4) driver, once it runs
 //!   acpi      the power button, once the guest has enabled it; it cannot say "reboot"
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigError;
 use crate::control::Running;
+use crate::hyperv::AskError;
 
 /// A way to the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,16 +36,18 @@ pub enum Via {
     Openbsd,
     /// Xen's `control/shutdown`.
     Xen,
+    /// Hyper-V's integration components.
+    Hyperv,
 }
 
 impl FromStr for Via {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Via, ConfigError> {
-        [Via::Auto, Via::Acpi, Via::Vmware, Via::Openbsd, Via::Xen]
+        [Via::Auto, Via::Acpi, Via::Vmware, Via::Openbsd, Via::Xen, Via::Hyperv]
             .into_iter()
             .find(|via| via.to_string() == text)
-            .ok_or_else(|| ConfigError::Syntax(format!("unknown way '{text}'; one of: auto, acpi, vmware, openbsd, xen")))
+            .ok_or_else(|| ConfigError::Syntax(format!("unknown way '{text}'; one of: auto, acpi, vmware, openbsd, xen, hyperv")))
     }
 }
 
@@ -54,6 +59,7 @@ impl fmt::Display for Via {
             Via::Vmware => "vmware",
             Via::Openbsd => "openbsd",
             Via::Xen => "xen",
+            Via::Hyperv => "hyperv",
         })
     }
 }
@@ -68,6 +74,10 @@ pub enum Wish {
     Reboot,
     /// Take the host's time of day.
     SetClock,
+    /// Bring file systems to rest, so that disks can be copied.
+    Freeze,
+    /// Let file systems go on.
+    Thaw,
 }
 
 impl fmt::Display for Wish {
@@ -76,6 +86,8 @@ impl fmt::Display for Wish {
             Wish::Shutdown => "to shut down",
             Wish::Reboot => "to reboot",
             Wish::SetClock => "to set its clock",
+            Wish::Freeze => "to bring its file systems to rest",
+            Wish::Thaw => "to let its file systems go on",
         })
     }
 }
@@ -98,6 +110,9 @@ pub enum PowerError {
     /// XenStore has no word for it.
     #[error("control/shutdown has no word to ask the guest {0}")]
     NoWord(Wish),
+    /// Hyper-V's components say why.
+    #[error(transparent)]
+    Hyperv(#[from] AskError),
     /// vmmci(4) says why.
     #[error(transparent)]
     Vmmci(#[from] RequestError),
@@ -122,10 +137,14 @@ pub fn ask(machine: &Running, wish: Wish, via: Via) -> Result<Via, PowerError> {
         Via::Openbsd => openbsd(machine, wish),
         Via::Acpi => acpi(machine, wish),
         Via::Xen => xen(machine, wish),
+        Via::Hyperv => hyperv(machine, wish),
         Via::Auto => {
             let tried = match wish {
-                Wish::SetClock => openbsd(machine, wish).or_else(|_| vmware(machine, wish)),
-                _ => xen(machine, wish)
+                Wish::SetClock => openbsd(machine, wish).or_else(|_| hyperv(machine, wish)).or_else(|_| vmware(machine, wish)),
+                // It is the only one that has words for them, and says best why not.
+                Wish::Freeze | Wish::Thaw => return hyperv(machine, wish),
+                Wish::Shutdown | Wish::Reboot => xen(machine, wish)
+                    .or_else(|_| hyperv(machine, wish))
                     .or_else(|_| vmware(machine, wish))
                     .or_else(|_| openbsd(machine, wish))
                     .or_else(|_| acpi(machine, wish)),
@@ -140,12 +159,18 @@ fn xen(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     Ok(Via::Xen)
 }
 
+fn hyperv(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
+    machine.board.hyperv().ok_or(PowerError::NoDialect(Via::Hyperv))?.components().ask(wish)?;
+    Ok(Via::Hyperv)
+}
+
 fn vmware(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     let vmware = machine.paravirtual.vmware().ok_or(PowerError::NoDialect(Via::Vmware))?;
     vmware.request(match wish {
         Wish::Shutdown => PowerRequest::Halt,
         Wish::Reboot => PowerRequest::Reboot,
         Wish::SetClock => PowerRequest::SetClock,
+        Wish::Freeze | Wish::Thaw => return Err(PowerError::Unspeakable(Via::Vmware, wish)),
     })?;
     Ok(Via::Vmware)
 }
@@ -156,6 +181,7 @@ fn openbsd(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
         Wish::Shutdown => vmmci::Request::Shutdown,
         Wish::Reboot => vmmci::Request::Reboot,
         Wish::SetClock => vmmci::Request::SyncRtc,
+        Wish::Freeze | Wish::Thaw => return Err(PowerError::Unspeakable(Via::Openbsd, wish)),
     })?;
     Ok(Via::Openbsd)
 }
@@ -165,7 +191,7 @@ fn acpi(machine: &Running, wish: Wish) -> Result<Via, PowerError> {
     match wish {
         Wish::Shutdown if power.button_is_enabled() => power.press_power_button(),
         Wish::Shutdown => return Err(PowerError::NoButton),
-        Wish::Reboot | Wish::SetClock => return Err(PowerError::Unspeakable(Via::Acpi, wish)),
+        _ => return Err(PowerError::Unspeakable(Via::Acpi, wish)),
     }
     Ok(Via::Acpi)
 }

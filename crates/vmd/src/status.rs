@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use devices::virtio::vmmci::Conversation;
+use dialects::hyperv::ic::{FileSystems, Pulse};
 use dialects::store::{Client, Store};
 use dialects::vmware::{PowerRequest, Progress, REPORTS, ToolsStatus};
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,95 @@ pub struct Guest {
     pub reports: BTreeMap<String, String>,
     /// What vmmci(4) is about, on machines that have it.
     pub vmmci: Option<Vmmci>,
+    /// Hyper-V's integration components, on machines that have that dialect.
+    pub hyperv: Option<Hyperv>,
+}
+
+/// Hyper-V's integration components.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hyperv {
+    /// Whether the guest answers.
+    pub heartbeat: Heartbeat,
+    /// How its file systems are.
+    pub file_systems: Rest,
+}
+
+/// Whether the guest answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Heartbeat {
+    /// It has no driver for that.
+    NoDriver,
+    /// It does.
+    Ok,
+    /// It has not for so many seconds.
+    Lost(u64),
+}
+
+impl From<Pulse> for Heartbeat {
+    fn from(pulse: Pulse) -> Heartbeat {
+        match pulse {
+            Pulse::None => Heartbeat::NoDriver,
+            Pulse::Beating => Heartbeat::Ok,
+            Pulse::Lost(nanoseconds) => Heartbeat::Lost(nanoseconds / 1_000_000_000),
+        }
+    }
+}
+
+impl fmt::Display for Heartbeat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Heartbeat::NoDriver => f.write_str("no driver in the guest"),
+            Heartbeat::Ok => f.write_str("ok"),
+            Heartbeat::Lost(seconds) => write!(f, "lost, no answer for {seconds} seconds"),
+        }
+    }
+}
+
+/// How the guest's file systems are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rest {
+    /// The guest has no driver to bring them to rest.
+    NoDriver,
+    /// They work.
+    Working,
+    /// The guest is at it.
+    Freezing,
+    /// They are at rest.
+    Frozen,
+    /// The guest is at it.
+    Thawing,
+    /// They could not be brought to rest, for this status of Windows'.
+    CannotFreeze(u32),
+}
+
+impl From<FileSystems> for Rest {
+    fn from(file_systems: FileSystems) -> Rest {
+        match file_systems {
+            FileSystems::NoDriver => Rest::NoDriver,
+            FileSystems::Working => Rest::Working,
+            FileSystems::Freezing => Rest::Freezing,
+            FileSystems::Frozen => Rest::Frozen,
+            FileSystems::Thawing => Rest::Thawing,
+            FileSystems::CannotFreeze(status) => Rest::CannotFreeze(status),
+        }
+    }
+}
+
+impl fmt::Display for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rest::NoDriver => f.write_str("no driver in the guest to bring them to rest"),
+            Rest::Working => f.write_str("working"),
+            Rest::Freezing => f.write_str("coming to rest"),
+            Rest::Frozen => f.write_str("at rest"),
+            Rest::Thawing => f.write_str("about to go on"),
+            Rest::CannotFreeze(status) => {
+                write!(f, "working; the guest could not bring them to rest, status {status:#x} (does hv_vss_daemon run?)")
+            }
+        }
+    }
 }
 
 /// VMware's tools in the guest.
@@ -173,6 +263,10 @@ impl Status {
             vmware_tools: machine.paravirtual.vmware().map(|vmware| VmwareTools::new(&vmware.tools())),
             reports: reports(store),
             vmmci: machine.board.vmmci().map(|vmmci| Vmmci::new(vmmci.has_driver(), vmmci.conversation())),
+            hyperv: machine.board.hyperv().map(|hyperv| Hyperv {
+                heartbeat: hyperv.components().pulse().into(),
+                file_systems: hyperv.components().file_systems().into(),
+            }),
         });
         Status { pid: std::process::id(), uptime: uptime.as_secs_f64(), boots, about, guest }
     }
@@ -209,6 +303,10 @@ impl fmt::Display for Status {
         }
         if let Some(vmmci) = &guest.vmmci {
             line("vmmci", vmmci)?;
+        }
+        if let Some(hyperv) = &guest.hyperv {
+            line("heartbeat", &hyperv.heartbeat)?;
+            line("file systems", &hyperv.file_systems)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::bus::{Bus, VcpuId};
+use crate::bus::{Bus, MsrFault, VcpuId};
 use crate::cpuid::CpuidTable;
 use crate::exit::Exit;
 use crate::memory::{GuestMemory, Protection};
@@ -111,6 +111,33 @@ pub trait BackendVm: Send + Sync {
     fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
         let _ = (id, vector, ends_by_itself);
         false
+    }
+
+    /// Reads a register of processor `id`'s local APIC by its offset ([`abi::apic::offset`]), in whatever mode that is; the ICR as one of 64 bits.
+    /// Called on the thread of the processor. Not called where [`Backend::kvm_dialect`] is there.
+    ///
+    /// # Errors
+    /// [`MsrFault`] for what is not there or cannot be read.
+    fn read_local_apic(&self, id: VcpuId, offset: u64) -> Result<u64, MsrFault> {
+        let _ = (id, offset);
+        Err(MsrFault)
+    }
+
+    /// Writes a register as [`BackendVm::read_local_apic`] reads it. A vector comes back when its level-triggered interrupt ended by this write:
+    /// the I/O APIC is to be told.
+    ///
+    /// # Errors
+    /// [`MsrFault`] for what is not there or cannot be written.
+    fn write_local_apic(&self, id: VcpuId, offset: u64, value: u64) -> Result<Option<u8>, MsrFault> {
+        let _ = (id, offset, value);
+        Err(MsrFault)
+    }
+
+    /// Makes processors (bit by id) forget how linear addresses translate, in all their address spaces: those of `pages`, or all. None of them uses
+    /// what it has forgotten when this returns. Called on the thread of processor `caller`, which may be among them. Not called where
+    /// [`Backend::kvm_dialect`] is there.
+    fn flush_translations(&self, caller: VcpuId, processors: u64, pages: Option<&[u64]>) {
+        let _ = (caller, processors, pages);
     }
 
     /// Sets what guest accesses to `[gpa, gpa + size)` may do; both page aligned and inside RAM. An access that is not allowed

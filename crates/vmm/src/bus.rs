@@ -108,6 +108,8 @@ pub struct PortCall {
     pub long_mode: bool,
     /// How the caller's linear addresses become physical ones.
     pub paging: Paging,
+    /// Set by the callee: the instruction is not this caller's to use, and ends in #UD where the backend can do that; else it did nothing.
+    pub undefined: bool,
 }
 
 /// Registers of a hypercall; what the callee changes is written back.

@@ -61,20 +61,6 @@ impl Path {
         self.as_str() == "/"
     }
 
-    /// The path of the node above; none for the root.
-    pub fn parent(&self) -> Option<Path> {
-        match self.as_str().rsplit_once('/')? {
-            ("", "") => None,
-            ("", _) => Some(Path::root()),
-            (parent, _) => Some(Path(parent.into())),
-        }
-    }
-
-    /// Whether this is the node at `other`, or below it.
-    pub fn is_within(&self, other: &str) -> bool {
-        self.as_str().strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-
     /// The names from the root to the node; none for the root.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         names(&self.0)
@@ -227,15 +213,6 @@ mod tests {
         assert!(Path::parse(format!("/{}", name(3071)).as_bytes(), DomId(7), 0).is_ok());
         assert!(Path::parse(format!("/{}", name(3072)).as_bytes(), DomId(7), 0).is_err());
         assert!(Path::parse(name(3072).as_bytes(), DomId(7), 0).is_err());
-    }
-
-    #[test]
-    fn parents_end_at_the_root_and_names_are_whole() {
-        let path = |text: &str| Path::parse(text.as_bytes(), DomId::HOST, 0).unwrap();
-        assert_eq!(path("/a/b").parent(), Some(path("/a")));
-        assert_eq!(path("/a").parent(), Some(Path::root()));
-        assert_eq!(Path::root().parent(), None);
-        assert!(path("/a/b").is_within("/a") && path("/a").is_within("/a") && !path("/ab").is_within("/a"));
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! What a client may do is decided here; what it may write on the wire is decided in [`wire`](crate::wire).
 
 mod clients;
-mod journal;
 mod life;
 mod watching;
 
@@ -19,6 +18,7 @@ use crate::domain::Domains;
 use crate::domid::DomId;
 use crate::edit::{self, Edit, Names, Op};
 use crate::error::Error;
+use crate::journal::Journal;
 use crate::path::{Path, Special};
 use crate::perms::Perms;
 use crate::quota::{Quota, Quotas, Usage, Usages};
@@ -28,7 +28,6 @@ use crate::watch::{Event, Watches};
 
 pub(crate) use clients::Client;
 pub use clients::ClientId;
-pub use journal::Changed;
 
 /// What a change adds to what snapshots hold, beside its value: copies of the nodes and directories on the way.
 const CHANGE_BYTES: usize = 1024;
@@ -45,13 +44,11 @@ pub struct Config {
     pub pinned_max: usize,
     /// Limits of domains.
     pub quotas: Quotas,
-    /// Whether to keep a journal, see [`Store::take_journal`].
-    pub journal: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { value_max: 1 << 20, pinned_max: 256 << 20, quotas: Quotas::default(), journal: false }
+        Config { value_max: 1 << 20, pinned_max: 256 << 20, quotas: Quotas::default() }
     }
 }
 
@@ -74,8 +71,8 @@ pub struct Store {
     /// Snapshots of domains' transactions, by the value of `replaced` when they were taken.
     snapshots: BTreeSet<(u64, ClientId, TxId)>,
     quota_hits: BTreeMap<(DomId, Quota), u64>,
-    /// What changed, if somebody wants to know.
-    journal: Option<Vec<Changed>>,
+    /// What is written down of the tree, if anything is.
+    pub(crate) journal: Option<Journal>,
 }
 
 impl Store {
@@ -98,11 +95,11 @@ impl Store {
             last_watch: 0,
             events: Vec::new(),
             special_perms: BTreeMap::new(),
-            journal: config.journal.then(Vec::new),
             config,
             replaced: 0,
             snapshots: BTreeSet::new(),
             quota_hits: BTreeMap::new(),
+            journal: None,
         }
     }
 
@@ -152,12 +149,12 @@ impl Store {
         if tx != NO_TRANSACTION {
             return self.step(client, tx, |transaction, settled, domains| transaction.apply(op, caller, settled, domains, value_max));
         }
+        self.may_change(op.path())?;
         let (settled, domains) = (&self.usages, &self.domains);
         let mut edit = Edit { tree: &mut self.tree, settled, charges: &mut self.charges, domains, caller, value_max };
         let change = edit.apply(&op).inspect_err(|error| self.note_quota(caller.domain, *error))?;
         self.usages.settle(&mut self.charges);
         self.count_replaced(CHANGE_BYTES + op.size());
-        self.note_change(op.path(), &change);
         self.fire_change(op.path(), &change);
         Ok(())
     }
@@ -188,14 +185,14 @@ impl Store {
     /// TRANSACTION_END with T. The transaction is over in any case.
     ///
     /// # Errors
-    /// [`Error::NoTransaction`], [`Error::Conflict`], [`Error::TransactionFailed`].
+    /// [`Error::NoTransaction`], [`Error::Conflict`], [`Error::TransactionFailed`], [`Error::ReadOnly`].
     pub fn commit(&mut self, client: ClientId, tx: TxId) -> Result<(), Error> {
         let transaction = self.take_transaction(client, tx)?;
         let caller = self.caller(client)?;
         let mut committed = transaction.commit(&self.tree, caller, &self.usages, &self.domains, self.config.value_max)?;
+        committed.changed.iter().try_for_each(|(path, _)| self.may_change(path))?;
         let before = std::mem::replace(&mut self.tree, committed.tree);
         self.usages.settle(&mut committed.charges);
-        self.note_commit(&committed.changed);
         for (path, removed) in &committed.changed {
             self.count_replaced(CHANGE_BYTES + self.tree.get(path).map_or(0, |node| node.value().len()));
             self.fire_commit(&before, path, *removed);
@@ -204,7 +201,7 @@ impl Store {
     }
 
     /// Whether any client has a transaction open.
-    pub fn has_open_transactions(&self) -> bool {
+    pub fn has_transactions(&self) -> bool {
         self.clients.values().any(|client| !client.transactions.is_empty())
     }
 

@@ -78,18 +78,25 @@ impl Listener {
         Ok(Listener { socket: socket.into(), path: path.into(), identity })
     }
 
-    /// Takes over the listening socket at `path` of an earlier program in this process.
+    /// Goes on with a listening socket that another program made at `path`, see [`Listener::identity`].
     ///
     /// # Errors
-    /// When there is no such name any more.
-    pub fn resume(socket: OwnedFd, path: PathBuf) -> Result<Listener, AddressError> {
-        let identity = identity(&path).map_err(|source| AddressError::Host { path: path.clone(), source })?;
+    /// When it is no listening socket.
+    pub fn adopt(socket: OwnedFd, path: PathBuf, identity: (u64, u64)) -> std::io::Result<Listener> {
+        if !rustix::net::sockopt::socket_acceptconn(&socket)? {
+            return Err(rustix::io::Errno::INVAL.into());
+        }
         Ok(Listener { socket: socket.into(), path, identity })
     }
 
-    /// Where.
+    /// Its name.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Device and inode of its name.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
     }
 
     /// The socket, which does not block.

@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -16,7 +15,7 @@ pub struct Arguments {
     /// Write the process number here, and refuse to start while another xenstored has done so.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Keep keys in this file, so that they outlive the server; all but those of running domains.
+    /// Keep keys in this file, so that they outlive the server; all but those of domains.
     #[arg(long, value_name = "FILE")]
     pub persist: Option<PathBuf>,
     /// Limit each domain; 0 is no limit. May be given several times.
@@ -28,12 +27,12 @@ pub struct Arguments {
     /// Go on in the background once the socket is there.
     #[arg(long)]
     pub daemon: bool,
-    /// Go on with the state that an earlier program of this process left in this descriptor.
-    #[arg(long, hide = true, value_name = "DESCRIPTOR")]
-    pub resume: Option<RawFd>,
-    /// Tell by the status whether the state on standard input could be gone on with.
-    #[arg(long, hide = true)]
-    pub check_state: bool,
+    /// Take over from the program that left its state in this descriptor. For live upgrades, which add it by themselves.
+    #[arg(long, value_name = "DESCRIPTOR", hide = true)]
+    pub resume: Option<i32>,
+    /// Only tell whether that state can be taken over.
+    #[arg(long, requires = "resume", hide = true)]
+    pub check: bool,
 }
 
 fn quota(text: &str) -> Result<(Quota, u32), String> {

@@ -10,10 +10,9 @@
 //! for it is decided by [`xenstore::Server`]; here are only the sockets.
 
 pub mod address;
-pub mod handover;
-mod persist;
+pub mod keeper;
+pub mod keys;
 mod serve;
 
 pub use address::Listener;
-pub use persist::{PersistError, Persistence};
-pub use serve::{End, ServeError, Service, serve};
+pub use serve::{Pause, Service, serve};

@@ -1,11 +1,10 @@
-//! What makes a program a daemon: its signals, its pid file, its way into the background, and into the next program.
-#![allow(unsafe_code)] // sigset operations, signalfd(2), daemon(3), execv(3) and inherited descriptors have no safe form in the standard library or rustix.
+//! What makes a program a daemon: its signals, its pid file, its way into the background.
+#![allow(unsafe_code)] // sigset operations, signalfd(2) and daemon(3) have no safe form in the standard library or rustix.
 
-use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -13,16 +12,26 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 /// Signals that ask the program to end.
-pub const ENDING: &[i32] = &[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
-/// Signals that ask the program to go on as another one, see [`upgrade`](crate::upgrade).
-pub const UPGRADING: &[i32] = &[libc::SIGUSR2];
+const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// A descriptor that is readable once one of `signals` has come; the signals do nothing else from now on. To be called before any thread is
-/// started: they inherit that.
+/// A descriptor that is readable once a signal has asked the program to end. See [`signals`].
 ///
 /// # Errors
 /// When the host has no descriptor left.
-pub fn signals(signals: &[i32]) -> io::Result<OwnedFd> {
+pub fn ending_signals() -> io::Result<OwnedFd> {
+    signals(&ENDING)
+}
+
+/// A descriptor that is readable once SIGUSR2 has asked the program to replace itself. See [`signals`].
+///
+/// # Errors
+/// When the host has no descriptor left.
+pub fn upgrade_signal() -> io::Result<OwnedFd> {
+    signals(&[libc::SIGUSR2])
+}
+
+/// A descriptor from which signals are read; they do nothing else from now on. To be called before any thread is started: they inherit that.
+fn signals(signals: &[i32]) -> io::Result<OwnedFd> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the set, which the other calls then read; all get valid pointers.
     let descriptor = unsafe {
@@ -41,35 +50,19 @@ pub fn signals(signals: &[i32]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Becomes another program, with the signals that are blocked, as the standard library does not. Returns only when that fails.
-pub fn become_program(program: &CStr, arguments: &[CString]) -> io::Error {
-    let pointers: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).chain([std::ptr::null()]).collect();
-    // SAFETY: the list ends with a null pointer, and all strings live until the call returns.
-    unsafe { libc::execv(program.as_ptr(), pointers.as_ptr()) };
-    io::Error::last_os_error()
+/// Takes the signal that has made `signals` readable.
+pub fn take_signal(signals: &OwnedFd) {
+    // It is at most one of each kind, and nothing is wanted but that it is gone.
+    let _ = rustix::io::read(signals, &mut [0; size_of::<libc::signalfd_siginfo>()]);
 }
 
-/// Takes a descriptor that an earlier program of this process has left open. To be called once for each number.
-///
-/// # Errors
-/// When there is none.
-pub fn take_descriptor(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl(2) takes any number and tells if it is no descriptor.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: it is open, and the caller's alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-/// Goes on in the background, away from the terminal: daemon(3). Standard input, output and error are gone afterwards. The directory stays: the next
-/// program of an upgrade reads the same command line.
+/// Goes on in the background, away from the terminal: daemon(3). Standard input, output and error are gone afterwards.
 ///
 /// # Errors
 /// When the host has no process left.
 pub fn go_to_background() -> io::Result<()> {
     // SAFETY: no other thread has been started, so the child has all that the parent had.
-    if unsafe { libc::daemon(1, 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::daemon(0, 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A file with the process number, locked and removed in the end.
@@ -94,6 +87,16 @@ impl PidFile {
         Ok(PidFile { file, path: path.into() })
     }
 
+    /// Goes on with a file that another program claimed for this process.
+    pub fn adopt(file: OwnedFd, path: PathBuf) -> PidFile {
+        PidFile { file: file.into(), path }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Writes this process' number.
     ///
     /// # Errors
@@ -101,6 +104,12 @@ impl PidFile {
     pub fn write(&mut self) -> anyhow::Result<()> {
         let written = self.file.set_len(0).and_then(|()| writeln!(self.file, "{}", std::process::id()));
         written.with_context(|| self.path.display().to_string())
+    }
+}
+
+impl AsFd for PidFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

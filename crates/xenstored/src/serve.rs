@@ -1,27 +1,24 @@
 //! The event loop: one thread, all connections, and only those touched that something became of.
 //!
 //! The kernel names the sockets that are ready (epoll(7)), the server names the connections that a request of somebody else concerns, so idle
-//! connections cost nothing. Each turn first reads from all that are ready, once each, and then sends. A connection is not read while the server
-//! does not want more of it, and it is waited for to send only while something is left.
-//!
-//! Nothing is sent while the store has changes that are not in the file of [`Persistence`]: what a client was told stays true.
+//! connections cost nothing. A connection is read once and then the others have their turn; it is not read while the server does not want
+//! more of it, and it is waited for to read only while something is left to send. What a turn of the loop has changed is written down at its end, once.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use xenstore::{ClientId, DomId, Server, SharedStore};
 
 use crate::address::Listener;
-use crate::persist::{PersistError, Persistence};
+use crate::keeper::Keeper;
 
 /// Bytes read at a time.
 const READ: usize = 16 << 10;
@@ -31,107 +28,33 @@ const ROUND: usize = 64;
 const HOLD: Duration = Duration::from_secs(1);
 /// How long nobody is accepted after the host refused: it has run out of descriptors or memory.
 const RELIEF: Duration = Duration::from_millis(100);
-/// How long a pause waits for transactions to end.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// What epoll says of descriptors that are no connections. Connections are named by their clients' numbers, which begin at 1 and never get there.
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
-const STOP: u64 = u64::MAX - 2;
-const PAUSED: u64 = u64::MAX - 3;
+/// The first of those that call the loop's owner; the others are below.
+const CALL: u64 = u64::MAX - 2;
 
-/// Why serving ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The host has no descriptor or memory left.
-    #[error(transparent)]
-    Host(#[from] io::Error),
-    /// What clients did cannot be kept, so none is told that it is done.
-    #[error("persistent keys: {0}")]
-    Persist(#[from] PersistError),
-}
-
-impl From<Errno> for ServeError {
-    fn from(error: Errno) -> ServeError {
-        ServeError::Host(error.into())
-    }
-}
-
-/// A store, who it is served to, and where its keys are kept. Between two runs nothing is lost: it can go to another process.
-pub struct Service {
-    /// Where clients connect.
-    pub listener: Listener,
-    /// What they get. Its [`SharedStore::set_waker`] is the loop's, so a store has one loop. Rings that other threads serve go on beside it, see
-    /// [`Server::set_waker`].
-    pub store: SharedStore,
-    /// Where keys are kept, if anywhere.
-    pub persistence: Option<Persistence>,
-    /// Who is connected.
-    pub connections: Vec<(ClientId, OwnedFd)>,
-}
-
-/// How a run ended well.
-pub enum End {
-    /// The first descriptor was readable. All connections are closed, and the socket is removed.
-    Stopped,
-    /// The second one was, and nobody has a transaction open, or some had one for too long.
-    Paused(Service),
-}
-
-/// Serves `store` to who connects to `listener`, until `stop` is readable.
+/// Serves `store` to who connects to `listener`, until `stop` is readable. Then all connections are closed and the socket is removed.
+///
+/// Takes [`SharedStore::set_waker`] for itself, so a store has one such loop. Rings that other threads serve go on beside it, see
+/// [`Server::set_waker`].
 ///
 /// # Errors
 /// When the host has no descriptor or memory left at the start.
-pub fn serve(listener: Listener, store: &SharedStore, stop: impl AsFd) -> Result<(), ServeError> {
-    let service = Service { listener, store: store.clone(), persistence: None, connections: Vec::new() };
-    service.run(stop.as_fd(), None).map(drop)
+pub fn serve(listener: Listener, store: &SharedStore, stop: impl AsFd) -> io::Result<()> {
+    Service::new(listener, store, None)?.run(&[stop.as_fd()], None).map(drop)
 }
 
-impl Service {
-    /// Serves until `stop` is readable, or `pause` if there is one.
-    ///
-    /// # Errors
-    /// As [`ServeError`] says.
-    pub fn run(self, stop: BorrowedFd, pause: Option<BorrowedFd>) -> Result<End, ServeError> {
-        let Service { listener, store, persistence, connections } = self;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let watched = [(listener.socket().as_fd(), LISTENER), (wake.as_fd(), WAKE), (stop, STOP)];
-        for (descriptor, name) in watched.into_iter().chain(pause.map(|pause| (pause, PAUSED))) {
-            epoll::add(&epoll, descriptor, EventData::new_u64(name), EventFlags::IN)?;
-        }
-        let waker = Arc::clone(&wake);
-        store.set_waker(move || {
-            // It fails only when the counter is full, and then the loop is woken anyway.
-            let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
-        });
-        let mut sockets = HashMap::new();
-        for (client, descriptor) in connections {
-            epoll::add(&epoll, &descriptor, EventData::new_u64(client.number()), EventFlags::IN)?;
-            sockets.insert(client.number(), Socket { descriptor, client, interest: EventFlags::IN });
-        }
-        let mut service = Loop {
-            epoll,
-            wake,
-            listener,
-            persistence,
-            sockets,
-            buffer: vec![0; READ],
-            touched: Vec::new(),
-            hold_ends: None,
-            listens_again: None,
-            pauses: None,
-        };
-        let done = service.run(&store, pause);
-        store.set_waker(|| {});
-        let Loop { listener, persistence, sockets, .. } = service;
-        if done? == Wish::Pause {
-            let connections = sockets.into_values().map(|socket| (socket.client, socket.descriptor)).collect();
-            return Ok(End::Paused(Service { listener, store, persistence, connections }));
-        }
-        store.with(|server| sockets.values().for_each(|socket| server.disconnect(socket.client)));
-        Ok(End::Stopped)
-    }
+/// Why [`Service::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// This one of the descriptors is readable.
+    Called(usize),
+    /// No transaction is open.
+    Quiet,
+    /// The time is over, and transactions are open.
+    Late,
 }
 
 /// A connection.
@@ -142,83 +65,121 @@ struct Socket {
     interest: EventFlags,
 }
 
-/// What becomes of the loop after a turn.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Wish {
-    GoOn,
-    Stop,
-    Pause,
-}
-
-struct Loop {
+/// The loop of [`serve`], for who pauses it and goes on, or hands it over. Dropped, it closes all connections and removes the socket.
+pub struct Service<'a> {
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     listener: Listener,
-    persistence: Option<Persistence>,
+    store: &'a SharedStore,
     sockets: HashMap<u64, Socket>,
     buffer: Vec<u8>,
-    /// Connections that this turn read from.
-    touched: Vec<ClientId>,
+    keeper: Option<Keeper>,
     hold_ends: Option<Instant>,
     listens_again: Option<Instant>,
-    /// When a pause that was asked for comes at the latest.
-    pauses: Option<Instant>,
 }
 
-impl Loop {
-    fn run(&mut self, store: &SharedStore, pause: Option<BorrowedFd>) -> Result<Wish, ServeError> {
+impl<'a> Service<'a> {
+    /// See [`serve`]. What outlives the server is written down by `keeper`.
+    ///
+    /// # Errors
+    /// When the host has no descriptor or memory left.
+    pub fn new(listener: Listener, store: &'a SharedStore, keeper: Option<Keeper>) -> io::Result<Service<'a>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        epoll::add(&epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let waker = Arc::clone(&wake);
+        store.set_waker(move || {
+            // It fails only when the counter is full, and then the loop is woken anyway.
+            let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
+        });
+        let (sockets, buffer) = (HashMap::new(), vec![0; READ]);
+        Ok(Service { epoll, wake, listener, store, sockets, buffer, keeper, hold_ends: None, listens_again: None })
+    }
+
+    /// Takes over a connection that the server knows already.
+    ///
+    /// # Errors
+    /// When the host has no memory left.
+    pub fn adopt(&mut self, client: ClientId, descriptor: OwnedFd) -> io::Result<()> {
+        let interest = EventFlags::IN;
+        epoll::add(&self.epoll, &descriptor, EventData::new_u64(client.number()), interest)?;
+        self.sockets.insert(client.number(), Socket { descriptor, client, interest });
+        Ok(())
+    }
+
+    /// Serves until one of `calls` is readable; with `quiet_by`, also until no transaction is open, but no longer than that. What was done is
+    /// written down then.
+    ///
+    /// # Errors
+    /// The host's, after which there is no going on.
+    pub fn run(&mut self, calls: &[BorrowedFd], quiet_by: Option<Instant>) -> io::Result<Pause> {
+        for (call, number) in calls.iter().zip(0..) {
+            epoll::add(&self.epoll, call, EventData::new_u64(CALL - number), EventFlags::IN)?;
+        }
+        let pause = self.turn_until(calls.len(), quiet_by);
+        calls.iter().try_for_each(|call| epoll::delete(&self.epoll, call))?;
+        pause
+    }
+
+    /// The connections.
+    pub fn connections(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
+        self.sockets.values().map(|socket| (socket.client, socket.descriptor.as_fd()))
+    }
+
+    /// Where connections come from.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    fn turn_until(&mut self, calls: usize, quiet_by: Option<Instant>) -> io::Result<Pause> {
         let mut ready = Vec::with_capacity(ROUND);
+        // What another process left undone.
+        self.work(None, |_, _| {});
         loop {
-            let wish = store.with(|server| self.turn(server, &mut ready))?;
-            if wish != Wish::GoOn {
-                return Ok(wish);
+            self.keep();
+            if let Some(end) = quiet_by {
+                match self.store.with(|server| server.store().has_transactions()) {
+                    false => return Ok(Pause::Quiet),
+                    true if end <= Instant::now() => return Ok(Pause::Late),
+                    true => {}
+                }
             }
-            if let (Some(_), Some(pause)) = (self.pauses, pause) {
-                // It stays readable, which is no news any more. A second deletion fails and does not matter.
-                let _ = epoll::delete(&self.epoll, pause);
-            }
-            let timeout = self.timeout();
+            let timeout = self.timeout(quiet_by);
             match epoll::wait(&self.epoll, spare_capacity(&mut ready), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-        }
-    }
-
-    fn turn(&mut self, server: &mut Server, ready: &mut Vec<epoll::Event>) -> Result<Wish, ServeError> {
-        for event in ready.drain(..) {
-            match event.data.u64() {
-                STOP => return Ok(Wish::Stop),
-                PAUSED => self.pauses = Some(Instant::now() + PAUSE),
-                LISTENER => self.accept(server),
-                // Only the readiness is to go; the count says nothing.
-                WAKE => drop(rustix::io::read(&*self.wake, &mut [0; 8])),
-                number => self.receive(server, number, event.flags),
+            let mut called = None;
+            for event in ready.drain(..) {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    WAKE => self.woken(),
+                    number => match usize::try_from(CALL - number) {
+                        Ok(call) if call < calls => called = called.or(Some(call)),
+                        _ => self.ready(number, event.flags),
+                    },
+                }
+            }
+            self.look_at_the_clock()?;
+            if let Some(call) = called {
+                self.keep();
+                return Ok(Pause::Called(call));
             }
         }
-        self.attend(server)?;
-        self.look_at_the_clock(server)?;
-        self.keep(server)?;
-        let pauses = self.pauses.is_some_and(|latest| !server.store().has_open_transactions() || latest <= Instant::now());
-        Ok(if pauses { Wish::Pause } else { Wish::GoOn })
     }
 
-    fn timeout(&self) -> Option<Timespec> {
-        let next = self.hold_ends.into_iter().chain(self.listens_again).chain(self.pauses).min()?;
+    fn timeout(&self, quiet_by: Option<Instant>) -> Option<Timespec> {
+        let due = self.keeper.as_ref().and_then(Keeper::due);
+        let next = self.hold_ends.into_iter().chain(self.listens_again).chain(due).chain(quiet_by).min()?;
         Timespec::try_from(next.saturating_duration_since(Instant::now())).ok()
     }
 
-    fn look_at_the_clock(&mut self, server: &mut Server) -> Result<(), ServeError> {
-        if !server.is_holding() {
-            self.hold_ends = None;
-        } else if self.hold_ends.is_none() {
-            self.hold_ends = Some(Instant::now() + HOLD);
-        }
+    fn look_at_the_clock(&mut self) -> io::Result<()> {
         let is_over = |time: &mut Instant| *time <= Instant::now();
         if self.hold_ends.take_if(is_over).is_some() {
             tracing::warn!("a transaction that domains waited for did not end in time");
-            server.end_hold();
-            self.attend(server)?;
+            self.work(None, |server, _| server.end_hold());
         }
         if self.listens_again.take_if(is_over).is_some() {
             epoll::add(&self.epoll, self.listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
@@ -226,11 +187,21 @@ impl Loop {
         Ok(())
     }
 
+    /// Writes down what has changed. That lets replies leave, which makes room for requests that change more.
+    fn keep(&mut self) {
+        let Some(mut keeper) = self.keeper.take() else { return };
+        let mut did = true;
+        while did {
+            self.work(None, |server, _| did = keeper.keep(server));
+        }
+        self.keeper = Some(keeper);
+    }
+
     /// Admits who waits, but not so many that those inside would have to wait.
-    fn accept(&mut self, server: &mut Server) {
+    fn accept(&mut self) {
         for _ in 0..ROUND {
             match rustix::net::accept_with(self.listener.socket(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(descriptor) => self.admit(server, descriptor),
+                Ok(descriptor) => self.admit(descriptor),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error) => {
@@ -244,88 +215,93 @@ impl Loop {
         }
     }
 
-    fn admit(&mut self, server: &mut Server, descriptor: OwnedFd) {
-        let client = server.connect(DomId::HOST, true);
+    fn admit(&mut self, descriptor: OwnedFd) {
+        let client = self.store.with(|server| server.connect(DomId::HOST, true));
         let interest = EventFlags::IN;
         if let Err(error) = epoll::add(&self.epoll, &descriptor, EventData::new_u64(client.number()), interest) {
             tracing::warn!(%error, "cannot serve a connection");
-            server.disconnect(client);
+            self.store.with(|server| server.disconnect(client));
             return;
         }
         self.sockets.insert(client.number(), Socket { descriptor, client, interest });
     }
 
-    fn receive(&mut self, server: &mut Server, number: u64, flags: EventFlags) {
-        // An earlier event of the same turn may have closed it.
+    /// Somebody in this process changed something.
+    fn woken(&mut self) {
+        // Only the readiness is to go; the count says nothing.
+        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+        self.work(None, |_, _| {});
+    }
+
+    fn ready(&mut self, number: u64, flags: EventFlags) {
+        // An earlier event of the same round may have closed it.
         let Some(socket) = self.sockets.get(&number) else { return };
         let client = socket.client;
         if flags.contains(EventFlags::IN) {
             match rustix::net::recv(&socket.descriptor, self.buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
-                Ok((count @ 1.., _)) => server.receive(client, self.buffer.get(..count).unwrap_or_default()),
+                Ok((count @ 1.., _)) => {
+                    self.work(Some(client), |server, buffer| server.receive(client, buffer.get(..count).unwrap_or_default()))
+                }
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Ok((0, _)) | Err(_) => return self.close(server, client),
+                Ok((0, _)) | Err(_) => self.close(client),
             }
         } else if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
-            return self.close(server, client);
+            self.close(client);
+        } else {
+            self.work(Some(client), |_, _| {});
         }
-        self.touched.push(client);
     }
 
-    fn close(&mut self, server: &mut Server, client: ClientId) {
+    fn close(&mut self, client: ClientId) {
         self.sockets.remove(&client.number());
         // Who waited for its transaction goes on.
-        server.disconnect(client);
+        self.work(None, |server, _| server.disconnect(client));
     }
 
-    /// Attends to the connections that were read from, and to all that something became of.
-    fn attend(&mut self, server: &mut Server) -> Result<(), ServeError> {
-        loop {
-            server.deliver();
+    /// Works on the server with what was read, and attends to `client` and to every connection that something became of.
+    fn work(&mut self, client: Option<ClientId>, work: impl FnOnce(&mut Server, &[u8])) {
+        let Service { epoll, sockets, store, buffer, hold_ends, .. } = self;
+        store.with(|server| {
+            work(server, buffer);
             let mut active = server.take_active();
-            for client in self.touched.drain(..) {
-                if !active.contains(&client) {
-                    active.push(client);
+            active.extend(client.filter(|client| !active.contains(client)));
+            // Sending makes room for requests that waited, which concern others.
+            while !active.is_empty() {
+                for client in active {
+                    let Some(socket) = sockets.get_mut(&client.number()) else { continue };
+                    if socket.attend(server, epoll).is_err() {
+                        server.disconnect(client);
+                        sockets.remove(&client.number());
+                    }
                 }
+                active = server.take_active();
             }
-            if active.is_empty() {
-                return Ok(());
+            if !server.is_holding() {
+                *hold_ends = None;
+            } else if hold_ends.is_none() {
+                *hold_ends = Some(Instant::now() + HOLD);
             }
-            // Sending makes room for requests that waited, which concern others and may change the store.
-            for client in active {
-                self.keep(server)?;
-                let Some(socket) = self.sockets.get_mut(&client.number()) else { continue };
-                if socket.attend(server, &self.epoll).is_err() {
-                    self.close(server, client);
-                }
-            }
-        }
+        });
     }
+}
 
-    /// Makes what was done durable, if it is to be.
-    fn keep(&self, server: &mut Server) -> Result<(), ServeError> {
-        match &self.persistence {
-            Some(persistence) if server.store().has_changed() => Ok(persistence.commit(server.store())?),
-            _ => Ok(()),
-        }
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        self.store.set_waker(|| {});
+        self.store.with(|server| self.sockets.values().for_each(|socket| server.disconnect(socket.client)));
     }
 }
 
 impl Socket {
-    /// Sends what can be sent now, and tells epoll what to wait for. What requests that waited for room are answered with is left for the next time:
-    /// the server names this connection again.
+    /// Sends what can be sent, and tells epoll what to wait for.
     ///
     /// # Errors
     /// When the connection is to be closed: its client has gone, broke the protocol, or was released with its domain.
     fn attend(&mut self, server: &mut Server, epoll: &OwnedFd) -> Result<(), Errno> {
         let mut is_full = false;
-        let mut left = server.output(self.client).len();
-        while left > 0 && !is_full {
-            let pending = server.output(self.client);
-            match rustix::net::send(&self.descriptor, pending.get(..left).unwrap_or(pending), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => {
-                    server.sent(self.client, count);
-                    left = left.saturating_sub(count);
-                }
+        while !is_full && !server.output(self.client).is_empty() {
+            match rustix::net::send(&self.descriptor, server.output(self.client), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => server.sent(self.client, count),
                 Err(Errno::AGAIN) => is_full = true,
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),

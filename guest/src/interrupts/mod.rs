@@ -134,6 +134,11 @@ pub fn enable() {
 /// The vector that an interrupt of the 8259 pair comes by, from now on.
 pub fn isa(irq: u8) -> u8 {
     pic::unmask(irq);
+    isa_vector(irq)
+}
+
+/// The vector of an interrupt of the 8259 pair.
+pub const fn isa_vector(irq: u8) -> u8 {
     PIC_FIRST + irq
 }
 

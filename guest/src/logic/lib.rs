@@ -6,6 +6,7 @@ extern crate alloc;
 
 pub mod acpi;
 pub mod calendar;
+pub mod http;
 pub mod line;
 pub mod pages;
 pub mod words;

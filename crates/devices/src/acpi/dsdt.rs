@@ -11,6 +11,9 @@ use crate::pci::MEMORY_WINDOW;
 use crate::serial::{COM1, COM1_IRQ};
 use crate::{fw_cfg, rtc};
 
+/// `_STA`: present, enabled, shown, working (ACPI 6.5 section 6.3.7).
+const PRESENT: u8 = 0xf;
+
 /// AML that is ready.
 struct Bytes(Vec<u8>);
 
@@ -28,7 +31,19 @@ pub(super) fn body(config: &AcpiConfig) -> Vec<u8> {
     interrupt_mode().to_aml_bytes(&mut aml);
     let root = [root_bridge(), isa_devices(config)].map(Bytes);
     Device::new("_SB_.PCI0".into(), root.iter().map(|part| part as &dyn Aml).collect()).to_aml_bytes(&mut aml);
+    if config.vmbus {
+        vmbus(&mut aml);
+    }
     aml
+}
+
+/// What Linux' hv_vmbus and Windows' vmbus.sys bind to: a device with this name as its `_HID`, whose `_CRS` can be evaluated
+/// (`drivers/hv/vmbus_drv.c`, `vmbus_acpi_add`). It has no memory: that is for passed-through PCI functions and framebuffers.
+fn vmbus(aml: &mut Vec<u8>) {
+    let resources = ResourceTemplate::new(vec![]);
+    let parts: [(&str, &dyn Aml); 5] = [("_HID", &"VMBUS"), ("_DDN", &"VMBUS"), ("_UID", &ZERO), ("_STA", &PRESENT), ("_CRS", &resources)];
+    let parts = parts.map(|(name, value)| Name::new(name.into(), value));
+    Device::new("_SB_.VMBS".into(), parts.iter().map(|part| part as &dyn Aml).collect()).to_aml_bytes(aml);
 }
 
 /// `_PIC`: the system tells which interrupt controller it uses, 0 for the 8259 pair.

@@ -132,28 +132,31 @@ pub struct DiskSpec {
     pub follow_references: bool,
     /// By which device the guest finds it.
     pub bus: DeviceBus,
+    /// The guest finds a drive with a DVD in it.
+    pub dvd: bool,
 }
 
 impl DiskSpec {
     /// The image at `path`, writable, of the format that it says.
     pub fn new(path: impl Into<PathBuf>) -> DiskSpec {
-        DiskSpec { path: path.into(), read_only: false, format: None, follow_references: false, bus: DeviceBus::default() }
+        DiskSpec { path: path.into(), read_only: false, format: None, follow_references: false, bus: DeviceBus::default(), dvd: false }
     }
 }
 
 impl FromStr for DiskSpec {
     type Err = String;
 
-    /// `FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]`; a comma in the file's name is written twice.
+    /// `FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen|hyperv][,dvd]`; a comma in the file's name is written twice.
     fn from_str(text: &str) -> Result<DiskSpec, String> {
         let mut words = split_options(text).into_iter();
         let mut spec = DiskSpec::new(words.next().unwrap_or_default());
         if spec.path.as_os_str().is_empty() {
-            return Err("a disk needs a file name: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen]".into());
+            return Err("a disk needs a file name: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen|hyperv][,dvd]".into());
         }
         for word in words {
             match word.as_str() {
                 "ro" => spec.read_only = true,
+                "dvd" => (spec.dvd, spec.read_only) = (true, true),
                 "format=raw" => spec.format = Some(Format::Raw),
                 "format=qcow2" => spec.format = Some(Format::Qcow2),
                 "backing=on" => spec.follow_references = true,
@@ -162,13 +165,30 @@ impl FromStr for DiskSpec {
                     Some(bus) => spec.bus = bus.parse()?,
                     None => {
                         return Err(format!(
-                            "unknown disk option '{word}'; there are ro, format=raw|qcow2, backing=on|off and bus=virtio|xen"
+                            "unknown disk option '{word}'; there are ro, format=raw|qcow2, backing=on|off, bus=virtio|xen|hyperv and dvd"
                         ));
                     }
                 },
             }
         }
         Ok(spec)
+    }
+}
+
+impl fmt::Display for DiskSpec {
+    /// As it is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.path.to_string_lossy().replace(',', ",,"))?;
+        if self.read_only {
+            f.write_str(",ro")?;
+        }
+        if let Some(format) = self.format {
+            write!(f, ",format={format}")?;
+        }
+        if self.follow_references {
+            f.write_str(",backing=on")?;
+        }
+        write!(f, ",bus={}{}", self.bus, if self.dvd { ",dvd" } else { "" })
     }
 }
 

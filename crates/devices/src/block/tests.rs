@@ -41,8 +41,17 @@ fn disk_options_are_understood() {
     let spec: DiskSpec = "/a,,b.img,ro,format=qcow2,backing=on".parse().unwrap();
     assert_eq!(
         spec,
-        DiskSpec { path: "/a,b.img".into(), read_only: true, format: Some(Format::Qcow2), follow_references: true, bus: DeviceBus::Virtio }
+        DiskSpec {
+            path: "/a,b.img".into(),
+            read_only: true,
+            format: Some(Format::Qcow2),
+            follow_references: true,
+            bus: DeviceBus::Virtio,
+            dvd: false
+        }
     );
+    assert_eq!(spec.to_string().parse(), Ok(spec));
+    assert_eq!("b,bus=xen".parse::<DiskSpec>().unwrap().to_string(), "b,bus=xen");
     assert!("x,format=vmdk".parse::<DiskSpec>().unwrap_err().contains("format=vmdk"));
     assert!("".parse::<DiskSpec>().unwrap_err().contains("file name"));
 }

@@ -70,6 +70,11 @@ pub trait NetBackend: Send {
         let _ = offloads;
         Ok(())
     }
+
+    /// Whether TCP packets that are longer than the MTU, complete and not cut, are taken all the same.
+    fn takes_long_packets(&self) -> bool {
+        false
+    }
 }
 
 /// What a guest can do itself with a received packet.
@@ -163,7 +168,7 @@ pub struct NicSpec {
 impl FromStr for NicSpec {
     type Err = String;
 
-    /// `user|tap:NAME|none[,mac=MAC][,bus=virtio|xen][,forward=tcp|udp:HOSTPORT:GUESTPORT]...`
+    /// `user|tap:NAME|none[,mac=MAC][,bus=virtio|xen|hyperv][,forward=tcp|udp:HOSTPORT:GUESTPORT]...`
     fn from_str(text: &str) -> Result<NicSpec, String> {
         let mut words = text.split(',');
         let mut network = match words.next().unwrap_or_default() {
@@ -183,12 +188,33 @@ impl FromStr for NicSpec {
                 (Some(("forward", _)), _) => return Err("forward= goes with --nic user only".into()),
                 _ => {
                     return Err(format!(
-                        "unknown network option '{word}'; there are mac=MAC, bus=virtio|xen and forward=tcp|udp:HOSTPORT:GUESTPORT"
+                        "unknown network option '{word}'; there are mac=MAC, bus=virtio|xen|hyperv and forward=tcp|udp:HOSTPORT:GUESTPORT"
                     ));
                 }
             }
         }
         Ok(NicSpec { network, mac, bus })
+    }
+}
+
+impl fmt::Display for NicSpec {
+    /// As it is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.network {
+            Network::User { .. } => f.write_str("user")?,
+            Network::Tap(name) => write!(f, "tap:{name}")?,
+            Network::None => f.write_str("none")?,
+        }
+        if let Some(mac) = self.mac {
+            write!(f, ",mac={mac}")?;
+        }
+        write!(f, ",bus={}", self.bus)?;
+        if let Network::User { forwards } = &self.network {
+            for Forward { udp, host, guest } in forwards {
+                write!(f, ",forward={}:{host}:{guest}", if *udp { "udp" } else { "tcp" })?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -180,6 +180,11 @@ impl NetBackend for Passt {
             }
         }
     }
+
+    fn takes_long_packets(&self) -> bool {
+        // It makes a stream of bytes of them, and its own MTU is 65520.
+        true
+    }
 }
 
 /// Makes room for frames that wait in the socket: passt drops what does not fit, and the guest's TCP pays for it. Without the

@@ -113,6 +113,11 @@ impl<T> Worker<T> {
         self.bell.doorbell.ring();
     }
 
+    /// Whether it has nothing more to do.
+    pub fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Wakes the worker.
     pub fn ring(&self) {
         self.bell.doorbell.ring();

@@ -217,7 +217,7 @@ impl Scale {
 }
 
 /// TSC of a machine that has run for `nanoseconds`.
-fn ticks(nanoseconds: u64, hz: u64) -> u64 {
+pub(crate) fn ticks(nanoseconds: u64, hz: u64) -> u64 {
     (u128::from(nanoseconds) * u128::from(hz) / u128::from(NANOSECONDS)) as u64
 }
 

@@ -28,8 +28,13 @@ impl EoiMsr {
     /// The flag for the local APIC, when it is enabled.
     pub(super) fn flag(self, memory: &GuestMemory) -> Option<Arc<dyn EoiFlag>> {
         let enabled = self.0 & words::PV_EOI_ENABLE != 0;
-        enabled.then(|| Arc::new(Flag { memory: memory.clone(), at: GuestAddress(self.0 & !words::PV_EOI_ENABLE) }) as Arc<dyn EoiFlag>)
+        enabled.then(|| flag_at(memory, self.0 & !words::PV_EOI_ENABLE))
     }
+}
+
+/// The lowest bit of the byte at `gpa`, which is in memory, as flag. Hyper-V's is the same.
+pub(crate) fn flag_at(memory: &GuestMemory, gpa: u64) -> Arc<dyn EoiFlag> {
+    Arc::new(Flag { memory: memory.clone(), at: GuestAddress(gpa) })
 }
 
 /// The word's first byte, as KVM has it (`pv_eoi_put_user`).

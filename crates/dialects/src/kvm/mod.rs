@@ -14,7 +14,7 @@
 //! processor is preempted), poll control (a halted processor sleeps at once). The hint "processors are dedicated" (EDX) is never given.
 
 pub mod clock;
-mod eoi;
+pub(crate) mod eoi;
 mod hypercall;
 pub(crate) mod page;
 mod steal;
@@ -39,14 +39,9 @@ pub use steal::StealSource;
 /// Name and version in a [`Saved`] state.
 const STATE: (&str, u32) = ("kvm", 1);
 /// What the leaf always promises.
-const FEATURES: u32 = feature::CLOCKSOURCE
-    | feature::NOP_IO_DELAY
-    | feature::CLOCKSOURCE2
-    | feature::PV_EOI
-    | feature::PV_UNHALT
-    | feature::PV_SEND_IPI
-    | feature::PV_SCHED_YIELD
-    | feature::CLOCKSOURCE_STABLE;
+const FEATURES: u32 = feature::CLOCKSOURCE | feature::NOP_IO_DELAY | feature::CLOCKSOURCE2 | feature::PV_EOI | feature::CLOCKSOURCE_STABLE;
+/// What it promises besides where hypercalls are its own.
+const HYPERCALLS: u32 = feature::PV_UNHALT | feature::PV_SEND_IPI | feature::PV_SCHED_YIELD;
 
 /// The dialect's CPUID leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +95,29 @@ impl Kvm {
     /// The dialect for `vcpus` processors. Without a `steal` source it has no steal time. The clock's state is the clock's own affair: other
     /// dialects may share it.
     pub fn new(memory: GuestMemory, clock: Arc<PvClock>, timers: Arc<Timers>, steal: Option<Arc<dyn StealSource>>, vcpus: u32) -> Arc<Kvm> {
-        let leaf = Leaf { features: if steal.is_some() { FEATURES | feature::STEAL_TIME } else { FEATURES } };
+        Kvm::with_features(memory, clock, timers, steal, vcpus, FEATURES | HYPERCALLS)
+    }
+
+    /// The same in a machine where hypercalls are another dialect's, which the same instruction calls.
+    pub fn without_hypercalls(
+        memory: GuestMemory,
+        clock: Arc<PvClock>,
+        timers: Arc<Timers>,
+        steal: Option<Arc<dyn StealSource>>,
+        vcpus: u32,
+    ) -> Arc<Kvm> {
+        Kvm::with_features(memory, clock, timers, steal, vcpus, FEATURES)
+    }
+
+    fn with_features(
+        memory: GuestMemory,
+        clock: Arc<PvClock>,
+        timers: Arc<Timers>,
+        steal: Option<Arc<dyn StealSource>>,
+        vcpus: u32,
+        features: u32,
+    ) -> Arc<Kvm> {
+        let leaf = Leaf { features: if steal.is_some() { features | feature::STEAL_TIME } else { features } };
         let steal = steal.map(|source| Steal::new(memory.clone(), source, vcpus));
         let state = Mutex::new(State { steal, eoi: vec![EoiMsr::default(); vcpus as usize] });
         let kvm = Arc::new(Kvm { memory, clock, leaf, processors: OnceLock::new(), timers, timer: OnceLock::new(), state });
@@ -182,6 +199,9 @@ impl Dialect for Kvm {
     }
 
     fn hypercall(&self, _vcpu: VcpuId, call: &mut Hypercall) -> bool {
+        if self.leaf.features & HYPERCALLS == 0 {
+            return false;
+        }
         let vcpus = self.lock().eoi.len();
         Surroundings { memory: &self.memory, clock: &self.clock, processors: self.processors.get().map(Arc::as_ref), vcpus }.answer(call);
         true

@@ -80,6 +80,17 @@ impl Machine {
 }
 
 #[test]
+fn without_hypercalls_none_is_promised_or_answered() {
+    let Machine { memory, clock, timers, .. } = machine();
+    let pvclock = Arc::new(PvClock::new(memory.clone(), clock, 1_000_000_000, 1));
+    let kvm = Kvm::without_hypercalls(memory, pvclock, timers, None, 1);
+    let mut table = CpuidTable::default();
+    kvm.add_cpuid(0x4000_0000, &mut table);
+    assert_eq!(table.get(0x4000_0001, 0).unwrap().eax, FEATURES);
+    assert!(!kvm.hypercall(0, &mut Hypercall::default()));
+}
+
+#[test]
 fn leaf_carries_signature_and_features() {
     let mut table = CpuidTable::default();
     machine().kvm.add_cpuid(0x4000_0100, &mut table);

@@ -10,16 +10,14 @@ use std::sync::Arc;
 use abi::xen::io::blkif::{
     Discard, INDIRECT_PAGES, Indirect, Request, Response, SECTOR, SEGMENTS, SEGMENTS_PER_INDIRECT_PAGE, SLOT, Segment, info, op, status,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
-use vmm::memory::{CodeMap, PAGE_SIZE};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm::memory::PAGE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::ring::{BackRing, BrokenRing, MAX_PAGES};
 use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Access, GrantError, Peer, Xen};
-
-/// A piece of guest memory that data is moved to or from directly.
-pub type GuestSlice<'a> = VolatileSlice<'a, CodeMap>;
+use crate::disk::Disk;
 
 /// Most segments of an indirect request; as Linux' backend.
 const MAX_INDIRECT_SEGMENTS: u16 = 256;
@@ -33,34 +31,6 @@ const DISCARD_GRANULARITY: u64 = 4096;
 const SECTORS_PER_PAGE: u8 = (PAGE_SIZE / SECTOR) as u8;
 /// Most sectors of one discard: 1 GiB, so that one request cannot keep the disk for long.
 const MAX_DISCARD_SECTORS: u64 = 1 << 21;
-
-/// A disk. Positions and lengths are in bytes and multiples of [`SECTOR`], and inside the disk.
-pub trait Disk: Send + Sync {
-    /// Size in bytes.
-    fn size(&self) -> u64;
-    /// Whether writes are refused.
-    fn read_only(&self) -> bool;
-    /// Fills `slices` from `offset`.
-    ///
-    /// # Errors
-    /// What the host says; here and below.
-    fn read(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()>;
-    /// Writes `slices` to `offset`.
-    ///
-    /// # Errors
-    /// As above.
-    fn write(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()>;
-    /// Makes what was written durable.
-    ///
-    /// # Errors
-    /// As above.
-    fn flush(&self) -> io::Result<()>;
-    /// The range is not needed any more.
-    ///
-    /// # Errors
-    /// As above.
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
-}
 
 /// One disk's backend.
 pub struct Blkback {

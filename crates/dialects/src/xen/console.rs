@@ -10,7 +10,7 @@ use abi::xen::io::console::{IN_CONS, IN_PROD, IN_SIZE, OUT, OUT_CONS, OUT_PROD, 
 use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
 
-use super::atomic;
+use crate::atomic;
 
 pub(super) struct Console {
     memory: GuestMemory,

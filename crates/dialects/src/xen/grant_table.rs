@@ -11,7 +11,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm::GuestMemory;
 use vmm::memory::PAGE_SIZE;
 
-use super::{BACKEND_DOMAIN, atomic};
+use super::BACKEND_DOMAIN;
+use crate::atomic;
 
 /// Most frames of a table: 64, as Xen's default, which are 32768 grants.
 pub const MAX_FRAMES: u32 = 64;

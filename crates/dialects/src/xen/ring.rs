@@ -10,7 +10,8 @@ use abi::xen::io::ring::{REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::PAGE_SIZE;
 
-use super::{Access, GrantError, Xen, atomic};
+use super::{Access, GrantError, Xen};
+use crate::atomic;
 
 /// Most pages of a ring.
 pub const MAX_PAGES: usize = 16;

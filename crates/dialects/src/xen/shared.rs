@@ -14,8 +14,8 @@ use vmm::memory::PAGE_SIZE;
 use vmm::{GuestMemory, VcpuId};
 use zerocopy::IntoBytes;
 
-use super::atomic;
 use crate::Processors;
+use crate::atomic;
 use crate::kvm::clock::PvClock;
 use crate::kvm::page::{holds, publish};
 

@@ -11,10 +11,13 @@
 //! ```
 //!
 //! What a kind of device does at each step is its [`Driver`].
+//!
+//! A toolstack takes a device away as libxl does (`tools/libs/light/libxl_device.c`, `libxl__initiate_device_generic_remove`): it writes 0 to `online` and
+//! Closing to the backend's state. The frontend sees that and closes; a backend that has closed then is over, and its directories can go.
 
 use std::sync::Arc;
 
-use abi::xen::io::xenbus::{STATE, state};
+use abi::xen::io::xenbus::{ONLINE, STATE, state};
 
 use super::{GrantError, PortError};
 
@@ -93,12 +96,13 @@ pub struct Backend<D> {
     path: String,
     frontend: String,
     state: u32,
+    is_over: bool,
 }
 
 impl<D: Driver> Backend<D> {
     /// A backend whose directories exist and say Initialising.
     pub fn new(driver: D, keys: Arc<dyn Keys>, path: String, frontend: String) -> Backend<D> {
-        Backend { driver, keys, path, frontend, state: state::INITIALISING }
+        Backend { driver, keys, path, frontend, state: state::INITIALISING, is_over: false }
     }
 
     /// The driver.
@@ -106,11 +110,27 @@ impl<D: Driver> Backend<D> {
         &mut self.driver
     }
 
-    /// The frontend's state may have changed.
+    /// Whether both ends have closed for good.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// The frontend's state, or `online`, may have changed.
     pub fn frontend_changed(&mut self) {
-        let theirs = self.keys.read(&format!("{}/{STATE}", self.frontend));
-        let theirs = theirs.and_then(|text| text.trim().parse().ok()).unwrap_or(state::UNKNOWN);
+        let number = |path: &str, name: &str| self.keys.read(&format!("{path}/{name}")).and_then(|text| text.trim().parse::<u32>().ok());
+        let theirs = number(&self.frontend, STATE).unwrap_or(state::UNKNOWN);
+        let leaving = number(&self.path, ONLINE) == Some(0);
         match (theirs, self.state) {
+            // Closed, or never begun.
+            (state::CLOSED | state::UNKNOWN | state::INITIALISING, mine) if leaving => {
+                self.driver.disconnect();
+                if mine != state::CLOSED {
+                    self.enter(state::CLOSED, Vec::new());
+                }
+                self.is_over = true;
+            }
+            // It will see that it is too late.
+            (state::INITIALISED | state::CONNECTED, state::INIT_WAIT) if leaving => {}
             (state::INITIALISING, state::INITIALISING | state::CLOSED) => {
                 let offers = self.driver.offers();
                 self.enter(state::INIT_WAIT, offers);

@@ -9,7 +9,7 @@ use abi::xen::xenstore::{Interface, RING_SIZE, connection, ring_error};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
 
-use super::atomic;
+use crate::atomic;
 
 /// The server's side of a connection.
 pub trait Connection {

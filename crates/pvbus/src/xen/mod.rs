@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   xen0.rs            the device of the tree: events, control/shutdown, which devices there are
-//!   xenbus.rs          how a frontend finds together with its backend, by their states in XenStore
-//!   block.rs           xbf, a disk
+//!   xenbus.rs          a device's directories in XenStore
+//!   negotiation.rs     how frontend and backend find together, by their states
+//!   block/             xbf, a disk
+//!   net/               xnf, a network card
 //!   xenstore/          the store: conversation, transactions, watches, the guest's ring
 //!   ring.rs            rings of requests and responses in granted pages
 //!   event_channel.rs   shared info, event channels
@@ -18,6 +20,8 @@ mod block;
 mod event_channel;
 mod grant_table;
 mod hypercall;
+pub mod negotiation;
+mod net;
 mod ring;
 mod xen0;
 mod xenbus;
@@ -28,16 +32,17 @@ use alloc::vec::Vec;
 
 use spin::Mutex;
 
-pub use block::{Disk, DiskError, Geometry};
 use event_channel::Platform;
-use grant_table::GrantTable;
+use grant_table::{GrantTable, Granted};
 pub use hypercall::XenError;
 pub(crate) use xen0::Xen0;
 use xenstore::{Client, RingPeer, Transaction};
 
+use crate::block::BlockDevice;
 use crate::detect::Kind;
 use crate::hal::Cpuid;
-use crate::store::{Store, StoreError};
+use crate::net::NetDevice;
+use crate::store::{Store, StoreError, Watch};
 
 /// Whether the hypercall leaf offers what xen(4) needs: exactly one hypercall page, and a register to ask for it (OpenBSD
 /// `sys/dev/pv/xen.c`, `xen_init_hypercall`).
@@ -51,7 +56,22 @@ struct Domain<'h> {
     platform: Arc<Platform<'h>>,
     grants: Mutex<GrantTable<'h>>,
     store: Mutex<Client<RingPeer<'h>>>,
-    disks: Mutex<Vec<Disk<'h>>>,
+    /// What is connected now.
+    disks: Mutex<Vec<Arc<dyn BlockDevice + 'h>>>,
+    cards: Mutex<Vec<Arc<dyn NetDevice + 'h>>>,
+}
+
+impl Domain<'_> {
+    /// `pages` pages that `domain` may read and write.
+    fn share(&self, domain: u16, pages: usize) -> Result<Granted, XenError> {
+        self.grants.lock().share(domain, pages)
+    }
+
+    /// Takes memory back, at once or when nobody uses it any more.
+    fn take_back(&self, all: impl Iterator<Item = Granted>) {
+        let mut grants = self.grants.lock();
+        all.for_each(|granted| grants.take_back(granted));
+    }
 }
 
 /// The domain, for a kernel that wants more than the tree's events and stores. Cheap to clone.
@@ -63,12 +83,6 @@ impl<'h> Xen<'h> {
     #[must_use]
     pub fn store(&self) -> XenStore<'h> {
         XenStore(Arc::clone(&self.0))
-    }
-
-    /// The disks that are connected now.
-    #[must_use]
-    pub fn disks(&self) -> Vec<Disk<'h>> {
-        self.0.disks.lock().clone()
     }
 }
 
@@ -111,5 +125,17 @@ impl Store for XenStore<'_> {
 
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreError> {
         self.0.store.lock().remove(key)
+    }
+
+    fn watch(&mut self, key: &[u8]) -> Result<Watch, StoreError> {
+        Store::watch(&mut *self.0.store.lock(), key)
+    }
+
+    fn changed(&mut self, watch: &mut Watch) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        self.0.store.lock().changed(watch)
+    }
+
+    fn unwatch(&mut self, watch: Watch) -> Result<(), StoreError> {
+        Store::unwatch(&mut *self.0.store.lock(), watch)
     }
 }

@@ -26,12 +26,15 @@ use super::block::Disk;
 use super::event_channel::Platform;
 use super::grant_table::GrantTable;
 use super::hypercall::{PAGE, XenError};
-use super::xenbus::{Device, join, parse};
+use super::net::Card;
+use super::xenbus::{Device, Frontend, join, parse};
 use super::xenstore::{Client, RingPeer};
 use super::{Domain, Xen};
+use crate::block::BlockDevice;
 use crate::detect::{Interface, Kind};
 use crate::driver::{Driver, Event};
 use crate::hal::{Hal, Nanos, SECOND};
+use crate::net::NetDevice;
 use crate::store::{Store, StoreError};
 
 /// How often the ring is looked at, for a kernel that takes no upcalls.
@@ -46,15 +49,17 @@ const FEATURES: [&[u8]; 2] = [b"control/feature-poweroff", b"control/feature-reb
 const MAY_RESET_WATCHES: &[u8] = b"control/platform-feature-xs_reset_watches";
 /// Frontends, by type and number.
 const DEVICES: &[u8] = b"device";
-/// Type of disks.
+/// Types of devices there, and what they are called here.
+const TYPES: [(&str, &str); 2] = [(DISK, "xbf"), (CARD, "xnf")];
 const DISK: &str = "vbd";
+const CARD: &str = "vif";
 
 /// The device.
 pub(crate) struct Xen0<'h> {
     domain: Arc<Domain<'h>>,
     devices: Vec<Device<'h>>,
-    /// Disks so far, for their names.
-    disks: usize,
+    /// Devices of each of [`TYPES`] so far, for their names.
+    counts: [usize; TYPES.len()],
     port: u32,
     features: u32,
     /// XenStore has failed for good.
@@ -78,8 +83,9 @@ impl<'h> Xen0<'h> {
             platform,
             store: Mutex::new(Client::new(ring, u32::from_le_bytes([a, b, c, d]))),
             disks: Mutex::default(),
+            cards: Mutex::default(),
         };
-        let mut xen0 = Xen0 { domain: Arc::new(domain), devices: Vec::new(), disks: 0, port, features, is_over: false };
+        let mut xen0 = Xen0 { domain: Arc::new(domain), devices: Vec::new(), counts: [0; TYPES.len()], port, features, is_over: false };
         xen0.subscribe().map_err(|_| XenError::NoStore)?;
         Ok(xen0)
     }
@@ -88,6 +94,11 @@ impl<'h> Xen0<'h> {
     pub fn about(&self) -> String {
         let frames = self.domain.grants.lock().max_frames();
         format!(": features {:#x}, {frames} grant table frames, event channel {}", self.features, self.port)
+    }
+
+    /// The event channel of its store.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// The domain, for others.
@@ -136,41 +147,65 @@ impl<'h> Xen0<'h> {
 
     /// Compares the devices there are with those that are known.
     fn scan(&mut self, store: &mut Client<RingPeer<'h>>, events: &mut Vec<Event>) -> Result<(), StoreError> {
-        let directory = join(DEVICES, DISK);
-        let present: Vec<Vec<u8>> = match store.list(&directory) {
-            Ok(names) => names.iter().map(|name| [directory.as_slice(), b"/", name].concat()).collect(),
-            Err(StoreError::NotFound) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        while let Some(gone) = self.devices.iter().position(|device| !present.contains(&device.path)) {
-            let device = self.devices.remove(gone);
-            events.push(Event::Message(format!("{} detached", device.name)));
-            device.detach(store);
+        let mut present = Vec::new();
+        for at in 0..TYPES.len() {
+            let directory = join(DEVICES, TYPES.get(at).map_or("", |(name, _)| name));
+            let names = match store.list(&directory) {
+                Ok(names) => names,
+                Err(StoreError::NotFound) => Vec::new(),
+                Err(error) => return Err(error),
+            };
+            present.extend(names.iter().map(|name| (at, [directory.as_slice(), b"/", name].concat())));
         }
-        for path in present {
-            let is_known = self.devices.iter().any(|device| device.path == path);
+        while let Some(gone) = self.devices.iter().position(|device| present.iter().all(|(_, path)| *path != device.path)) {
+            self.detach(gone, store, events);
+        }
+        for (kind, path) in present {
             // Only who says Initialising is waiting for a driver.
-            if is_known || number(store, &join(&path, STATE))? != Some(u64::from(state::INITIALISING)) {
+            if number(store, &join(&path, STATE))? != Some(u64::from(state::INITIALISING)) {
                 continue;
             }
-            let Ok(backend) = store.read(&join(&path, "backend")) else { continue };
-            let Some(id) = number(store, &join(&path, "backend-id"))?.and_then(|id| u16::try_from(id).ok().filter(|id| *id < DOMID_SELF))
-            else {
-                continue;
-            };
-            let name = format!("xbf{}", self.disks);
-            let disk = Disk::new(name.clone(), &self.domain, id);
-            self.devices.push(Device::new(name, path, backend, Box::new(disk), store)?);
-            self.disks += 1;
+            match self.devices.iter().position(|device| device.path == path) {
+                Some(known) if self.devices.get(known).is_some_and(Device::is_new) => continue,
+                // Another device in the same place.
+                Some(known) => self.detach(known, store, events),
+                None => {}
+            }
+            self.add(kind, path, store)?;
         }
         Ok(())
+    }
+
+    /// Attaches the device in the directory `path`, if there is all that it takes.
+    fn add(&mut self, kind: usize, path: Vec<u8>, store: &mut Client<RingPeer<'h>>) -> Result<(), StoreError> {
+        let Ok(backend) = store.read(&join(&path, "backend")) else { return Ok(()) };
+        let Some(id) = number(store, &join(&path, "backend-id"))?.and_then(|id| u16::try_from(id).ok().filter(|id| *id < DOMID_SELF))
+        else {
+            return Ok(());
+        };
+        let (Some((directory, prefix)), Some(count)) = (TYPES.get(kind), self.counts.get_mut(kind)) else { return Ok(()) };
+        let name = format!("{prefix}{count}");
+        let frontend: Box<dyn Frontend + 'h> = match *directory {
+            DISK => Box::new(Disk::new(&name, &self.domain, id)),
+            _ => Box::new(Card::new(&name, &self.domain, id)),
+        };
+        *count += 1;
+        self.devices.push(Device::new(name, path, backend, frontend, store)?);
+        Ok(())
+    }
+
+    fn detach(&mut self, at: usize, store: &mut Client<RingPeer<'h>>, events: &mut Vec<Event>) {
+        let device = self.devices.remove(at);
+        events.push(Event::Message(format!("{} detached", device.name)));
+        device.detach(store);
     }
 }
 
 impl<'h> Driver<'h> for Xen0<'h> {
     fn poll(&mut self, now: Nanos, events: &mut Vec<Event>) -> Option<Nanos> {
+        let is_swept = self.domain.grants.lock().sweep();
         if self.is_over {
-            return None;
+            return (!is_swept).then(|| now.saturating_add(PERIOD));
         }
         match self.follow(events) {
             Ok(true) => Some(now),
@@ -190,6 +225,14 @@ impl<'h> Driver<'h> for Xen0<'h> {
 
     fn store(&self) -> Option<Box<dyn Store + 'h>> {
         Some(Box::new(self.xen().store()))
+    }
+
+    fn disks(&self) -> Vec<Arc<dyn BlockDevice + 'h>> {
+        self.domain.disks.lock().clone()
+    }
+
+    fn cards(&self) -> Vec<Arc<dyn NetDevice + 'h>> {
+        self.domain.cards.lock().clone()
     }
 }
 

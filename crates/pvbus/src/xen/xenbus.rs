@@ -1,15 +1,10 @@
-//! How a frontend finds together with its backend through XenStore (`io/xenbus.h`).
-//!
-//! Each half writes its state to its own directory and follows the other's by a watch. [`Negotiation`] is the frontend's side:
+//! Frontends in XenStore: a device's two directories, its backend's state as a watch tells it, and what the device's driver does at each step of
+//! the [`negotiation`](super::negotiation).
 //!
 //! ```text
-//!   backend             frontend
-//!   2 InitWait          reads what there is to choose from, publishes rings and ports  --> 3 Initialised
-//!   4 Connected         reads what it is connected with                                --> 4 Connected
-//!   5 Closing, 6, gone  lets go of everything                                          --> 6 Closed
+//!   xen0 --a watch tells--> Device --the backend's state--> negotiation::Frontend --a step--> trait Frontend: xbf, xnf
+//!                             +--keys and state, in one transaction--> the frontend's directory
 //! ```
-//!
-//! Whatever else a backend says changes nothing, and after Closed there is no way back: a device that comes again is a new one.
 
 use alloc::boxed::Box;
 use alloc::format;
@@ -20,71 +15,36 @@ use core::fmt;
 use abi::xen::io::xenbus::{STATE, state};
 
 use super::hypercall::XenError;
+use super::negotiation::{self, FrontendStep};
 use super::xenstore::{Client, RingPeer};
 use crate::hal::HalError;
 use crate::store::{Store, StoreError};
 
-/// The frontend's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Negotiation {
-    /// It waits for the backend to offer.
-    Initialising,
-    /// It has published what the backend needs.
-    Initialised,
-    /// It works.
-    Connected,
-    /// It has ended.
-    Closed,
-}
-
-/// What a frontend has to do because of the backend's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Nothing.
-    Stay,
-    /// To publish rings and ports.
-    Publish,
-    /// To read what it is connected with.
-    Connect,
-    /// To let go of everything.
-    Close,
-}
-
-impl Negotiation {
-    /// The backend says `theirs`.
-    pub fn on(&mut self, theirs: u32) -> Step {
-        let (next, step) = match (*self, theirs) {
-            (Negotiation::Initialising, state::INIT_WAIT) => (Negotiation::Initialised, Step::Publish),
-            (Negotiation::Initialised, state::CONNECTED) => (Negotiation::Connected, Step::Connect),
-            (Negotiation::Initialised | Negotiation::Connected, state::UNKNOWN | state::CLOSING | state::CLOSED)
-            | (Negotiation::Initialising, state::CLOSING | state::CLOSED) => (Negotiation::Closed, Step::Close),
-            (same, _) => (same, Step::Stay),
-        };
-        *self = next;
-        step
-    }
-
-    /// As the store has it.
-    const fn number(self) -> u32 {
-        match self {
-            Negotiation::Initialising => state::INITIALISING,
-            Negotiation::Initialised => state::INITIALISED,
-            Negotiation::Connected => state::CONNECTED,
-            Negotiation::Closed => state::CLOSED,
-        }
-    }
-}
-
 /// What a kind of device does in the negotiation.
 pub(super) trait Frontend: Send {
-    /// Makes rings and ports, and tells the keys by which the backend finds them.
-    fn publish(&mut self) -> Result<Vec<(&'static str, String)>, XenbusError>;
+    /// Chooses of what the backend offers, makes rings and ports, and tells the keys by which the backend finds them.
+    fn publish(&mut self, keys: &mut Keys<'_, '_>) -> Result<Published, XenbusError>;
 
     /// Takes what the backend tells of itself, and begins to work; the rest of the line for the message buffer.
-    fn connect(&mut self, backend: &mut Keys<'_, '_>) -> Result<String, XenbusError>;
+    fn connect(&mut self, keys: &mut Keys<'_, '_>) -> Result<String, XenbusError>;
+
+    /// What the backend tells of itself may have changed; the rest of the line for the message buffer, if it has.
+    fn review(&mut self, keys: &mut Keys<'_, '_>) -> Result<Option<String>, XenbusError> {
+        let _ = keys;
+        Ok(None)
+    }
 
     /// Stops and gives back all it had. May be called in every state.
     fn disconnect(&mut self);
+}
+
+/// What a frontend has published.
+pub(super) struct Published {
+    /// Names and values.
+    pub keys: Vec<(&'static str, String)>,
+    /// The state that makes the backend look at them: disks say Initialised, network cards Connected, as Linux' netback reads them in that
+    /// state only (`drivers/net/xen-netback/xenbus.c`, `frontend_changed`).
+    pub state: u32,
 }
 
 /// A device of xenbus.
@@ -94,7 +54,7 @@ pub(super) struct Device<'h> {
     /// The directory, which is also the token of the watch.
     pub path: Vec<u8>,
     backend: Vec<u8>,
-    state: Negotiation,
+    state: negotiation::Frontend,
     frontend: Box<dyn Frontend + 'h>,
 }
 
@@ -107,7 +67,7 @@ impl<'h> Device<'h> {
         frontend: Box<dyn Frontend + 'h>,
         store: &mut Client<RingPeer<'h>>,
     ) -> Result<Device<'h>, StoreError> {
-        let device = Device { name, path, backend, state: Negotiation::Initialising, frontend };
+        let device = Device { name, path, backend, state: negotiation::Frontend::Initialising, frontend };
         store.watch(&device.state_of_backend(), &device.path)?;
         Ok(device)
     }
@@ -119,33 +79,44 @@ impl<'h> Device<'h> {
             Err(StoreError::NotFound) => state::UNKNOWN,
             Err(error) => return Err(error),
         };
-        let done = match self.state.on(theirs) {
-            Step::Stay => return Ok(None),
-            Step::Publish => self.frontend.publish().map(|keys| (keys, None)),
-            Step::Connect => {
-                let mut keys = Keys { store, path: &self.backend };
-                self.frontend.connect(&mut keys).map(|line| (Vec::new(), Some(format!("{} at xen0: {line}", self.name))))
+        let has_failed = self.state == negotiation::Frontend::Closing;
+        match self.step(theirs, store) {
+            Ok(Some((Published { keys, state }, line))) => {
+                self.say(store, &keys, state)?;
+                Ok(line.filter(|_| !has_failed).map(|line| format!("{} at xen0: {line}", self.name)))
             }
-            Step::Close => {
-                self.frontend.disconnect();
-                Ok((Vec::new(), Some(format!("{} at xen0: its backend closes", self.name))))
-            }
-        };
-        match done {
-            Ok((keys, line)) => {
-                self.say(store, &keys, self.state.number())?;
-                Ok(line)
-            }
+            Ok(None) => Ok(None),
             Err(error) => {
                 // As Linux' xenbus_dev_fatal: the backend sees Closing, a person finds the reason.
                 self.frontend.disconnect();
-                self.state = Negotiation::Closed;
+                self.state.close();
                 let reason = [b"error/", self.path.as_slice(), b"/error"].concat();
                 let _ = store.write(&reason, error.to_string().as_bytes());
-                self.say(store, &[], state::CLOSING)?;
+                self.say(store, &[], self.state.number())?;
                 Ok(Some(format!("{} at xen0: {error}", self.name)))
             }
         }
+    }
+
+    /// Does what is to be done because the backend says `theirs`; what to write to the store then, and to say.
+    fn step(&mut self, theirs: u32, store: &mut Client<RingPeer<'h>>) -> Result<Option<(Published, Option<String>)>, XenbusError> {
+        let mut keys = Keys { store, own: &self.path, backend: &self.backend };
+        let only = |state| Published { keys: Vec::new(), state };
+        Ok(match self.state.on(theirs) {
+            FrontendStep::Stay => None,
+            FrontendStep::Publish => Some((self.frontend.publish(&mut keys)?, None)),
+            FrontendStep::Connect => Some((only(state::CONNECTED), Some(self.frontend.connect(&mut keys)?))),
+            FrontendStep::Review => self.frontend.review(&mut keys)?.map(|line| (only(state::CONNECTED), Some(line))),
+            FrontendStep::Close => {
+                self.frontend.disconnect();
+                Some((only(state::CLOSED), Some("its backend closes".to_string())))
+            }
+        })
+    }
+
+    /// Whether it waits for its backend's first word.
+    pub fn is_new(&self) -> bool {
+        self.state == negotiation::Frontend::Initialising
     }
 
     /// The device is gone, or the kernel has no more use for it.
@@ -170,25 +141,44 @@ impl<'h> Device<'h> {
     }
 }
 
-/// The backend's directory.
+/// Keys in a device's two directories.
 pub(super) struct Keys<'a, 'h> {
     store: &'a mut Client<RingPeer<'h>>,
-    path: &'a [u8],
+    own: &'a [u8],
+    backend: &'a [u8],
 }
 
 impl Keys<'_, '_> {
-    /// The number at `name`.
+    /// The text at `name` of the frontend, which the toolstack wrote, if there is one.
+    pub fn own(&mut self, name: &'static str) -> Result<Option<String>, XenbusError> {
+        let text = optional(self.store.read(&join(self.own, name)))?;
+        text.map(|text| String::from_utf8(text).map_err(|_| XenbusError::OwnKey(name))).transpose()
+    }
+
+    /// The number at `name` of the backend.
     pub fn number(&mut self, name: &'static str) -> Result<u64, XenbusError> {
-        let text = self.store.read(&join(self.path, name))?;
+        let text = self.store.read(&join(self.backend, name))?;
         parse(&text).ok_or(XenbusError::Key(name))
+    }
+
+    /// The number at `name` of the backend, if there is one.
+    pub fn optional(&mut self, name: &'static str) -> Result<Option<u64>, XenbusError> {
+        let text = optional(self.store.read(&join(self.backend, name)))?;
+        text.map(|text| parse(&text).ok_or(XenbusError::Key(name))).transpose()
     }
 
     /// Whether the backend says that it has the feature `name`.
     pub fn has(&mut self, name: &'static str) -> Result<bool, XenbusError> {
-        match self.number(name) {
-            Err(XenbusError::Store(StoreError::NotFound)) => Ok(false),
-            number => Ok(number? != 0),
-        }
+        Ok(self.optional(name)?.is_some_and(|number| number != 0))
+    }
+}
+
+/// A key that need not be there.
+fn optional(value: Result<Vec<u8>, StoreError>) -> Result<Option<Vec<u8>>, StoreError> {
+    match value {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::NotFound) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -197,6 +187,10 @@ impl Keys<'_, '_> {
 pub(super) enum XenbusError {
     /// A key of the backend makes no sense.
     Key(&'static str),
+    /// A key of the frontend, which the toolstack wrote, makes no sense.
+    OwnKey(&'static str),
+    /// The backend cannot do what is needed.
+    Missing(&'static str),
     /// XenStore.
     Store(StoreError),
     /// The hypervisor, or memory.
@@ -225,6 +219,8 @@ impl fmt::Display for XenbusError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             XenbusError::Key(name) => write!(f, "the backend's {name} makes no sense"),
+            XenbusError::OwnKey(name) => write!(f, "the device's {name} makes no sense"),
+            XenbusError::Missing(name) => write!(f, "the backend has no {name}"),
             XenbusError::Store(error) => write!(f, "XenStore: {error}"),
             XenbusError::Xen(error) => write!(f, "{error}"),
         }
@@ -239,36 +235,4 @@ pub(super) fn join(path: &[u8], name: &str) -> Vec<u8> {
 /// A decimal number.
 pub(super) fn parse(text: &[u8]) -> Option<u64> {
     core::str::from_utf8(text).ok()?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a frontend does about a sequence of a backend's states.
-    fn steps<const N: usize>(theirs: [u32; N]) -> [Step; N] {
-        let mut negotiation = Negotiation::Initialising;
-        theirs.map(|theirs| negotiation.on(theirs))
-    }
-
-    #[test]
-    fn frontend_publishes_connects_and_closes() {
-        use state::{CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISING};
-        assert_eq!(
-            steps([INITIALISING, INIT_WAIT, INIT_WAIT, CONNECTED, CONNECTED, CLOSING, CLOSED]),
-            [Step::Stay, Step::Publish, Step::Stay, Step::Connect, Step::Stay, Step::Close, Step::Stay]
-        );
-    }
-
-    #[test]
-    fn states_that_jump_do_nothing_twice_and_nothing_out_of_order() {
-        // All sequences of five states, with one that does not exist.
-        for sequence in 0..10_u32.pow(5) {
-            let mut negotiation = Negotiation::Initialising;
-            let taken: Vec<Step> =
-                (0..5).map(|at| negotiation.on(sequence / 10_u32.pow(at) % 10)).filter(|step| *step != Step::Stay).collect();
-            let all = [Step::Publish, Step::Connect, Step::Close];
-            assert!(all.starts_with(&taken) || taken == [Step::Close] || taken == [Step::Publish, Step::Close], "{sequence:05}: {taken:?}");
-        }
-    }
 }

@@ -14,10 +14,10 @@ use pvbus::{Dma, Hal, HalError, Nanos};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI};
 use vmm::time::{Clock, StepClock, Timers};
-use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, PortCall};
+use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, Paging, PortCall};
 
 const PAGE: u64 = 4096;
-const MEMORY: u64 = 256 * PAGE;
+const MEMORY: u64 = 1024 * PAGE;
 /// Words of a page.
 const WORDS: usize = PAGE as usize / 4;
 /// Where arguments of hypercalls are, in the page that is never handed out.
@@ -39,6 +39,8 @@ pub struct Machine {
     /// What other threads of the host do, which run while the guest waits.
     others: Mutex<Vec<Work>>,
     paused: AtomicBool,
+    hypercalls: AtomicU64,
+    waits: AtomicU64,
     /// The vector by which the guest takes calls of hypervisors.
     pub upcall_vector: Option<u8>,
     /// What the processor calls its hypercall instruction.
@@ -64,6 +66,8 @@ impl Machine {
             free_pages: Mutex::default(),
             others: Mutex::default(),
             paused: AtomicBool::new(false),
+            hypercalls: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
             upcall_vector: None,
             vmmcall: false,
         }
@@ -98,9 +102,25 @@ impl Machine {
         self.paused.store(pause, Ordering::Relaxed);
     }
 
+    /// Writes to memory, as the host does.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(gpa)).unwrap();
+    }
+
     /// Pages that were handed out and not given back.
     pub fn pages_in_use(&self) -> u64 {
-        self.next_page.load(Ordering::Relaxed) / PAGE - 1 - self.free_pages.lock().unwrap().len() as u64
+        let free: usize = self.free_pages.lock().unwrap().iter().map(|dma| dma.words().len() / WORDS).sum();
+        self.next_page.load(Ordering::Relaxed) / PAGE - 1 - free as u64
+    }
+
+    /// Hypercalls so far.
+    pub fn hypercalls(&self) -> u64 {
+        self.hypercalls.load(Ordering::Relaxed)
+    }
+
+    /// How often the guest has waited.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// A hypercall whose structure is copied to the guest's first page and back.
@@ -111,6 +131,7 @@ impl Machine {
     }
 
     fn hypercall(&self, vmmcall: bool, registers: &mut Registers) -> Result<Registers, HalError> {
+        self.hypercalls.fetch_add(1, Ordering::Relaxed);
         let mut call = Hypercall { gpr: gpr(registers), long_mode: true, vmmcall, ..Hypercall::default() };
         if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
             return Err(HalError::Fault);
@@ -163,6 +184,7 @@ impl Hal for Machine {
     }
 
     fn wait_until(&self, deadline: Nanos) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
         self.clock.advance_to(deadline);
         self.timers.run_due();
         self.let_others_run();
@@ -189,6 +211,24 @@ impl Hal for Machine {
             // The buffer's address is one of this process and not of the machine.
             _ => return Err(HalError::Unavailable),
         }
+        Ok(())
+    }
+
+    fn call_code(&self, gpa: u64, registers: &mut Registers) -> Result<(), HalError> {
+        // The code that Hyper-V's host writes: `out imm8, eax; ret`.
+        let code: [u8; 3] = self.memory.read_obj(GuestAddress(gpa)).map_err(|_| HalError::Fault)?;
+        let [0xe7, port, 0xc3] = code else { return Err(HalError::Fault) };
+        let mut call = PortCall {
+            port: port.into(),
+            size: 4,
+            write: true,
+            long_mode: true,
+            paging: Paging { cr0: 1, ..Paging::default() },
+            gpr: gpr(registers),
+            ..PortCall::default()
+        };
+        self.port_call(&mut call);
+        *registers = from_gpr(&call.gpr);
         Ok(())
     }
 

@@ -118,8 +118,8 @@ impl Cpu {
     }
 
     /// One access to a port that takes registers. What the bus made of the registers is written back, except those that the instruction itself
-    /// moves. The answer is the element's, or IN's.
-    fn call_port(&mut self, port: u16, size: u8, write: bool, element: Option<u32>) -> u32 {
+    /// moves. The answer is the element's, or IN's; #UD when the bus says so.
+    fn call_port(&mut self, port: u16, size: u8, write: bool, element: Option<u32>) -> Result<u32, Trap> {
         self.watch_port(port, size.into());
         self.stats.port += 1;
         let data = element.unwrap_or(truncated(self.regs[RAX], size));
@@ -127,6 +127,9 @@ impl Cpu {
         let mut call = PortCall { port, size, write, string: element.is_some(), data, cpl, long_mode, paging, ..PortCall::default() };
         call.gpr.copy_from_slice(&self.regs[RAX..16]);
         self.bus().port_call(self.id, &mut call);
+        if call.undefined {
+            return Err(self.ud());
+        }
         let answer = if call.string { call.data } else { call.gpr[RAX] as u32 };
         let moved: &[usize] = match (call.string, write) {
             (true, _) => &[RCX, RSI, RDI],
@@ -137,7 +140,7 @@ impl Cpu {
             call.gpr[register] = self.regs[register];
         }
         self.regs[RAX..16].copy_from_slice(&call.gpr);
-        answer
+        Ok(answer)
     }
 
     /// An index register as the address size has it.
@@ -190,7 +193,7 @@ impl Slow for In {
     fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let port = cpu.op_port(op);
         let value = if cpu.bus().takes_registers(port) {
-            cpu.call_port(port, op.size, false, None)
+            cpu.call_port(port, op.size, false, None)?
         } else {
             cpu.check_port(port, op.size)?;
             cpu.read_port(port, op.size, false)?
@@ -209,7 +212,7 @@ impl Slow for Out {
     fn execute(cpu: &mut Cpu, op: &Op) -> Result<Flow, Trap> {
         let port = cpu.op_port(op);
         if cpu.bus().takes_registers(port) {
-            cpu.call_port(port, op.size, true, None);
+            cpu.call_port(port, op.size, true, None)?;
             return Ok(Flow::Leave);
         }
         cpu.check_port(port, op.size)?;
@@ -236,7 +239,7 @@ impl Slow for Ins {
             cpu.host_slice(at.wrapping_add(size - 1), 1, true)?;
             let answered = cpu.port_in.is_some();
             let value = match takes_registers {
-                true => cpu.call_port(port, op.size, false, Some(u32::MAX)),
+                true => cpu.call_port(port, op.size, false, Some(u32::MAX))?,
                 false => cpu.read_port(port, op.size, true)?,
             };
             cpu.store_sized(at, size, value.into())?;
@@ -260,7 +263,7 @@ impl Slow for Outs {
             let at = cpu.linear(usize::from(op.seg), offset, size, false)?;
             let value = cpu.load_sized(at, size)?;
             let taken = if takes_registers {
-                cpu.call_port(port, op.size, true, Some(value as u32));
+                cpu.call_port(port, op.size, true, Some(value as u32))?;
                 true
             } else {
                 cpu.write_port(port, op.size, value as u32, true)

@@ -16,6 +16,7 @@ use rustix::fd::{AsFd, BorrowedFd};
 use super::mailbox::{Mailbox, Waker};
 use super::protocol::{MAX_REQUEST, MAX_WATCHES, Refusal, Reply, Request};
 use crate::control::Control;
+use crate::hotplug::PlugError;
 use crate::kv::{self, JsonValue};
 
 /// Bytes that are read at a time.
@@ -193,6 +194,18 @@ impl Client {
                 Reply::Done
             }
             Request::Force { reboot: true } => self.control.reset().map_or_else(Reply::from, |()| Reply::Done),
+            Request::Devices => Reply::Devices(self.control.inventory().list()),
+            Request::DiskAdd { disk } => {
+                let added = disk.parse().map_err(PlugError::Syntax).and_then(|spec| self.control.add_disk(&spec));
+                added.map_or_else(Reply::from, Reply::Added)
+            }
+            Request::NicAdd { nic } => {
+                let added = nic.parse().map_err(PlugError::Syntax).and_then(|spec| self.control.add_nic(&spec));
+                added.map_or_else(Reply::from, Reply::Added)
+            }
+            Request::DeviceRemove { device, force } => {
+                self.control.remove_device(&device, force).map_or_else(Reply::from, |()| Reply::Done)
+            }
         }
     }
 

@@ -17,6 +17,8 @@ use std::collections::BTreeMap;
 use dialects::store::{MAX_VALUE, StoreError};
 use serde::{Deserialize, Serialize};
 
+use crate::hotplug::PlugError;
+use crate::inventory::DeviceStatus;
 use crate::kv::JsonValue;
 use crate::power::{PowerError, Via, Wish};
 use crate::status::Status;
@@ -80,6 +82,25 @@ pub enum Request {
         /// Whether it starts again.
         reboot: bool,
     },
+    /// The machine's disks and network cards. Answer: [`Reply::Devices`].
+    Devices,
+    /// Plugs in a disk. Answer: [`Reply::Added`].
+    DiskAdd {
+        /// As for `vmctl run --disk`.
+        disk: String,
+    },
+    /// Plugs in a network card. Answer: [`Reply::Added`].
+    NicAdd {
+        /// As for `vmctl run --nic`.
+        nic: String,
+    },
+    /// Asks the guest to let go of a device. Answer: [`Reply::Done`]; it is gone once it is not among [`Request::Devices`] any more.
+    DeviceRemove {
+        /// The device's name.
+        device: String,
+        /// Takes it at once, whatever the guest does with it.
+        force: bool,
+    },
 }
 
 /// From the server.
@@ -112,6 +133,10 @@ pub enum Reply {
     Status(Box<Status>),
     /// The guest has been asked by this way.
     Asked(Via),
+    /// All devices.
+    Devices(Vec<DeviceStatus>),
+    /// The device is there now; the guest finds it when it looks.
+    Added(DeviceStatus),
     /// Why not.
     Refused {
         /// For programs.
@@ -125,12 +150,14 @@ pub enum Reply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refusal {
-    /// There is no such key.
+    /// There is no such key or device.
     NotFound,
     /// The store refuses for another reason.
     Store,
     /// The guest cannot be asked.
     Power,
+    /// The device cannot be plugged in or out.
+    Device,
     /// The machine is not ready to tell.
     NotReady,
     /// Not a request of this protocol. The connection ends.
@@ -169,5 +196,12 @@ impl From<StoreError> for Reply {
 impl From<PowerError> for Reply {
     fn from(error: PowerError) -> Reply {
         Reply::refused(Refusal::Power, error.to_string())
+    }
+}
+
+impl From<PlugError> for Reply {
+    fn from(error: PlugError) -> Reply {
+        let kind = if matches!(error, PlugError::NotFound(_)) { Refusal::NotFound } else { Refusal::Device };
+        Reply::refused(kind, error.to_string())
     }
 }

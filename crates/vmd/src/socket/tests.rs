@@ -108,6 +108,23 @@ fn keys_are_set_read_listed_and_removed() {
 }
 
 #[test]
+fn devices_are_refused_where_power_is_off_and_where_they_make_no_sense() {
+    let machine = machine();
+    let mut connection = machine.connect();
+    let mut call = |request| connection.call(&request).unwrap();
+    assert_eq!(call(Request::Devices), Reply::Devices(Vec::new()));
+    let refused = [
+        Request::DiskAdd { disk: "disk.raw,bus=xen".into() },
+        Request::DiskAdd { disk: ",bus=xen".into() },
+        Request::NicAdd { nic: "user,bus=isa".into() },
+        Request::DeviceRemove { device: "disk0".into(), force: true },
+    ];
+    for request in refused {
+        assert_eq!(refusal(call(request)), Refusal::Device);
+    }
+}
+
+#[test]
 fn largest_value_goes_through_however_json_writes_it() {
     let machine = machine();
     let mut connection = machine.connect();

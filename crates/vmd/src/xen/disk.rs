@@ -1,42 +1,14 @@
 //! Disks for blkfront: [`Blkback`] on an image of the host, in a thread of its own.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use dialects::xen::block::{Blkback, Disk, GuestSlice};
-use dialects::xen::xenbus::Backend;
+use dialects::xen::block::Blkback;
 
-use super::domain::{Device, Domain, StoreKeys};
+use super::device::{DeviceKeys, Names, Slot};
+use crate::image::Image;
 
-/// An image as Blkback sees it.
-struct Image(Arc<dyn devices::block::Disk>);
-
-impl Disk for Image {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn read_only(&self) -> bool {
-        self.0.read_only()
-    }
-
-    fn read(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.0.read_to_guest(offset, slices)
-    }
-
-    fn write(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-        self.0.write_from_guest(offset, slices)
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        self.0.flush()
-    }
-
-    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.discard(offset, len)
-    }
-}
+/// Most disks; more than there are letters for.
+const MOST: u32 = 256;
 
 /// Number of the disk with this place in the command line's order, as `io/blkif.h` gives them to `xvda` and its followers.
 fn virtual_device(index: u32) -> u32 {
@@ -45,51 +17,49 @@ fn virtual_device(index: u32) -> u32 {
     if index < 16 { MAJOR << 8 | index << 4 } else { 1 << 28 | index << 8 }
 }
 
-/// Adds a disk to the domain.
-///
-/// # Errors
-/// When the host has no thread or descriptor left.
-pub fn add(domain: &Domain, index: u32, disk: Arc<dyn devices::block::Disk>) -> io::Result<()> {
-    let number = virtual_device(index);
-    let mode = if disk.read_only() { "r" } else { "w" };
-    let frontend = [("virtual-device", number.to_string()), ("device-type", "disk".to_owned()), ("protocol", "x86_64-abi".to_owned())];
-    let name =
-        u8::try_from(index).ok().filter(|index| *index < 26).map_or_else(|| number.to_string(), |n| format!("xvd{}", char::from(b'a' + n)));
-    let backend = [
-        ("dev", name),
-        ("mode", mode.to_owned()),
-        ("type", "phy".to_owned()),
-        ("device-type", "disk".to_owned()),
-        ("removable", "0".to_owned()),
-        ("bootable", u32::from(index == 0).to_string()),
-    ];
-    domain.add("vbd", number, &frontend, &backend, move |device| serve(device, disk))
+/// Names of disks, in the order in which they are given.
+pub(super) fn places() -> impl Iterator<Item = Names> {
+    (0..MOST).map(|index| {
+        let number = virtual_device(index);
+        let letter = u8::try_from(index).ok().filter(|index| *index < 26);
+        let place = letter.map_or_else(|| number.to_string(), |letter| format!("xvd{}", char::from(b'a' + letter)));
+        Names { kind: "vbd", number, place }
+    })
 }
 
-fn serve(device: Device, disk: Arc<dyn devices::block::Disk>) {
-    let Device { xen, host, backend, frontend, bell } = device;
-    let changed = Arc::new(AtomicBool::new(false));
-    let ring = bell.clone();
-    let driver = Blkback::new(xen, Arc::new(Image(disk)), Arc::new(move || ring.ring()));
-    let state = format!("{frontend}/state");
-    let mut backend = Backend::new(driver, Arc::new(StoreKeys(Arc::clone(&host))), backend, frontend);
-    let (flag, ring) = (Arc::clone(&changed), bell.clone());
-    let watching = host.watch(&state, move |_| {
-        flag.store(true, Ordering::Release);
-        ring.ring();
-    });
+/// What both directories have besides.
+pub(super) fn keys(names: &Names, disk: &dyn devices::block::Disk) -> DeviceKeys {
+    let mode = if disk.read_only() { "r" } else { "w" };
+    DeviceKeys {
+        frontend: vec![
+            ("virtual-device", names.number.to_string()),
+            ("device-type", "disk".to_owned()),
+            ("protocol", "x86_64-abi".to_owned()),
+        ],
+        backend: vec![
+            ("dev", names.place.clone()),
+            ("mode", mode.to_owned()),
+            ("type", "phy".to_owned()),
+            ("device-type", "disk".to_owned()),
+            ("removable", "0".to_owned()),
+            ("bootable", u32::from(names.number == virtual_device(0)).to_string()),
+        ],
+    }
+}
+
+/// The backend's thread.
+pub(super) fn serve(slot: Slot, disk: Arc<dyn devices::block::Disk>) {
+    let bell = slot.bell();
+    let driver = Blkback::new(slot.xen(), Arc::new(Image(disk)), slot.peer());
+    let mut served = slot.begin(driver);
     let mut more = false;
-    while !bell.is_stopped() && (more || bell.wait()) {
-        if changed.swap(false, Ordering::AcqRel) {
-            backend.frontend_changed();
-        }
-        more = backend.driver().work().unwrap_or_else(|error| {
-            backend.fail(&error.to_string());
+    while (more || bell.wait()) && served.goes_on() {
+        more = served.backend.driver().work().unwrap_or_else(|error| {
+            served.backend.fail(&error.to_string());
             false
         });
     }
-    drop(watching);
-    backend.end();
+    served.end();
 }
 
 #[cfg(test)]
@@ -100,5 +70,6 @@ mod tests {
     fn disks_are_numbered_as_xvd() {
         assert_eq!([0, 1, 15].map(virtual_device), [51712, 51728, 51952]);
         assert_eq!(virtual_device(16), 0x1000_1000);
+        assert_eq!(places().nth(1).unwrap().place, "xvdb");
     }
 }

@@ -1,4 +1,4 @@
-//! The machine as a domain in XenStore: the nodes that Xen's toolstack would write, the thread that serves the guest's ring, and the backends.
+//! The machine as a domain in XenStore: the nodes that Xen's toolstack would write, the thread that serves the guest's ring, and its devices.
 //!
 //! Paths are those of `docs/misc/xenstore-paths.pandoc`; which nodes are the guest's to write is what libxl does
 //! (`tools/libs/light/libxl_create.c`, `libxl_device.c`).
@@ -6,31 +6,44 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::xen::hvm::{CONSOLE_PAGE, STORE_PAGE};
-use abi::xen::io::xenbus::state;
 use devices::virtio::worker::{Bell, Worker};
-use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN, Xen};
 use vmm::memory::PAGE_SIZE;
-use xenstore::{ClientId, DomId, Error, Ring, Server, Session, SharedStore, View};
+use xenstore::{ClientId, DomId, Error, Ring, Server, Session, SharedStore, View, Watching};
 
+use super::device::{Names, XenDevice};
+use super::{disk, nic};
+use crate::hotplug::{Device, Gone, Plugged, Slots};
 use crate::power::{PowerError, Wish};
 use crate::store::{HOME, make_home, perms};
 
-const BACKENDS: &str = "/local/domain/0/backend";
+/// Where backends' directories are.
+pub(super) const BACKENDS: &str = "/local/domain/0/backend";
 /// Nodes below the guest's home that it owns, beside those of every machine.
 const GUESTS_OWN: [&str; 4] = ["drivers", "feature", "error", "control/shutdown"];
 /// And below `control`: what it obeys.
 const FEATURES: [&str; 5] = ["poweroff", "reboot", "suspend", "s3", "s4"];
 /// Requests for the guest's ends.
 const SHUTDOWN: &str = "/local/domain/1/control/shutdown";
+/// Why a request was not granted, where Linux' xenbus puts what it has to say of a node (`xenbus_va_dev_error`).
+const SHUTDOWN_ERROR: &str = "/local/domain/1/error/control/shutdown/error";
+/// Requests that end in a saved machine.
+const SAVING: [&[u8]; 3] = [b"suspend", b"s3", b"s4"];
+/// The answer to them, begun with a number as xenbus' errors are: EOPNOTSUPP.
+const NOT_SAVED: &[u8] = b"95 this monitor cannot save a machine; there are poweroff and reboot";
 
 /// A domain with power on.
 pub struct Domain {
     xen: Arc<Xen>,
     store: SharedStore,
     host: Arc<Session>,
-    workers: Mutex<Vec<Worker<()>>>,
+    /// Looks for requests of a toolstack that cannot be granted.
+    _refusing: Watching,
+    /// Serves the store's ring.
+    storekeeper: Mutex<Option<Worker<()>>>,
+    /// `None` when power is off.
+    devices: Mutex<Option<Vec<Arc<XenDevice>>>>,
 }
 
 impl Domain {
@@ -41,33 +54,14 @@ impl Domain {
     pub fn new(xen: Arc<Xen>, store: SharedStore, uuid: &str, vcpus: u32, has_console: bool) -> std::io::Result<Domain> {
         let host = Arc::new(store.host());
         host.update(|view| write_home(view, uuid, vcpus)).map_err(std::io::Error::other)?;
-        let domain = Domain { xen, store, host, workers: Mutex::default() };
+        let toolstack = Arc::clone(&host);
+        let refusing = host.watch_changes(SHUTDOWN, move |_| refuse_saving(&toolstack)).map_err(std::io::Error::other)?;
+        let domain = Domain { xen, store, host, _refusing: refusing, storekeeper: Mutex::default(), devices: Mutex::new(Some(Vec::new())) };
         domain.serve_store()?;
         if has_console {
             domain.host.update(write_console).map_err(std::io::Error::other)?;
         }
         Ok(domain)
-    }
-
-    /// Adds a device: its nodes on both sides, in Initialising, and what `serve` makes of it in a thread of its own.
-    ///
-    /// # Errors
-    /// When the host has no thread or descriptor left.
-    pub fn add(
-        &self,
-        kind: &str,
-        number: u32,
-        frontend: &[(&str, String)],
-        backend: &[(&str, String)],
-        serve: impl FnOnce(Device) + Send + 'static,
-    ) -> std::io::Result<()> {
-        let ends = (format!("{BACKENDS}/{kind}/{DOMAIN}/{number}"), format!("{HOME}/device/{kind}/{number}"));
-        self.host.update(|view| write_device(view, &ends, frontend, backend)).map_err(std::io::Error::other)?;
-        let (xen, host) = (Arc::clone(&self.xen), Arc::clone(&self.host));
-        let name = format!("xen-{kind}{number}");
-        let (backend, frontend) = ends;
-        self.workers().push(Worker::spawn(&name, move |bell| serve(Device { xen, host, backend, frontend, bell }))?);
-        Ok(())
     }
 
     /// Asks the guest, if it obeys (`docs/misc/xenstore-paths.pandoc`, `control/shutdown`).
@@ -78,21 +72,26 @@ impl Domain {
         let word = match wish {
             Wish::Shutdown => "poweroff",
             Wish::Reboot => "reboot",
-            Wish::SetClock => return Err(PowerError::NoWord(wish)),
+            _ => return Err(PowerError::NoWord(wish)),
         };
         let obeys = self.host.read(&format!("{HOME}/control/feature-{word}")).is_ok_and(|value| value == b"1");
         if !obeys {
             return Err(PowerError::NoXenDriver);
         }
-        self.host.write(SHUTDOWN, word.as_bytes()).map_err(|_| PowerError::NoXenDriver)
+        let asked = self.host.update(|view| {
+            // There is none, or it is of an earlier request.
+            let _ = view.remove(SHUTDOWN_ERROR);
+            view.write(SHUTDOWN, word.as_bytes())
+        });
+        asked.map_err(|_| PowerError::NoXenDriver)
     }
 
     /// Ends all threads.
     pub fn shut_down(&self) {
-        let workers = std::mem::take(&mut *self.workers());
-        workers.iter().for_each(Worker::end_soon);
-        // They are waited for.
-        drop(workers);
+        let devices = lock(&self.devices).take().unwrap_or_default();
+        devices.iter().for_each(|device| device.end_soon());
+        devices.iter().for_each(|device| device.end());
+        drop(lock(&self.storekeeper).take());
         self.store.with(|server| {
             if let Some(client) = server.ring(DomId(DOMAIN)) {
                 server.disconnect(client);
@@ -100,42 +99,56 @@ impl Domain {
         });
     }
 
-    fn workers(&self) -> MutexGuard<'_, Vec<Worker<()>>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn serve_store(&self) -> std::io::Result<()> {
         let (xen, store) = (Arc::clone(&self.xen), self.store.clone());
-        self.workers().push(Worker::spawn("xenstored", move |bell| serve_ring(&xen, &store, &bell))?);
+        *lock(&self.storekeeper) = Some(Worker::spawn("xenstored", move |bell| serve_ring(&xen, &store, &bell))?);
         Ok(())
     }
-}
 
-/// A device's backend, as its thread has it.
-pub struct Device {
-    /// The dialect.
-    pub xen: Arc<Xen>,
-    /// The host's access to the store.
-    pub host: Arc<Session>,
-    /// Path of the backend's directory.
-    pub backend: String,
-    /// Path of the frontend's directory.
-    pub frontend: String,
-    /// What wakes the thread.
-    pub bell: Bell,
-}
-
-/// Keys of the store for backends.
-pub struct StoreKeys(pub Arc<Session>);
-
-impl Keys for StoreKeys {
-    fn read(&self, path: &str) -> Option<String> {
-        String::from_utf8(self.0.read(path).ok()?).ok()
+    /// The first of `places` whose number no device has.
+    fn free(&self, places: impl Iterator<Item = Names>) -> std::io::Result<Names> {
+        let is_free = |names: &Names| matches!(self.host.exists(&names.backend()), Ok(false));
+        places.into_iter().find(is_free).ok_or_else(|| std::io::Error::other("all numbers of such devices are taken"))
     }
+}
 
-    fn write(&self, keys: &[(String, String)]) {
-        // The host's writes fail only for paths that cannot be, and these can.
-        let _ = self.0.update(|view| keys.iter().try_for_each(|(path, value)| view.write(path, value.as_bytes())));
+impl Slots for Domain {
+    fn plug(&self, device: Device, gone: Gone) -> std::io::Result<Arc<dyn Plugged>> {
+        let mut devices = lock(&self.devices);
+        let devices = devices.as_mut().ok_or_else(|| std::io::Error::other("power is off"))?;
+        // They are kept until here, so that no thread drops, and waits for, itself.
+        devices.retain(|device| !device.is_finished());
+        let device = Arc::new(match device {
+            Device::Disk(image) => {
+                let names = self.free(disk::places())?;
+                let keys = disk::keys(&names, image.as_ref());
+                XenDevice::new(&self.xen, &self.host, names, &keys, gone, move |slot| disk::serve(slot, image))?
+            }
+            Device::Dvd(_) => return Err(std::io::Error::other("Xen's frontends have no DVD drives")),
+            Device::Nic(mac, network) => {
+                let names = self.free(nic::places())?;
+                let keys = nic::keys(&names, mac);
+                XenDevice::new(&self.xen, &self.host, names, &keys, gone, move |slot| nic::serve(slot, network))?
+            }
+        });
+        devices.push(Arc::clone(&device));
+        Ok(device)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes back a request to suspend, and says why. A guest that was faster asks the hypervisor, which refuses, and goes on.
+fn refuse_saving(host: &Session) {
+    let is_asked = |word: &[u8]| SAVING.contains(&word);
+    if host.read(SHUTDOWN).is_ok_and(|word| is_asked(&word)) {
+        // Both paths are as paths should be.
+        let _ = host.update(|view| {
+            view.write(SHUTDOWN, b"")?;
+            view.write(SHUTDOWN_ERROR, NOT_SAVED)
+        });
     }
 }
 
@@ -234,40 +247,18 @@ fn write_console(view: &mut View<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn write_device(
-    view: &mut View<'_>,
-    (backend, frontend): &(String, String),
-    front_keys: &[(&str, String)],
-    back_keys: &[(&str, String)],
-) -> Result<(), Error> {
-    let ends = [
-        (frontend, format!("n{DOMAIN},r{BACKEND_DOMAIN}"), front_keys, [("backend", backend), ("backend-id", &BACKEND_DOMAIN.to_string())]),
-        (backend, format!("n{BACKEND_DOMAIN},r{DOMAIN}"), back_keys, [("frontend", frontend), ("frontend-id", &DOMAIN.to_string())]),
-    ];
-    for (path, rights, keys, links) in ends {
-        view.mkdir(path)?;
-        // Before the keys, which take them over.
-        view.set_perms(path, perms(&rights))?;
-        for (name, value) in links.into_iter().chain(keys.iter().map(|(name, value)| (*name, value))) {
-            view.write(&format!("{path}/{name}"), value.as_bytes())?;
-        }
-    }
-    view.write(&format!("{backend}/online"), b"1")?;
-    for path in [backend, frontend] {
-        view.write(&format!("{path}/state"), state::INITIALISING.to_string().as_bytes())?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::mpsc::Receiver;
+    use std::time::{Duration, Instant};
 
+    use devices::block::DiskSpec;
     use dialects::kvm::clock::PvClock;
     use vmm::time::{StepClock, Timers};
     use xenstore::Config;
 
     use super::*;
+    use crate::hotplug::{Condition, Stage};
 
     fn domain(store: &SharedStore) -> Domain {
         let memory = vmm::memory::map(&super::super::memory(0)).unwrap();
@@ -276,11 +267,28 @@ mod tests {
         Domain::new(Xen::new(memory, clock, timers, [0; 16], 1), store.clone(), "uuid", 1, true).unwrap()
     }
 
+    /// A disk of nothing, and when it was let go.
+    fn plug(domain: &Domain) -> (Arc<dyn Plugged>, Receiver<()>) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let (gone, heard) = std::sync::mpsc::channel();
+        let image = devices::block::open(&DiskSpec::new(file.path())).unwrap();
+        (domain.plug(Device::Disk(image), Box::new(move || gone.send(()).unwrap())).unwrap(), heard)
+    }
+
+    fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < until, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     #[test]
     fn nodes_are_whose_they_should_be() {
         let store = SharedStore::new(Config::default());
         let domain = domain(&store);
-        domain.add("vbd", 51712, &[("device-type", "disk".into())], &[("mode", "w".into())], |_| {}).unwrap();
+        plug(&domain);
         let guest = store.guest(DomId(DOMAIN));
         assert_eq!(guest.read("name"), Ok(b"machine".to_vec()));
         assert_eq!(guest.write("name", b"mine"), Err(Error::Denied));
@@ -291,6 +299,55 @@ mod tests {
         assert_eq!(guest.read(&format!("{backend}/mode")), Ok(b"w".to_vec()));
         assert_eq!(guest.write(&format!("{backend}/state"), b"4"), Err(Error::Denied));
         domain.shut_down();
+    }
+
+    #[test]
+    fn device_is_gone_once_the_guest_has_closed() {
+        let store = SharedStore::new(Config::default());
+        let (domain, guest) = (domain(&store), store.guest(DomId(DOMAIN)));
+        let (first, first_gone) = plug(&domain);
+        let (second, _) = plug(&domain);
+        assert_eq!((first.place(), second.place()), ("xvda".into(), "xvdb".into()));
+        let backend = "/local/domain/0/backend/vbd/1/51712";
+        wait("the backend offers itself", || guest.read(&format!("{backend}/state")) == Ok(b"2".to_vec()));
+        assert_eq!(first.condition(), Condition { stage: Stage::Offered, said: None });
+        // A guest that keeps it, and says why.
+        guest.write("device/vbd/51712/state", b"5").unwrap();
+        guest.write("error/device/vbd/51712/error", b"16 Device in use; refusing to close").unwrap();
+        first.ask_back();
+        assert_eq!(guest.read(&format!("{backend}/state")), Ok(b"5".to_vec()));
+        let said = Some("16 Device in use; refusing to close".into());
+        assert_eq!(first.condition(), Condition { stage: Stage::Leaving, said });
+        assert!(first_gone.recv_timeout(Duration::from_millis(50)).is_err());
+        guest.write("device/vbd/51712/state", b"6").unwrap();
+        first_gone.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(guest.read("device/vbd/51712/state"), Err(Error::NoNode));
+        assert_eq!(store.host().exists(backend), Ok(false));
+        first.ask_back();
+        assert_eq!(store.host().exists(backend), Ok(false), "what is gone does not come back");
+        // Its number is free again, and what was said of it forgotten.
+        let (third, _) = plug(&domain);
+        assert_eq!((third.place(), third.condition().said), ("xvda".into(), None));
+        domain.shut_down();
+    }
+
+    #[test]
+    fn device_that_nobody_uses_goes_at_once_and_others_can_be_pulled() {
+        let store = SharedStore::new(Config::default());
+        let domain = domain(&store);
+        let ((first, first_gone), (second, second_gone)) = (plug(&domain), plug(&domain));
+        first.ask_back();
+        first_gone.recv_timeout(Duration::from_secs(20)).unwrap();
+        store.guest(DomId(DOMAIN)).write("device/vbd/51728/state", b"4").unwrap();
+        second.pull();
+        assert!(second_gone.recv().is_err(), "nobody is told what he did himself");
+        assert_eq!(store.host().list("/local/domain/1/device/vbd"), Ok(Vec::new()));
+        domain.shut_down();
+        let (gone, _) = std::sync::mpsc::channel::<()>();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(512).unwrap();
+        let image = devices::block::open(&DiskSpec::new(file.path())).unwrap();
+        assert!(domain.plug(Device::Disk(image), Box::new(move || drop(gone))).is_err(), "power is off");
     }
 
     #[test]
@@ -307,13 +364,30 @@ mod tests {
     }
 
     #[test]
+    fn suspend_is_taken_back_and_the_toolstack_is_told_why() {
+        let store = SharedStore::new(Config::default());
+        let domain = domain(&store);
+        let (host, guest) = (store.host(), store.guest(DomId(DOMAIN)));
+        for word in SAVING {
+            host.write(SHUTDOWN, word).unwrap();
+            assert_eq!(guest.read("control/shutdown"), Ok(Vec::new()));
+            assert_eq!(host.read(SHUTDOWN_ERROR), Ok(NOT_SAVED.to_vec()));
+        }
+        guest.write("control/feature-reboot", b"1").unwrap();
+        assert_eq!(domain.ask(Wish::Reboot), Ok(()));
+        assert_eq!((host.read(SHUTDOWN), host.read(SHUTDOWN_ERROR)), (Ok(b"reboot".to_vec()), Err(Error::NoNode)));
+        domain.shut_down();
+    }
+
+    #[test]
     fn power_comes_on_again_in_the_same_store() {
         let store = SharedStore::new(Config::default());
         for _ in 0..2 {
             let domain = domain(&store);
-            domain.add("vif", 0, &[], &[], |_| {}).unwrap();
+            let (device, _) = plug(&domain);
+            assert_eq!(device.place(), "xvda");
             domain.shut_down();
-            assert_eq!(store.host().read("/local/domain/1/device/vif/0/state"), Ok(b"1".to_vec()));
+            assert_eq!(store.host().read("/local/domain/1/device/vbd/51712/state"), Ok(b"1".to_vec()));
         }
     }
 }

@@ -165,16 +165,13 @@ impl Store {
             Visit::Below
         });
         for (path, perms) in granted {
-            let perms = Arc::new(perms);
-            self.note_change(&path, &Change::Permitted(perms.clone(), perms.clone()));
-            self.tree.set_perms(&path, perms);
+            self.tree.set_perms(&path, Arc::new(perms));
+            self.note_change(&path);
         }
         for path in owned {
             let Some(node) = self.tree.remove(&path) else { continue };
             node.each(|node| self.usages.refund(node.perms().owner.domain, Usage::of_node(node)));
-            let change = Change::Removed(node);
-            self.note_change(&path, &change);
-            self.fire_change(&path, &change);
+            self.fire_change(&path, &Change::Removed(node));
         }
     }
 }

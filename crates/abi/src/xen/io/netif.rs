@@ -14,6 +14,8 @@ pub const MAX_SLOTS: usize = 18;
 pub mod tx_flag {
     /// The checksum field holds the sum of the pseudo header only.
     pub const CSUM_BLANK: u16 = 1;
+    /// The checksum was looked at, or needs not to be.
+    pub const DATA_VALIDATED: u16 = 2;
     /// More slots of the packet follow.
     pub const MORE_DATA: u16 = 4;
     /// An [`Extra`](super::Extra) follows.

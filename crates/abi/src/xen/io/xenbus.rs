@@ -3,6 +3,9 @@
 /// Node in each half's directory with its state, written by itself as a decimal number.
 pub const STATE: &str = "state";
 
+/// Node in the backend's directory: 0 once the device is to go for good (`docs/misc/xenstore-paths.pandoc`, and libxl's use of it).
+pub const ONLINE: &str = "online";
+
 /// Values of [`STATE`] (`XenbusState*`).
 pub mod state {
     /// Nothing was said.

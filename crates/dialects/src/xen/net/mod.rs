@@ -8,80 +8,26 @@
 //!   netfront <--rx ring-- receive.rs  <--packet-- network     a packet takes as many of the guest's buffers as it needs
 //! ```
 
-mod checksum;
 mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
 
-use std::io;
 use std::sync::Arc;
 
-use abi::virtio::net::HEADER_BYTES;
 use abi::xen::io::netif::{RX_SLOT, TX_SLOT};
 
 use super::ring::{BackRing, BrokenRing};
 use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Peer, Xen};
+use crate::network::{Network, Offloads, Worked};
 use receive::Receiver;
 use transmit::Transmitter;
 
-/// Longest Ethernet frame: an IP packet of 65535 bytes and its header, with room for a VLAN tag.
-const MAX_FRAME: usize = 65535 + 18;
-/// Longest packet: virtio header and frame.
-const MAX_PACKET: usize = HEADER_BYTES + MAX_FRAME;
 /// Most queues.
 const MAX_QUEUES: u32 = 4;
-/// Packets moved in one direction before the other has its turn.
-const BUDGET: usize = 64;
-
-/// A network of the host.
-pub trait Network {
-    /// Sends a packet. [`io::ErrorKind::WouldBlock`]: not now, and nothing of it was sent.
-    ///
-    /// # Errors
-    /// Others than `WouldBlock` and `InvalidInput` are for ever.
-    fn send(&mut self, packet: &[u8]) -> io::Result<()>;
-
-    /// The next packet; `None` when there is none now.
-    ///
-    /// # Errors
-    /// When nothing will come any more.
-    fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>>;
-}
-
-/// What a guest can do itself with a received packet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// Complete checksums.
-    pub checksum: bool,
-    /// Take TCP over IPv4 larger than the MTU.
-    pub tso4: bool,
-    /// Take TCP over IPv6 larger than the MTU.
-    pub tso6: bool,
-}
-
-/// What ends the work on a device.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// The guest's fault.
-    #[error(transparent)]
-    Ring(#[from] BrokenRing),
-    /// The network is gone.
-    #[error("{0}")]
-    Network(io::Error),
-}
-
-/// What to wait for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Worked {
-    /// There is more to do at once.
-    pub more: bool,
-    /// Until the network takes packets again.
-    pub blocked: bool,
-    /// For packets from the network: the guest has room for them.
-    pub has_room: bool,
-}
+/// What ends the work on a card.
+pub type NetError = crate::network::NetError<BrokenRing>;
 
 /// One card's backend.
 pub struct Netback {

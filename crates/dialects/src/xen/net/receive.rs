@@ -10,12 +10,8 @@ use vmm::memory::PAGE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::{Access, Xen};
-use super::{BUDGET, MAX_PACKET, NetError, Network, Queue, Worked};
-
-/// Header's `gso_type` of TCP over IPv6 (virtio 1.2 section 5.1.6).
-const GSO_TCPV6: u8 = 4;
-/// Addresses and ports of TCP and UDP over IPv4 without options, in the frame.
-const FLOW: std::ops::Range<usize> = 26..38;
+use super::{NetError, Queue};
+use crate::network::{BUDGET, GSO_TCPV6, MAX_PACKET, Network, Worked, flow};
 
 pub(super) struct Receiver {
     packet: Box<[u8]>,
@@ -78,12 +74,6 @@ impl Receiver {
         }
         Ok(Worked { more: true, ..Worked::default() })
     }
-}
-
-/// A number that is the same for all packets of a flow.
-fn flow(frame: &[u8]) -> usize {
-    let bytes = frame.get(FLOW).unwrap_or_default();
-    bytes.iter().fold(0usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(*byte)))
 }
 
 /// Copies a frame into the next slots, of which there are enough.

@@ -1,7 +1,5 @@
 //! A frontend of ours, honest and not, against Netback; a wire in memory on the other side.
 
-use std::collections::VecDeque;
-
 use abi::virtio::net::{HDR_F_NEEDS_CSUM, Header};
 use abi::xen::grant_table::flag;
 use abi::xen::io::netif::{Extra, RxRequest, RxResponse, TxRequest, TxResponse, extra, rx_flag, status, tx_flag};
@@ -12,38 +10,15 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::super::tests::{FrontRing, Guest, Tree};
 use super::super::xenbus::Backend;
 use super::*;
+use crate::network::testing::MemoryWire;
 
 const BACK: &str = "/local/domain/0/backend/vif/1/0";
 const FRONT: &str = "/local/domain/1/device/vif/0";
 
-#[derive(Default)]
-struct Wire {
-    sent: Vec<Vec<u8>>,
-    arriving: VecDeque<Vec<u8>>,
-    is_full: bool,
-}
-
-impl Network for Wire {
-    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        if self.is_full {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.sent.push(packet.to_vec());
-        Ok(())
-    }
-
-    fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
-        Ok(self.arriving.pop_front().map(|bytes| {
-            packet[..bytes.len()].copy_from_slice(&bytes);
-            bytes.len()
-        }))
-    }
-}
-
 struct Rig {
     guest: Guest,
     backend: Backend<Netback>,
-    wire: Wire,
+    wire: MemoryWire,
     tx: FrontRing,
     rx: FrontRing,
 }
@@ -68,7 +43,7 @@ impl Rig {
         tree.set(&format!("{FRONT}/state"), state::CONNECTED);
         backend.frontend_changed();
         assert_eq!(tree.get(&format!("{BACK}/state")), state::CONNECTED.to_string());
-        Rig { guest, backend, wire: Wire::default(), tx, rx }
+        Rig { guest, backend, wire: MemoryWire::default(), tx, rx }
     }
 
     fn work(&mut self) -> Worked {

@@ -13,13 +13,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::ring::BackRing;
 use super::super::{Access, Xen};
-use super::{BUDGET, MAX_FRAME, MAX_PACKET, NetError, Network, Worked, checksum};
-
-/// Header's `gso_type` (virtio 1.2 section 5.1.6).
-const GSO_TCPV4: u8 = 1;
-const GSO_TCPV6: u8 = 4;
-/// Shortest frame that has an Ethernet header.
-const MIN_FRAME: usize = 14;
+use super::NetError;
+use crate::network::{BUDGET, GSO_TCPV4, GSO_TCPV6, MAX_FRAME, MAX_PACKET, MIN_FRAME, Network, Worked, checksum};
 
 /// One answer; extras have no id.
 type Answer = (u16, i16);

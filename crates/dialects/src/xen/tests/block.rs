@@ -1,64 +1,21 @@
 //! A frontend of ours, honest and not, against Blkback; and the negotiation of both.
 
-use std::io;
-
 use abi::xen::io::blkif::{Discard, INDIRECT_PAGES, Indirect, Request, Response, SEGMENTS, SLOT, Segment, op, status};
 use abi::xen::io::xenbus::state;
 
-use super::super::block::{Blkback, Disk, GuestSlice};
+use super::super::block::Blkback;
 use super::super::xenbus::Backend;
 use super::*;
+use crate::disk::testing::{Asked, MemoryDisk};
 
 const BACK: &str = "/local/domain/0/backend/vbd/1/51712";
 const FRONT: &str = "/local/domain/1/device/vbd/51712";
 const SECTORS: u64 = 64;
 
-/// A disk in memory.
-struct Memory {
-    bytes: Mutex<Vec<u8>>,
-    read_only: bool,
-    log: Mutex<Vec<&'static str>>,
-}
-
-impl Disk for Memory {
-    fn size(&self) -> u64 {
-        SECTORS * 512
-    }
-    fn read_only(&self) -> bool {
-        self.read_only
-    }
-    fn read(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-        let bytes = self.bytes.lock().unwrap();
-        let mut at = offset as usize;
-        for slice in slices {
-            slice.copy_from(&bytes[at..at + slice.len()]);
-            at += slice.len();
-        }
-        Ok(())
-    }
-    fn write(&self, offset: u64, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-        let mut bytes = self.bytes.lock().unwrap();
-        let mut at = offset as usize;
-        for slice in slices {
-            slice.copy_to(&mut bytes[at..at + slice.len()]);
-            at += slice.len();
-        }
-        Ok(())
-    }
-    fn flush(&self) -> io::Result<()> {
-        self.log.lock().unwrap().push("flush");
-        Ok(())
-    }
-    fn discard(&self, _offset: u64, _len: u64) -> io::Result<()> {
-        self.log.lock().unwrap().push("discard");
-        Ok(())
-    }
-}
-
 struct Rig {
     guest: Guest,
     tree: Arc<Tree>,
-    disk: Arc<Memory>,
+    disk: Arc<MemoryDisk>,
     backend: Backend<Blkback>,
     ring: FrontRing,
     grant: u32,
@@ -70,8 +27,7 @@ impl Rig {
     fn new(read_only: bool) -> Rig {
         let guest = Guest::running();
         let tree = Arc::new(Tree::default());
-        let bytes = Mutex::new((0..SECTORS as usize * 512).map(|n| (n / 512) as u8).collect());
-        let disk = Arc::new(Memory { bytes, read_only, log: Mutex::default() });
+        let disk = Arc::new(MemoryDisk::new(SECTORS as usize, read_only));
         let driver = Blkback::new(guest.xen.clone(), disk.clone(), Arc::new(|| {}));
         let backend = Backend::new(driver, tree.clone(), BACK.into(), FRONT.into());
         let ring = FrontRing::new(&guest, SLOT, 32);
@@ -189,7 +145,7 @@ fn flush_and_discard_reach_the_disk_and_others_are_unknown() {
         nr_sectors: count.into(),
     };
     assert_eq!(rig.ask(discard(8, 8).as_bytes()), status::OKAY);
-    assert_eq!(*rig.disk.log.lock().unwrap(), ["flush", "discard"]);
+    assert_eq!(*rig.disk.asked.lock().unwrap(), [Asked::Flush, Asked::Discard(4096, 4096)]);
     for (sector, count) in [(SECTORS, 1), (0, SECTORS + 1), (u64::MAX, 2), (0, u64::MAX)] {
         assert_eq!(rig.ask(discard(sector, count).as_bytes()), status::ERROR);
     }

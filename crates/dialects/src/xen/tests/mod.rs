@@ -46,13 +46,17 @@ impl Processors for Interrupts {
     }
 }
 
-/// How the machine was ended.
+/// How the machine was ended, and whether its emulated disks were unplugged with the first.
 #[derive(Default)]
-struct Ended(Mutex<Vec<Shutdown>>);
+struct Ended(Mutex<Vec<Shutdown>>, Mutex<Vec<bool>>);
 
 impl Machine for Ended {
     fn shut_down(&self, reason: Shutdown) {
         self.0.lock().unwrap().push(reason);
+    }
+
+    fn unplug_disks(&self, with_first: bool) {
+        self.1.lock().unwrap().push(with_first);
     }
 }
 

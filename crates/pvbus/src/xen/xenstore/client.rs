@@ -1,6 +1,6 @@
 //! The conversation: requests and their answers, transactions, watches.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -10,12 +10,14 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::Peer;
 use crate::detect::Kind;
 use crate::hal::Nanos;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Watch, found};
 
 /// Events that wait to be asked for; the same path and token waits once, and further ones push the oldest out.
 const MAX_EVENTS: usize = 1024;
 /// How often a transaction that conflicts is begun anew, and a directory that changes while it is being read in parts.
 const MAX_RESTARTS: usize = 16;
+/// How the tokens begin of watches that have marks and no events.
+const TOKEN: &[u8] = b"pvbus/";
 /// Bytes of names in a directory that is believed.
 const MAX_DIRECTORY: usize = 16 << 20;
 
@@ -28,6 +30,9 @@ pub struct Client<P> {
     /// Bytes that have come and are not a whole message yet.
     inbox: Vec<u8>,
     events: VecDeque<WatchEvent>,
+    /// The watches of [`Store::watch`] by number, and whether something changed. They have no events, so that nobody has to take these out.
+    marks: BTreeMap<u32, bool>,
+    next_mark: u32,
 }
 
 /// Something changed at or below a watched path, or the watch is new.
@@ -43,7 +48,7 @@ impl<P: Peer> Client<P> {
     /// A conversation with `peer`. Requests are numbered from `first` on.
     #[must_use]
     pub const fn new(peer: P, first: u32) -> Client<P> {
-        Client { peer, request: first, inbox: Vec::new(), events: VecDeque::new() }
+        Client { peer, request: first, inbox: Vec::new(), events: VecDeque::new(), marks: BTreeMap::new(), next_mark: 0 }
     }
 
     /// The other end.
@@ -246,6 +251,11 @@ impl<P: Peer> Client<P> {
     fn remember(&mut self, payload: &[u8]) {
         let mut parts = payload.split(|&byte| byte == 0).map(<[u8]>::to_vec);
         let event = WatchEvent { path: parts.next().unwrap_or_default(), token: parts.next().unwrap_or_default() };
+        if let Some(number) = number_of(&event.token) {
+            // Of a watch that has ended already there is nothing to note.
+            self.marks.entry(number).and_modify(|mark| *mark = true);
+            return;
+        }
         if !self.events.contains(&event) {
             if self.events.len() == MAX_EVENTS {
                 self.events.pop_front();
@@ -280,6 +290,54 @@ impl<P: Peer + Send> Store for Client<P> {
         let value = self.read(key)?;
         if value.is_empty() { Ok(self.list(key)?.join(&b'\n')) } else { Ok(value) }
     }
+
+    fn watch(&mut self, key: &[u8]) -> Result<Watch, StoreError> {
+        let number = self.next_mark;
+        self.next_mark = number.wrapping_add(1);
+        self.marks.insert(number, false);
+        let begun = self.watch(key, &token(number)).and_then(|()| found(self.read(key)));
+        match begun {
+            Ok(seen) => Ok(Watch { key: key.to_vec(), seen, number }),
+            Err(error) => {
+                self.marks.remove(&number);
+                Err(error)
+            }
+        }
+    }
+
+    fn changed(&mut self, watch: &mut Watch) -> Result<Option<Option<Vec<u8>>>, StoreError> {
+        for _ in 0..MAX_EVENTS {
+            match self.receive_event(Some(0)) {
+                Ok(()) => {}
+                Err(StoreError::Timeout) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.marks.get_mut(&watch.number).is_some_and(core::mem::take) {
+            return Ok(None);
+        }
+        let now = found(self.read(&watch.key)).inspect_err(|_| {
+            // It is to be asked for again.
+            self.marks.insert(watch.number, true);
+        })?;
+        Ok(watch.see(now))
+    }
+
+    fn unwatch(&mut self, watch: Watch) -> Result<(), StoreError> {
+        self.unwatch(&watch.key, &token(watch.number))?;
+        self.marks.remove(&watch.number);
+        Ok(())
+    }
+}
+
+/// The token of a watch of [`Store::watch`].
+fn token(number: u32) -> Vec<u8> {
+    [TOKEN, number.to_string().as_bytes()].concat()
+}
+
+/// The number in such a token.
+fn number_of(token: &[u8]) -> Option<u32> {
+    core::str::from_utf8(token.strip_prefix(TOKEN)?).ok()?.parse().ok()
 }
 
 /// A transaction that is under way.

@@ -1,6 +1,8 @@
 //! Xen: the domain against `dialects::xen` and `xenstore`, as `vmd` puts these together, with the host's threads taking turns with the guest.
 
 mod disk;
+mod negotiation;
+mod net;
 mod store;
 
 use std::sync::{Arc, Mutex};
@@ -9,9 +11,11 @@ use abi::hypervisor::FIRST_BASE;
 use abi::xen::hvm::STORE_PAGE;
 use dialects::Processors;
 use dialects::kvm::clock::PvClock;
+use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{Shutdown, Xen};
 use pvbus::{Event, Hal, Tree};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::VcpuId;
 use vmm::backend::EoiFlag;
 use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
@@ -73,6 +77,46 @@ impl Connection for Guest<'_> {
     }
 }
 
+/// The store as backends use it.
+struct HostKeys(Session);
+
+impl Keys for HostKeys {
+    fn read(&self, path: &str) -> Option<String> {
+        String::from_utf8(self.0.read(path).ok()?).ok()
+    }
+    fn write(&self, keys: &[(String, String)]) {
+        self.0.update(|view| keys.iter().try_for_each(|(path, value)| view.write(path, value.as_bytes()))).unwrap();
+    }
+}
+
+/// A device's two directories.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    front: &'static str,
+    back: &'static str,
+}
+
+/// A backend that writes anything, the same in each run (xorshift: Marsaglia, "Xorshift RNGs").
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+
+    /// Writes small and large numbers to a ring, to its indices more often than elsewhere.
+    fn write(&mut self, xen: &Xen, page: u64) {
+        for _ in 0..self.below(8) {
+            let at = if self.below(2) == 0 { self.below(4) } else { self.below(200) };
+            let value = if self.below(4) == 0 { self.below(1 << 32) } else { self.below(4) };
+            xen.memory().write_obj(value as u32, GuestAddress(page + at as u64 * 4)).unwrap();
+        }
+    }
+}
+
 impl Rig {
     /// With a store that is served, and the nodes of a domain.
     fn new() -> Rig {
@@ -117,6 +161,37 @@ impl Rig {
         let store = SharedStore::new(Config::default());
         let host = store.host();
         Rig { machine: machine.with(FIRST_BASE, xen.clone()), xen, store, host }
+    }
+
+    /// Both directories of a device, in Initialising, with what the toolstack writes to the frontend's.
+    fn plug(&self, Place { front, back }: Place, own: &[(&str, &str)]) {
+        for (path, perms) in [(front, "n1,r0"), (back, "n0,r1")] {
+            self.host.mkdir(path).unwrap();
+            self.allow(path, perms);
+        }
+        for (key, value) in own {
+            self.host.write(&format!("{front}/{key}"), value.as_bytes()).unwrap();
+        }
+        for (path, key, value) in
+            [(front, "backend", back), (front, "backend-id", "0"), (back, "frontend", front), (back, "state", "1"), (front, "state", "1")]
+        {
+            self.host.write(&format!("{path}/{key}"), value.as_bytes()).unwrap();
+        }
+    }
+
+    fn unplug(&self, place: Place) {
+        self.host.remove(place.front).unwrap();
+        self.host.remove(place.back).unwrap();
+    }
+
+    /// The backend says something.
+    fn back(&self, place: Place, key: &str, value: &str) {
+        self.host.write(&format!("{}/{key}", place.back), value.as_bytes()).unwrap();
+    }
+
+    /// What the frontend said.
+    fn front(&self, place: Place, key: &str) -> String {
+        String::from_utf8(self.host.read(&format!("{}/{key}", place.front)).unwrap_or_default()).unwrap()
     }
 
     fn allow(&self, path: &str, perms: &str) {

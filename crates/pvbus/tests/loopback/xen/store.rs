@@ -18,10 +18,11 @@ fn store<'h>(tree: &mut Tree<'h>) -> XenStore<'h> {
 }
 
 #[test]
-fn line_is_openbsds() {
+fn lines_are_openbsds_and_netbsds() {
     let rig = Rig::new();
     let tree = Tree::attach(&rig.machine);
-    assert_eq!(tree.dmesg(), ["pvbus0 at mainbus0: Xen 4.17", "xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1"]);
+    let xen0 = "xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1";
+    assert_eq!(tree.dmesg(), ["pvbus0 at mainbus0: Xen 4.17", xen0, "xenbus0: using event channel 1"]);
     assert_eq!(tree.devices().collect::<Vec<_>>(), [("pvbus0", "mainbus0"), ("xen0", "pvbus0")]);
 }
 
@@ -83,14 +84,44 @@ fn messages_longer_than_the_ring_and_directories_longer_than_a_message_come_whol
 }
 
 #[test]
-fn watched_key_tells_of_changes() {
+fn watched_key_tells_of_changes_and_costs_nothing_without_any() {
     let rig = Rig::new();
     let mut tree = Tree::attach(&rig.machine);
     let mut store = store(&mut tree);
     let mut watch = store.watch(b"data/x").unwrap();
+    rig.poll(&mut tree);
     assert_eq!(store.changed(&mut watch), Ok(None));
+    let before = rig.machine.hypercalls();
+    assert_eq!(store.changed(&mut watch), Ok(None));
+    assert_eq!(rig.machine.hypercalls(), before, "nobody was asked");
     rig.host.write(&format!("{HOME}/data/x"), b"new").unwrap();
+    // Whoever takes in the events, be it xen0.
+    rig.poll(&mut tree);
     assert_eq!(store.changed(&mut watch), Ok(Some(Some(b"new".to_vec()))));
+    rig.host.write(&format!("{HOME}/data/x/below"), b"").unwrap();
+    rig.host.write(&format!("{HOME}/data/x"), b"new").unwrap();
+    rig.machine.let_others_run();
+    assert_eq!(store.changed(&mut watch), Ok(None), "the value is the same");
+    rig.host.remove(&format!("{HOME}/data/x")).unwrap();
+    rig.machine.let_others_run();
+    assert_eq!(store.changed(&mut watch), Ok(Some(None)));
+}
+
+#[test]
+fn watches_that_end_make_room_for_others() {
+    let rig = Rig::new();
+    let mut tree = Tree::attach(&rig.machine);
+    let mut store = store(&mut tree);
+    let mut kept = store.watch(b"data/kept").unwrap();
+    for _ in 0..300 {
+        let watch = store.watch(b"data/x").unwrap();
+        store.unwatch(watch).unwrap();
+    }
+    rig.host.write(&format!("{HOME}/data/kept"), b"1").unwrap();
+    rig.host.write(&format!("{HOME}/data/x"), b"1").unwrap();
+    rig.machine.let_others_run();
+    assert_eq!(store.changed(&mut kept), Ok(Some(Some(b"1".to_vec()))));
+    assert_eq!(store.watch(b"data//x"), Err(StoreError::BadKey));
 }
 
 #[test]

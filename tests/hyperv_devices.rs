@@ -1,0 +1,163 @@
+//! Hyper-V's disks and network cards as Debian's own kernel sees them: hv_storvsc and hv_netvsc, unmodified.
+
+// Helpers of tests are outside of what clippy takes for one.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/mod.rs"]
+mod common;
+#[allow(dead_code)]
+#[path = "rig/initrd.rs"]
+mod initrd;
+#[path = "common/shell.rs"]
+mod shell;
+
+use std::fs::File;
+use std::time::Duration;
+
+use common::{Selftest, debian, run_host, serve, sum};
+use shell::{Guest, Kind, PATIENCE, write_pattern};
+
+/// A whole Debian with systemd.
+const SYSTEM_PATIENCE: Duration = Duration::from_secs(1200);
+
+/// Hyper-V's drivers of disks, DVDs and cards.
+const HYPERV: Kind = Kind {
+    dialect: "hyperv",
+    initrd: "initrd-hyperv.gz",
+    modules: "hv_vmbus scsi_common scsi_mod scsi_transport_fc sd_mod cdrom sr_mod hv_storvsc hv_netvsc",
+};
+
+fn system_runs_and_fetches(cpus: &str) {
+    let selftest = Selftest::new();
+    let disk = format!("{},bus=hyperv", selftest.disk().display());
+    let options = ["--dialect", "hyperv", "--cpus", cpus, "--disk", &disk, "--nic", "user,bus=hyperv"];
+    let run = debian("initrd-hyperv.gz", &selftest.cmdline("hypervroot"), &options, SYSTEM_PATIENCE);
+    run.expect(&[
+        "Hypervisor detected: Microsoft Hyper-V",
+        "hv_vmbus: Vmbus version:5.3",
+        "Msft     Virtual Disk",
+        "{ba6163d9-04a1-4d29-b605-72e2ffb1dc7f}",
+        "{f8615163-df3e-46c5-913f-f2d2f965ed0e}",
+        "(sda): mounted filesystem",
+        "SELFTEST END",
+        "Power down",
+    ]);
+    selftest.check(&run);
+}
+
+#[test]
+fn linux_runs_from_storvsc_and_fetches_over_netvsc() {
+    system_runs_and_fetches("1");
+}
+
+#[test]
+fn linux_with_two_processors_runs_from_storvsc_and_fetches_over_netvsc() {
+    system_runs_and_fetches("2");
+}
+
+#[test]
+fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
+    let mut guest = Guest::start(&HYPERV, &[]);
+    write_pattern(&guest.path("first.raw"), 4 << 20);
+    File::create(guest.path("second.raw")).unwrap().set_len(4 << 20).unwrap();
+    // The first brings the controller, the second is a unit of it.
+    assert_eq!(guest.vmctl(&["disk", "add", "first.raw,bus=hyperv"]), "disk0");
+    guest.shell("until [ -b /dev/sda ]; do usleep 50000; done");
+    assert_eq!(guest.vmctl(&["disk", "add", "second.raw,bus=hyperv"]), "disk1");
+    guest.shell("until [ -b /dev/sdb ]; do usleep 50000; done");
+    guest.until("both are in use", |guest| guest.vmctl(&["disk", "ls"]).matches("in use").count() == 2);
+    assert!(guest.shell("sha256sum /dev/sda").starts_with(&sum(&guest.path("first.raw"))));
+    guest.shell("dd if=/dev/sda of=/dev/sdb bs=64k conv=fsync");
+    assert_eq!(sum(&guest.path("first.raw")), sum(&guest.path("second.raw")));
+
+    guest.vmctl(&["disk", "rm", "disk1"]);
+    guest.shell("until [ ! -b /dev/sdb ]; do usleep 50000; done");
+    assert_eq!(guest.try_vmctl(&["disk", "rm", "disk1"]).status, Some(2));
+    assert_eq!(guest.vmctl(&["disk", "add", "second.raw,bus=hyperv,ro"]), "disk2");
+    assert_eq!(guest.shell("until [ -b /dev/sdb ]; do usleep 50000; done; cat /sys/block/sdb/ro"), "1");
+
+    // What was added stays over a reboot.
+    guest.machine.type_line("reboot -f");
+    guest.machine.wait_for("READY", PATIENCE);
+    assert!(guest.shell("until [ -b /dev/sdb ]; do usleep 50000; done; sha256sum /dev/sda").starts_with(&sum(&guest.path("first.raw"))));
+    guest.machine.type_line("poweroff -f");
+    guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
+}
+
+#[test]
+fn blocks_that_the_guest_gives_back_are_holes_in_the_image() {
+    let work = tempfile::tempdir().unwrap();
+    let image = work.path().join("disk.raw");
+    write_pattern(&image, 16 << 20);
+    let mut guest = Guest::start(&HYPERV, &["--disk", &format!("{},bus=hyperv", image.display())]);
+    let limits = guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; cat /sys/block/sda/queue/discard_max_bytes");
+    assert_eq!(limits, (1u64 << 30).to_string());
+    guest.shell("blkdiscard -o 4194304 -l 8388608 /dev/sda");
+    let used = run_host("du", &["-k", image.to_str().unwrap()]).output;
+    let used: u64 = used.split_whitespace().next().unwrap().parse().unwrap();
+    assert!((8 << 10..9 << 10).contains(&used), "{used} KiB");
+    guest.machine.type_line("poweroff -f");
+    guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
+}
+
+#[test]
+fn dvd_is_a_drive_with_something_in_it() {
+    let work = tempfile::tempdir().unwrap();
+    let image = work.path().join("dvd.iso");
+    write_pattern(&image, 1 << 20);
+    let mut guest = Guest::start(&HYPERV, &["--disk", &format!("{},bus=hyperv,dvd", image.display())]);
+    assert!(guest.shell("until [ -b /dev/sr0 ]; do usleep 50000; done; sha256sum /dev/sr0").starts_with(&sum(&image)));
+    assert_ne!(guest.shell("dd if=/dev/zero of=/dev/sr0 count=1 2>/dev/null && echo written; cat /sys/block/sr0/ro"), "written");
+    guest.machine.type_line("poweroff -f");
+    guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
+}
+
+#[test]
+fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
+    let mut guest = Guest::start(&HYPERV, &[]);
+    assert_eq!(guest.vmctl(&["nic", "add", "user,bus=hyperv,mac=52:54:00:00:00:07"]), "nic0");
+    assert_eq!(
+        guest.shell("until [ -e /sys/class/net/eth0 ]; do usleep 50000; done; cat /sys/class/net/eth0/address"),
+        "52:54:00:00:00:07"
+    );
+    let lease = guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
+    assert!(lease.contains("lease of"), "{lease}");
+    // A longer MTU is a new beginning, with larger parts of the receive buffer.
+    let lease = guest.shell("ifconfig eth0 mtu 9000 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1; cat /sys/class/net/eth0/mtu");
+    assert!(lease.contains("lease of") && lease.ends_with("9000"), "{lease}");
+    guest.vmctl(&["nic", "rm", "nic0"]);
+    guest.shell("until [ ! -e /sys/class/net/eth0 ]; do usleep 50000; done");
+    assert_eq!(guest.vmctl(&["nic", "ls"]), "");
+}
+
+/// What udhcpc calls when there is a lease.
+const LEASE: &str = r#"printf '#!/bin/busybox sh\n[ $1 = bound ] || exit 0\nifconfig $interface $ip netmask $subnet\nroute add default gw $router\necho $router > /gateway\n' > /bin/lease; chmod +x /bin/lease"#;
+
+#[test]
+fn offloads_and_channels_are_there_and_data_is_whole_with_and_without() {
+    let kind = Kind { initrd: "initrd-hyperv-daemons.gz", ..HYPERV };
+    let mut guest = Guest::start(&kind, &["--nic", "user,bus=hyperv"]);
+    let features = guest.shell("ethtool -k eth0");
+    for feature in [
+        "rx-checksumming: on",
+        "tx-checksum-ipv4: on",
+        "tx-checksum-ipv6: on",
+        "scatter-gather: on",
+        "rx-vlan-offload: on",
+        "tx-vlan-offload: on",
+    ] {
+        assert!(features.contains(feature), "{feature}: {features}");
+    }
+    // As many as processors.
+    let channels = guest.shell("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '");
+    assert_eq!(channels, "4 2");
+
+    write_pattern(&guest.path("body"), 1 << 20);
+    let port = serve(std::fs::read(guest.path("body")).unwrap());
+    guest.shell(LEASE);
+    guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/lease");
+    for settings in ["tx on rx on", "tso off", "tx off rx off"] {
+        let got = guest.shell(&format!("ethtool -K eth0 {settings}; wget -q -T 20 -O - http://$(cat /gateway):{port}/ | sha256sum"));
+        assert!(got.contains(&sum(&guest.path("body"))), "{settings}: {got}");
+    }
+}

@@ -1,0 +1,169 @@
+//! Hyper-V's integration components as Debian's own kernel and hyperv-daemons use them: hv_utils, hv_kvp_daemon, hv_vss_daemon, unmodified.
+
+// Helpers of tests are outside of what clippy takes for one.
+#![allow(clippy::unwrap_used)]
+
+#[path = "common/mod.rs"]
+mod common;
+#[allow(dead_code)]
+#[path = "rig/initrd.rs"]
+mod initrd;
+#[path = "common/shell.rs"]
+mod shell;
+
+use std::path::{Path, PathBuf};
+
+use common::{copy_sparse, guest, run_host};
+use shell::{Guest, Kind, PATIENCE};
+
+/// All of Hyper-V's drivers that a machine of ours has something for.
+const HYPERV: Kind = Kind {
+    dialect: "hyperv",
+    initrd: "initrd-hyperv-daemons.gz",
+    modules: "hv_vmbus hv_utils scsi_common scsi_mod scsi_transport_fc sd_mod hv_storvsc hv_netvsc",
+};
+
+/// The classes of devices that hv_utils serves: heartbeat, key/value pairs, shutdown, time, snapshots.
+const COMPONENTS: [&str; 5] = [
+    "57164f39-9115-4e78-ab55-382f3bd5422d",
+    "a9a0f4e7-5a45-4d96-b827-8a841e8c03e6",
+    "0e0b6031-5213-4934-818b-38d90ced39db",
+    "9527e630-d0ae-497b-adce-e80ab0175caf",
+    "35fa2e29-ea23-4236-96ae-3a6ebacba440",
+];
+
+/// Prints the keys and values of the daemon's pool with this number, in one line.
+fn pool(guest: &mut Guest, number: u32) -> String {
+    guest.shell(&format!("cat /var/lib/hyperv/.kvp_pool_{number} 2>/dev/null | tr -s '\\0' ' '"))
+}
+
+/// Waits until the daemon's pool holds `text`.
+#[track_caller]
+fn wait_for_pool(guest: &mut Guest, number: u32, text: &str) {
+    for _ in 0..60 {
+        if pool(guest, number).contains(text) {
+            return;
+        }
+        guest.shell("sleep 1");
+    }
+    panic!("pool {number} has no «{text}»: {}", pool(guest, number));
+}
+
+fn has_key(guest: &Guest, path: &str, value: &str) -> bool {
+    guest.try_vmctl(&["kv", "get", path]).output == value
+}
+
+fn status_has(guest: &Guest, line: &str) -> bool {
+    let status = guest.vmctl(&["status"]);
+    status.lines().any(|there| there.split_whitespace().collect::<Vec<_>>().join(" ") == line)
+}
+
+/// An ext4 image in `directory` with the files of `content`.
+fn image(directory: &Path, content: &Path) -> PathBuf {
+    let image = directory.join("ext4.raw");
+    std::fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let made = run_host("mkfs.ext4", &["-q", "-F", "-d", content.to_str().unwrap(), image.to_str().unwrap()]);
+    assert_eq!(made.status, Some(0), "{made}");
+    image
+}
+
+#[test]
+fn every_component_has_its_driver_and_the_heart_beats() {
+    let mut guest = Guest::start(&HYPERV, &[]);
+    let devices = guest.shell("for d in /sys/bus/vmbus/devices/*; do echo $(cat $d/class_id) $(basename $(readlink $d/driver)); done");
+    for class in COMPONENTS {
+        assert!(devices.contains(&format!("{{{class}}} hv_utils")), "{class} in {devices}");
+    }
+    guest.until("the heart beats", |guest| status_has(guest, "heartbeat ok"));
+    let freeze = guest.try_vmctl(&["freeze"]);
+    assert!(freeze.status == Some(1) && freeze.errors.contains("hv_vss_daemon"), "{freeze}");
+}
+
+#[test]
+fn daemon_has_the_host_s_keys_and_the_store_has_the_guest_s() {
+    let mut guest = Guest::start(&HYPERV, &["--kv", "hostname=web1", "--kv", "a.b=deep"]);
+    // A record that somebody in the guest has written before the daemon runs.
+    guest.shell("{ printf said.by-guest | dd bs=512 conv=sync; printf 'hello host' | dd bs=2048 conv=sync; } 2>/dev/null >/var/lib/hyperv/.kvp_pool_1");
+    guest.shell("(/usr/sbin/hv_kvp_daemon -n &)");
+    wait_for_pool(&mut guest, 0, "a.b deep hostname web1");
+    wait_for_pool(&mut guest, 3, "VirtualMachineName machine");
+    guest.until("the daemon tells what it runs on", |guest| has_key(guest, "data/hyperv/Auto/OSName", "Linux"));
+    guest.until("the host sees the guest's key", |guest| has_key(guest, "data/hyperv/Guest/said/by-guest", "hello host"));
+
+    guest.vmctl(&["kv", "set", "hostname", "web2"]);
+    guest.vmctl(&["kv", "rm", "a.b"]);
+    wait_for_pool(&mut guest, 0, "hostname web2");
+    assert!(!pool(&mut guest, 0).contains("deep"));
+    guest.shell(": > /var/lib/hyperv/.kvp_pool_1");
+    guest.until("the guest's key is gone", |guest| guest.try_vmctl(&["kv", "get", "data/hyperv/Guest/said/by-guest"]).status == Some(2));
+}
+
+#[test]
+fn file_systems_at_rest_do_not_change_until_they_go_on() {
+    let work = tempfile::tempdir().unwrap();
+    let empty = tempfile::tempdir().unwrap();
+    let disk = image(work.path(), empty.path());
+    let mut guest = Guest::start(&HYPERV, &["--disk", &format!("{},bus=hyperv", disk.display())]);
+    guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; mkdir /mnt; mount /dev/sda /mnt; echo before > /mnt/file");
+    guest.shell("(/usr/sbin/hv_vss_daemon -n &)");
+    guest.until("the daemon brings them to rest", |guest| guest.try_vmctl(&["freeze"]).status == Some(0));
+    assert!(status_has(&guest, "file systems at rest"));
+    guest.shell("(echo after > /mnt/file; echo done > /written) &");
+    guest.shell("sleep 1");
+    // A copy of the disk as it is: its file system is whole, without its journal's help.
+    let copy = work.path().join("copy.raw");
+    copy_sparse(&disk, &copy);
+    let check = run_host("e2fsck", &["-fn", copy.to_str().unwrap()]);
+    assert_eq!(check.status, Some(0), "{check}");
+    assert_eq!(run_host("debugfs", &["-R", "cat /file", copy.to_str().unwrap()]).output, "before\n");
+    assert_eq!(guest.shell("cat /written 2>/dev/null"), "");
+    guest.vmctl(&["thaw"]);
+    assert_eq!(guest.shell("until [ -e /written ]; do usleep 50000; done; cat /mnt/file"), "after");
+    assert!(status_has(&guest, "file systems working"));
+}
+
+#[test]
+fn guest_takes_the_host_s_time() {
+    let mut guest = Guest::start(&HYPERV, &[]);
+    guest.until("the heart beats", |guest| status_has(guest, "heartbeat ok"));
+    guest.shell("date -s 2001-01-01");
+    guest.vmctl(&["sync", "--via", "hyperv"]);
+    let host = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let there: u64 = guest.shell("until [ $(date +%Y) != 2001 ]; do usleep 50000; done; date +%s").parse().unwrap();
+    assert!(there.abs_diff(host) < 30, "{there} in the guest, {host} here");
+}
+
+#[test]
+fn guest_shuts_down_and_reboots_when_it_is_asked() {
+    let mut guest = Guest::start(&HYPERV, &[]);
+    guest.until("the drivers are there", |guest| status_has(guest, "heartbeat ok"));
+    // What the kernel calls for it.
+    guest.shell("printf '#!/bin/busybox sh\\n/bin/busybox reboot -f\\n' > /sbin/reboot; chmod +x /sbin/reboot");
+    guest.vmctl(&["stop", "--via", "hyperv", "--reboot", "--wait", "60"]);
+    guest.machine.wait_for("READY", PATIENCE);
+    guest.until("the drivers are there again", |guest| status_has(guest, "heartbeat ok"));
+    guest.vmctl(&["stop", "--wait", "60"]);
+    guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
+}
+
+#[test]
+fn devices_work_in_the_next_kernel_after_kexec() {
+    let content = tempfile::tempdir().unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let mut guest = Guest::start(&HYPERV, &["--nic", "user,bus=hyperv"]);
+    std::fs::copy(self::guest("vmlinuz"), content.path().join("vmlinuz")).unwrap();
+    std::fs::copy(guest.path("initrd"), content.path().join("initrd")).unwrap();
+    let disk = image(work.path(), content.path());
+    guest.vmctl(&["disk", "add", &format!("{},bus=hyperv", disk.display())]);
+    guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; mkdir /mnt; mount -r /dev/sda /mnt");
+    // A purgatory, which looks at all of it once more, and a whole boot.
+    guest.machine.type_line("kexec /mnt/vmlinuz /mnt/initrd 'console=ttyS0 quiet panic=-1 next'");
+    guest.machine.wait_for("READY", 5 * PATIENCE);
+    assert!(guest.shell("cat /proc/cmdline").ends_with("next"), "the next kernel");
+    let sum = guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; mkdir /mnt; mount -r /dev/sda /mnt; sha256sum /mnt/vmlinuz");
+    assert!(sum.starts_with(&common::sum(&self::guest("vmlinuz"))), "{sum}");
+    let lease = guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
+    assert!(lease.contains("lease of"), "{lease}");
+    guest.until("the heart beats", |guest| status_has(guest, "heartbeat ok"));
+    guest.vmctl(&["stop", "--via", "hyperv", "--wait", "60"]);
+}
