@@ -13,6 +13,9 @@ use super::gpadl::Buffer;
 use super::range::NotMemory;
 use crate::atomic;
 
+/// Most pages of data of a ring, 1 GiB: sums of two indices fit into their type.
+const MAX_PAGES: u32 = 1 << 18;
+
 /// The guest's indices or packets are impossible; the channel is not to be used any more until the guest opens it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenRing {
@@ -51,7 +54,7 @@ impl Ring {
     /// The ring in `pages` pages of `buffer` from `first`.
     fn new(memory: GuestMemory, buffer: Buffer, first: u32, pages: u32) -> Option<Ring> {
         let bytes = CONTROL_BYTES as u32;
-        let size = pages.checked_sub(1).filter(|data| *data > 0)?.checked_mul(bytes)?;
+        let size = pages.checked_sub(1).filter(|data| (1..=MAX_PAGES).contains(data))?.checked_mul(bytes)?;
         let data = first.checked_add(1)?.checked_mul(bytes)?;
         buffer.range().part(data, size)?;
         let control = buffer.page(first)?;
