@@ -261,6 +261,27 @@ fn large_transactions_are_charged_while_they_are_open() {
     assert!(rig.server.store().is_consistent());
 }
 
+/// XSA-326: as many transactions as a guest may have, each as large as it may be.
+#[test]
+fn all_transactions_of_a_guest_stay_within_its_memory() {
+    let mut rig = Rig::new();
+    let (host, guest) = (rig.socket(), rig.guest(1));
+    let open: Vec<_> = (0..10).map(|_| rig.start(guest)).collect();
+    let value = "v".repeat(2000);
+    let mut refused = 0;
+    for number in 0..1024 {
+        for tx in &open {
+            refused += usize::from(rig.write(guest, *tx, &format!("x/{number}"), &value).is_err());
+        }
+    }
+    let (limit, most) = (2560 << 10, rig.server.store().usage(DomId(1)).memory);
+    assert!(refused > 0 && most <= limit + 4096, "{refused} refused, {most} bytes");
+    rig.write(host, 0, "/others", "go on").unwrap();
+    rig.ok(guest, op::RESET_WATCHES, 0, &["", ""]);
+    assert_eq!(rig.server.store().usage(DomId(1)).nodes, 1);
+    assert!(rig.server.store().is_consistent());
+}
+
 /// XSA-330.
 #[test]
 fn reset_drops_watches_and_transactions() {
@@ -326,6 +347,42 @@ fn failed_creation_in_a_transaction_leaves_no_residue() {
     assert_eq!(rig.read(guest, tx, "a"), Err("ENOENT".into()), "no part of the path was created");
     assert_eq!(rig.commit(guest, tx), Err("ENOMEM".into()));
     assert_eq!(rig.write(guest, 0, "a/b", ""), Ok(b"OK\0".to_vec()));
+    assert!(rig.server.store().is_consistent());
+}
+
+/// XSA-421.
+#[test]
+fn commit_that_fails_changes_nothing_and_tells_nobody() {
+    let mut rig = Rig::new();
+    let (host, guest) = (rig.socket(), rig.guest(1));
+    rig.write(guest, 0, "read", "1").unwrap();
+    rig.watch(host, "/local/domain/1", "t");
+    let tx = rig.start(guest);
+    rig.write(guest, tx, "first", "").unwrap();
+    rig.read(guest, tx, "read").unwrap();
+    rig.ok(guest, op::RM, tx, &["read", ""]);
+    rig.write(guest, tx, "last", "").unwrap();
+    rig.write(host, 0, "/local/domain/1/read", "2").unwrap();
+    rig.heard(host);
+    assert_eq!(rig.commit(guest, tx), Err("EAGAIN".into()));
+    assert_eq!(rig.ok(guest, op::DIRECTORY, 0, &["/local/domain/1", ""]), "read\0");
+    assert_eq!(rig.heard(host), [""; 0]);
+    assert!(rig.server.store().is_consistent());
+}
+
+/// XSA-421.
+#[test]
+fn creating_and_deleting_in_one_transaction_is_nothing() {
+    let mut rig = Rig::new();
+    let guest = rig.guest(1);
+    rig.watch(guest, "brief", "t");
+    let tx = rig.start(guest);
+    rig.write(guest, tx, "brief/node", "").unwrap();
+    rig.ok(guest, op::RM, tx, &["brief", ""]);
+    rig.commit(guest, tx).unwrap();
+    assert_eq!(rig.error(guest, op::READ, 0, &["brief", ""]), "ENOENT");
+    assert_eq!(rig.heard(guest), [""; 0]);
+    assert_eq!(rig.server.store().usage(DomId(1)).nodes, 1);
     assert!(rig.server.store().is_consistent());
 }
 

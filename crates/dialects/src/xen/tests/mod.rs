@@ -4,6 +4,7 @@ mod block;
 mod calls;
 mod events;
 mod grants;
+mod hostile;
 mod rings;
 
 use std::collections::BTreeMap;
