@@ -69,6 +69,11 @@ pub(super) trait Device<'h>: Send {
     /// As the message buffer knows it.
     fn name(&self) -> &str;
 
+    /// Whether it is one of the integration components.
+    fn is_component(&self) -> bool {
+        false
+    }
+
     /// How large the channel's memory shall be.
     fn needs(&self) -> Needs;
 
@@ -164,8 +169,8 @@ pub(crate) struct Hyperv0<'h> {
     devices: BTreeMap<u32, Attached<'h>>,
     names: Names,
     pools: Arc<Pools>,
-    /// Names of integration components that were there at the beginning.
-    components: Vec<&'static str>,
+    /// What is to be told of attaching.
+    early: Vec<Event>,
     /// The host takes no messages any more.
     is_over: bool,
 }
@@ -206,11 +211,13 @@ impl<'h> Hyperv0<'h> {
             devices: BTreeMap::new(),
             names: Names::default(),
             pools: Arc::default(),
-            components: Vec::new(),
+            early: Vec::new(),
             is_over: false,
         };
         hyperv0.bus.request_offers();
-        hyperv0.follow_until(PATIENCE, &mut Vec::new(), |notice| matches!(notice, Notice::AllOffered))?;
+        let mut events = Vec::new();
+        hyperv0.follow_until(PATIENCE, &mut events, |notice| matches!(notice, Notice::AllOffered))?;
+        hyperv0.early = events;
         Ok(hyperv0)
     }
 
@@ -221,7 +228,8 @@ impl<'h> Hyperv0<'h> {
 
     /// OpenBSD's line of the integration components, in order.
     pub fn components(&self) -> Option<String> {
-        let mut names = self.components.clone();
+        let components = self.devices.values().filter(|attached| attached.device.is_component());
+        let mut names: Vec<&str> = components.map(|attached| attached.device.name()).collect();
         names.sort_unstable();
         (!names.is_empty()).then(|| format!("hyperv0: {}", names.join(", ")))
     }
@@ -317,11 +325,11 @@ impl<'h> Hyperv0<'h> {
             return None;
         }
         let device: Box<dyn Device<'h> + 'h> = match offer.class {
-            guid::HEARTBEAT => self.component(heartbeat::Heartbeat),
-            guid::KVP => self.component(kvp::Kvp::new(&self.pools)),
-            guid::SHUTDOWN => self.component(shutdown::Shutdown),
-            guid::TIMESYNC => self.component(timesync::TimeSync::new(self.platform.hal)),
-            guid::VSS => self.component(vss::Vss::default()),
+            guid::HEARTBEAT => Box::new(Component::new(heartbeat::Heartbeat)),
+            guid::KVP => Box::new(Component::new(kvp::Kvp::new(&self.pools))),
+            guid::SHUTDOWN => Box::new(Component::new(shutdown::Shutdown)),
+            guid::TIMESYNC => Box::new(Component::new(timesync::TimeSync::new(self.platform.hal))),
+            guid::VSS => Box::new(Component::new(vss::Vss::default())),
             guid::SCSI => Box::new(self.controller(offer, "scsi", Address::default())),
             // Path and target are in the instance (Linux `storvsc_get_ide_info`).
             guid::IDE => {
@@ -342,11 +350,6 @@ impl<'h> Hyperv0<'h> {
         let name = format!("hvs{}", self.names.controllers);
         self.names.controllers += 1;
         Storvsc::new(name, bus, offer.relid.get(), address, &self.platform, &self.names.disks)
-    }
-
-    fn component<S: super::ic::Service + 'h>(&mut self, service: S) -> Box<dyn Device<'h> + 'h> {
-        self.components.push(S::NAME);
-        Box::new(Component::new(service))
     }
 
     /// Gives the host memory for a channel, by which it becomes open.
@@ -393,6 +396,7 @@ impl<'h> Driver<'h> for Hyperv0<'h> {
         if self.is_over {
             return None;
         }
+        events.append(&mut self.early);
         let followed = self.follow(events);
         let due = self.work(now, events);
         match followed.and_then(|more| Ok((more, self.post()?))) {

@@ -138,6 +138,10 @@ impl<'h, S: Service> Device<'h> for Component<'h, S> {
         S::NAME
     }
 
+    fn is_component(&self) -> bool {
+        true
+    }
+
     fn needs(&self) -> Needs {
         Needs { ring_pages: RING_PAGES, buffer_pages: 0 }
     }
