@@ -54,6 +54,12 @@ impl Bus {
 
     /// Does what is due; when to call again, unless an interrupt comes.
     pub fn poll(&mut self) -> Option<Nanos> {
+        let next = self.poll_devices();
+        self.follow_cards();
+        [next, self.poll_network().1].into_iter().flatten().min()
+    }
+
+    fn poll_devices(&mut self) -> Option<Nanos> {
         if self.button.is_some_and(interrupts::take) && power::was_button_pressed() {
             dmesg!("Shutting down because the power button was pressed");
             self.go_down(false);
@@ -73,7 +79,7 @@ impl Bus {
             self.next = next;
             self.obey(&events);
         }
-        [self.next, self.poll_network()].into_iter().flatten().min()
+        self.next
     }
 
     /// The network, if there is a card.
@@ -81,16 +87,16 @@ impl Bus {
         self.network.as_mut()
     }
 
-    /// Waits until `look` finds in the network what it looks for, but not longer than `deadline`.
+    /// Waits until `look` finds in the network what it looks for, but not longer than `deadline`. The network stays the same, even without its card.
     pub fn wait_for_network<T>(&mut self, deadline: Nanos, mut look: impl FnMut(&mut Network) -> Option<T>) -> Result<T, Failure> {
         loop {
-            let next = self.poll();
-            let network = self.network.as_mut().ok_or(Failure::NoCard)?;
-            if let Some(found) = look(network) {
+            let next = self.poll_devices();
+            self.poll_network();
+            if let Some(found) = look(self.network.as_mut().ok_or(Failure::NoCard)?) {
                 return Ok(found);
             }
             // What it has written goes out before we sleep, and what came meanwhile is looked at.
-            let (changed, network_next) = network.poll();
+            let (changed, network_next) = self.poll_network();
             if time::now() >= deadline {
                 return Err(Failure::NoAnswer);
             }
@@ -102,8 +108,8 @@ impl Bus {
         }
     }
 
-    /// Keeps the network at the first card there is; when it wants to be polled again.
-    fn poll_network(&mut self) -> Option<Nanos> {
+    /// Keeps the network at the first card there is.
+    fn follow_cards(&mut self) {
         let cards = self.tree.cards();
         if self.network.as_ref().is_some_and(|network| cards.iter().all(|card| card.name() != network.name())) {
             self.network = None;
@@ -111,12 +117,16 @@ impl Bus {
         if self.network.is_none() {
             self.network = cards.into_iter().next().map(Network::new);
         }
-        let network = self.network.as_mut()?;
-        let (_, next) = network.poll();
+    }
+
+    /// Moves frames. Whether anything changed for a socket, and when to do it again.
+    fn poll_network(&mut self) -> (bool, Option<Nanos>) {
+        let Some(network) = &mut self.network else { return (false, None) };
+        let polled = network.poll();
         if let Some(nic) = network.news() {
             self.tell_hosts(Vec::from([nic]));
         }
-        next
+        polled
     }
 
     /// Tells hosts what this guest is.

@@ -264,3 +264,22 @@ fn ring_that_lies_ends_the_channel_and_not_the_device() {
     rig.device.work();
     assert_eq!(rig.say(operation::BEGIN_INITIALIZATION, 0).status.get(), status::SUCCESS);
 }
+
+proptest::proptest! {
+    #[test]
+    fn every_packet_is_answered(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..100), operation in 0u32..16, is_direct: bool) {
+        let mut rig = Rig::ready();
+        let page = rig.driver.pages(2);
+        let mut bytes = bytes;
+        if let Some(first) = bytes.first_chunk_mut() {
+            *first = operation.to_le_bytes();
+        }
+        if is_direct {
+            rig.front.direct(1, &[(page + 1, 6000)], &bytes);
+        } else {
+            rig.front.in_band(1, &bytes);
+        }
+        rig.device.work();
+        assert_eq!(rig.front.receive().map(|packet| packet.transaction), Some(1));
+    }
+}
