@@ -108,7 +108,7 @@ fn file_systems_at_rest_do_not_change_until_they_go_on() {
     guest.shell("(/usr/sbin/hv_vss_daemon -n &)");
     guest.until("the daemon brings them to rest", |guest| guest.try_vmctl(&["freeze"]).status == Some(0));
     assert!(status_has(&guest, "file systems at rest"));
-    guest.shell("(echo after > /mnt/file; echo done > /written) &");
+    guest.shell("((echo after > /mnt/file; echo done > /written) &)");
     guest.shell("sleep 1");
     // A copy of the disk as it is: its file system is whole, without its journal's help.
     let copy = work.path().join("copy.raw");
