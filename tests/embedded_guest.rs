@@ -138,6 +138,7 @@ fn host_asks_and_the_guest_goes_down() {
         ("acpi", "none", "because the power button was pressed"),
         ("openbsd", "openbsd", "in response to request from OpenBSD host"),
         ("xen", "xen", "in response to request from Xen host"),
+        ("hyperv", "hyperv", "in response to request from Hyper-V host"),
     ] {
         let directory = TempDir::new().unwrap();
         let socket = directory.path().join("control");
@@ -198,6 +199,119 @@ fn xen_domain_fetches_pages_over_its_network() {
     assert_eq!(guest.status(), Some(0));
 }
 
+/// Types a command until its answer is as expected.
+#[track_caller]
+fn until(session: &mut Session, command: &str, is_expected: impl Fn(&str) -> bool) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let text = answer(session, command);
+        if is_expected(&text) {
+            return text;
+        }
+        assert!(Instant::now() < deadline, "{command} still says:\n{text}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A disk of a MiB whose sector 7 says so.
+fn disk_file(directory: &Path, name: &str) -> PathBuf {
+    let mut bytes = vec![0; 1 << 20];
+    bytes[7 * 512..][..16].copy_from_slice(b"sector number 7.");
+    guests::write(directory, name, &bytes)
+}
+
+#[test]
+fn hyperv_guest_uses_keys_disk_and_network() {
+    let directory = TempDir::new().unwrap();
+    let page = common::serve(b"a page of the host".to_vec());
+    let disk = format!("{},bus=hyperv", disk_file(directory.path(), "disk.raw").display());
+    let options =
+        ["--dialect", "hyperv", "--kv", "vm-data/greeting=hello", "--disk", &disk, "--nic", "user,bus=hyperv,mac=52:54:00:aa:bb:cc"];
+    let mut guest = Session::start(vmctl(directory.path(), &options));
+    let boot = guest.wait_for(PROMPT);
+    assert!(boot.contains("pvbus0 at mainbus0: Hyper-V 10.0\r\nhyperv0 at pvbus0: protocol 5.3, features 0x"), "{boot}");
+    assert!(boot.contains("hyperv0: heartbeat, kvp, shutdown, timesync, vss\r\n"), "{boot}");
+    let dmesg = until(&mut guest, "dmesg", |text| text.contains(" by DHCP\r\n") && text.contains("\r\nsd0: "));
+    for line in [
+        "hvs0 at hyperv0 channel ",
+        ": scsi, protocol 6.2\r\n",
+        "sd0 at hvs0 targ 0 lun 0: <Msft, Virtual Disk, 1.0>\r\nsd0: 1MB, 512 bytes/sector, 2048 sectors, thin\r\n",
+        ": NVS 6.1 NDIS 6.30, address 52:54:00:aa:bb:cc\r\n",
+    ] {
+        assert!(dmesg.contains(line), "no «{line}» in:\n{dmesg}");
+    }
+    assert_eq!(answer(&mut guest, "disk"), "sd0: 2048 sectors of 512 bytes, read and write\r\n");
+    assert!(answer(&mut guest, "disk sd0 7").contains("|sector.number.7.|\r\n"));
+    let fetched = answer(&mut guest, &format!("http http://gateway:{page}/"));
+    assert!(fetched.contains("a page of the host\r\n200 OK, 18 bytes in "), "{fetched}");
+    until(&mut guest, "hostctl External/greeting", |text| text == "hello\r\n");
+    assert_eq!(answer(&mut guest, "hostctl Guest/Parameters/VirtualMachineName"), "machine\r\n");
+    assert_eq!(
+        answer(&mut guest, "hostctl Auto/"),
+        "FullyQualifiedDomainName\r\nIntegrationServicesVersion\r\nNetworkAddressIPv4\r\nNetworkAddressIPv6\r\nOSName\r\nProcessorArchitecture\r\n"
+    );
+    assert_eq!(answer(&mut guest, "hostctl External/greeting x"), "hostctl: the host does not allow it\r\n");
+    until(&mut guest, "clock", |text| text.contains("Hyper-V   2"));
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
+fn hyperv_disks_and_cards_come_and_go_while_the_guest_runs() {
+    let directory = TempDir::new().unwrap();
+    let socket = directory.path().join("control");
+    let disk = disk_file(directory.path(), "disk.raw");
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "hyperv", "--control", socket.to_str().unwrap()]));
+    guest.wait_for(PROMPT);
+    let host = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vmctl")).args(arguments).arg("--control").arg(&socket).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let device = host(&["disk", "add", &format!("{},bus=hyperv", disk.display())]);
+    guest.wait_for("sd0: 1MB, 512 bytes/sector, 2048 sectors, thin\r\n");
+    assert!(answer(&mut guest, "disk sd0 7").contains("|sector.number.7.|\r\n"));
+    host(&["disk", "rm", &device]);
+    guest.wait_for("sd0 detached\r\n");
+    let card = host(&["nic", "add", "user,bus=hyperv"]);
+    guest.wait_for(" by DHCP\r\n");
+    host(&["nic", "rm", &card]);
+    guest.wait_for("hvn0 detached\r\n");
+    assert_eq!(answer(&mut guest, "disk"), "");
+}
+
+/// Every interface and every device of pvbus(4), each of which works.
+#[test]
+fn all_dialects_are_one_tree() {
+    let directory = TempDir::new().unwrap();
+    let [xen, hyperv] = ["xen", "hyperv"].map(|bus| format!("{},bus={bus}", disk_file(directory.path(), bus).display()));
+    let options = ["--dialect", "all", "--disk", &xen, "--disk", &hyperv, "--nic", "user,bus=xen", "--nic", "user,bus=hyperv"];
+    let mut guest = Session::start(vmctl(directory.path(), &options));
+    let boot = guest.wait_for(PROMPT);
+    assert!(boot.contains("pvbus0 at mainbus0: KVM, Hyper-V 10.0, VMware, Xen 4."), "{boot}");
+    let tree = answer(&mut guest, "pvbus");
+    for device in ["vmt0", "pvclock0", "xen0", "hyperv0", "vmmci0"] {
+        assert!(tree.contains(&format!("  {device}\r\n")), "no {device} in:\n{tree}");
+    }
+    assert_eq!(tree.matches(", has a store\r\n").count(), 3, "{tree}");
+    until(&mut guest, "dmesg", |text| text.matches(" by DHCP\r\n").count() == 2 && text.contains("\r\nsd0: ") && text.contains("xbf0 at "));
+    assert_eq!(answer(&mut guest, "net").matches(", gateway ").count(), 2);
+    for disk in ["xbf0", "sd0"] {
+        assert!(answer(&mut guest, &format!("disk {disk} 7")).contains("|sector.number.7.|\r\n"), "{disk}");
+    }
+    let minor = |kind: &str| {
+        let line = tree.lines().find(|line| line.contains(&format!(": {kind}, leaves"))).unwrap();
+        line.split(':').next().unwrap().to_owned()
+    };
+    for (kind, key) in [("VMware", "guestinfo.said"), ("Xen", "data/said"), ("Hyper-V", "Guest/said")] {
+        let device = minor(kind);
+        assert_eq!(answer(&mut guest, &format!("hostctl -f {device} {key} by-{kind}")), "", "{kind}");
+        assert_eq!(answer(&mut guest, &format!("hostctl -f {device} {key}")), format!("by-{kind}\r\n"));
+    }
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
 /// A network between this machine and the guest's, which takes root to make.
 struct Tap(String);
 
@@ -233,6 +347,36 @@ fn xen_domain_answers_pings_and_hears_refusals() {
     assert!(host.status.success(), "{}", String::from_utf8_lossy(&host.stdout));
     assert_eq!(answer(&mut guest, "http 198.51.100.1:9/"), "http: the connection was refused or broke off\r\n");
     assert_eq!(answer(&mut guest, "ping 198.51.100.99"), "ping: there is no answer\r\n");
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
+fn xen_domain_takes_and_gives_back_devices_while_it_runs() {
+    let directory = TempDir::new().unwrap();
+    let (disk, socket) = (directory.path().join("disk.raw"), directory.path().join("control"));
+    std::fs::write(&disk, vec![b'x'; 1 << 20]).unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--control", socket.to_str().unwrap()]));
+    guest.wait_for(PROMPT);
+    let device = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vmctl")).args(arguments).arg("--control").arg(&socket).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for round in 0..2 {
+        let name = device(&["disk", "add", &format!("{},bus=xen", disk.display())]);
+        guest.wait_for(&format!("xbf{round} at xen0: disk, 1MB, 512 bytes/sector, 2048 sectors\r\n"));
+        assert!(answer(&mut guest, &format!("disk xbf{round} 2047")).contains("|xxxxxxxxxxxxxxxx|"));
+        device(&["disk", "rm", &name]);
+        guest.wait_for(&format!("xbf{round} detached\r\n"));
+        assert_eq!(answer(&mut guest, "disk"), "");
+        let name = device(&["nic", "add", "user,bus=xen"]);
+        guest.wait_for(&format!("xnf{round} at xen0: address "));
+        guest.wait_for(" by DHCP\r\n");
+        device(&["nic", "rm", &name]);
+        guest.wait_for(&format!("xnf{round} detached\r\n"));
+        assert_eq!(answer(&mut guest, "net"), "");
+    }
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
 }

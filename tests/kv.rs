@@ -3,6 +3,8 @@
 // Tests fail by panicking; the lint knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/xenstore/mod.rs"]
+mod clients;
 #[path = "common/mod.rs"]
 mod common;
 mod guests;
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use clients::Clients;
 use guests::session::Session;
 use tempfile::TempDir;
 
@@ -122,6 +125,17 @@ fn absolute_paths_are_those_of_the_whole_tree() {
     assert_eq!(machine.tool.kv("rm", &["vm-data/"]).0, Some(0));
     assert_eq!(machine.guest("hostctl guestinfo.role again"), "", "the guest may write where it could before");
     assert_eq!(machine.tool.kv("ls", &["-R", "vm-data/"]).1, "vm-data/role\n");
+}
+
+#[test]
+fn debians_clients_pass_on_the_socket_of_a_running_machine() {
+    let directory = TempDir::new().unwrap();
+    let clients = Clients { socket: directory.path().join("xenstored") };
+    let _machine = Machine::start(&["--xenstore", clients.socket.to_str().unwrap()]);
+    clients.write_read_list_and_remove();
+    clients.watch();
+    clients.test_xenstore();
+    clients.pyxs();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! `xenstored` before Debian's own clients, before our client library, and before clients that mean no good.
-//!
-//! `tests/common/xenstore/make` unpacks Debian's programs; `./test` calls it.
+
+#[path = "common/xenstore/mod.rs"]
+mod clients;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use abi::xen::xenstore::{Header, op};
+use clients::Clients;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -50,20 +52,8 @@ impl Daemon {
         stream
     }
 
-    /// One of Debian's programs, its path below the directory that they are in.
-    fn debian(&self, program: &str, arguments: &[&str]) -> Command {
-        let tree = debian();
-        let mut command = Command::new(tree.join(program));
-        command.env("XENSTORED_PATH", self.socket()).env("LD_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu")).args(arguments);
-        command
-    }
-
-    /// What one of the `xenstore-` programs prints.
-    #[track_caller]
-    fn tool(&self, name: &str, arguments: &[&str]) -> String {
-        let output = self.debian(&format!("usr/bin/xenstore-{name}"), arguments).output().unwrap();
-        assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+    fn debian(&self) -> Clients {
+        Clients { socket: self.socket() }
     }
 
     /// Ends it by `signal`; its status and log.
@@ -87,12 +77,6 @@ fn program(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
     command.arg("--socket").arg(directory.join("socket"));
     command
-}
-
-fn debian() -> PathBuf {
-    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/xenstore");
-    assert!(tree.exists(), "{} is missing; make it with: tests/common/xenstore/make target/guest", tree.display());
-    tree
 }
 
 #[track_caller]
@@ -126,19 +110,9 @@ fn is_refused<T>(result: Result<T, ClientError>, refusal: Refusal) -> bool {
 #[test]
 fn debians_clients_write_read_list_and_remove() {
     let daemon = Daemon::start(&[]);
-    daemon.tool("write", &["/tool/a", "one", "/tool/b/c", "two"]);
-    assert_eq!(daemon.tool("read", &["/tool/a", "/tool/b/c"]), "one\ntwo\n");
-    assert_eq!(daemon.tool("list", &["/tool"]), "a\nb\n");
-    daemon.tool("chmod", &["/tool/a", "n0", "r3"]);
-    assert_eq!(daemon.tool("ls", &["-pf", "/tool"]), "/tool/a = \"one\"   (n0,r3)\n/tool/b = \"\"   (n0)\n/tool/b/c = \"two\"   (n0)\n");
-    daemon.tool("exists", &["/tool/a"]);
-    daemon.tool("rm", &["/tool/b"]);
-    let missing = daemon.debian("usr/bin/xenstore-exists", &["/tool/b"]).status().unwrap();
-    assert_eq!(missing.code(), Some(1));
-    let unread = daemon.debian("usr/bin/xenstore-read", &["/tool/b"]).output().unwrap();
-    assert!(!unread.status.success() && String::from_utf8(unread.stderr).unwrap().contains("couldn't read path /tool/b"));
-    daemon.tool("write", &["relative", "home"]);
-    assert_eq!(daemon.tool("read", &["/local/domain/0/relative"]), "home\n");
+    daemon.debian().write_read_list_and_remove();
+    daemon.debian().tool("write", &["relative", "home"]);
+    assert_eq!(daemon.debian().tool("read", &["/local/domain/0/relative"]), "home\n");
 }
 
 #[test]
@@ -147,64 +121,23 @@ fn debians_client_lists_what_no_message_holds() {
     let mut client = daemon.client();
     let names: Vec<String> = (0..1000).map(|number| format!("child-{number:04}")).collect();
     names.iter().for_each(|name| client.mkdir(&format!("/wide/{name}")).unwrap());
-    assert_eq!(daemon.tool("list", &["/wide"]), names.join("\n") + "\n");
+    assert_eq!(daemon.debian().tool("list", &["/wide"]), names.join("\n") + "\n");
     assert_eq!(client.list("/wide").unwrap(), names);
 }
 
 #[test]
 fn debians_client_watches() {
-    let daemon = Daemon::start(&[]);
-    let mut watch = daemon.debian("usr/bin/xenstore-watch", &["-n", "3", "/watched"]);
-    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
-    let mut client = daemon.client();
-    eventually(|| client.control(&["memreport"]).unwrap().contains("clients: 2"));
-    // Its first event is the watch itself. Then it listens.
-    let mut output = watch.stdout.take().unwrap();
-    let mut first = [0; 9];
-    output.read_exact(&mut first).unwrap();
-    client.write("/watched/a", b"1").unwrap();
-    client.write("/elsewhere", b"1").unwrap();
-    client.remove("/watched").unwrap();
-    let mut rest = String::new();
-    output.read_to_string(&mut rest).unwrap();
-    assert_eq!((&first, rest.as_str()), (b"/watched\n", "/watched/a\n/watched\n"));
-    assert!(watch.wait().unwrap().success());
+    Daemon::start(&[]).debian().watch();
 }
 
 #[test]
 fn debians_test_suite_passes() {
-    let daemon = Daemon::start(&[]);
-    let output = daemon.debian("usr/lib/xen-4.17/bin/test-xenstore", &[]).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(text.lines().filter(|line| line.ends_with(" ns")).count(), 12, "{text}");
+    Daemon::start(&[]).debian().test_xenstore();
 }
 
 #[test]
 fn pyxs_reads_writes_watches_and_commits() {
-    let daemon = Daemon::start(&[]);
-    let script = r#"
-import os, pyxs
-with pyxs.Client(unix_socket_path=os.environ["XENSTORED_PATH"]) as client:
-    client[b"/py/x"] = b"1"
-    assert client[b"/py/x"] == b"1" and client.list(b"/py") == [b"x"]
-    with client.monitor() as monitor:
-        monitor.watch(b"/py", b"token")
-        events = monitor.wait()
-        assert next(events) == (b"/py", b"token")
-        client.set_perms(b"/py/x", [b"r0"])
-        assert next(events) == (b"/py/x", b"token")
-    client.transaction()
-    client.write(b"/py/y", b"2")
-    client.commit()
-    assert client.read(b"/py/y") == b"2"
-    client.delete(b"/py")
-    assert not client.exists(b"/py/y")
-"#;
-    let mut python = Command::new("python3");
-    python.arg("-c").arg(script).env("PYTHONPATH", debian().join("usr/lib/python3/dist-packages"));
-    let output = python.env("XENSTORED_PATH", daemon.socket()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Daemon::start(&[]).debian().pyxs();
 }
 
 #[test]

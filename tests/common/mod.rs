@@ -305,6 +305,11 @@ impl Machine {
         }
     }
 
+    /// The process's number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills the process, as the host's lack of memory would.
     pub fn kill(mut self) -> Run {
         self.child.kill().unwrap();

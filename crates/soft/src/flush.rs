@@ -51,3 +51,82 @@ pub(crate) fn flush_translations(vm: &VmShared, caller: VcpuId, processors: u64,
     }
     own.set_in_guest(true);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use vmm::time::{StepClock, Timers};
+    use vmm::{CpuidTable, VmConfig};
+
+    use super::*;
+
+    fn machine() -> Arc<VmShared> {
+        let memory = vmm::memory::map(&[(0, 0x1000)]).unwrap();
+        let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
+        VmShared::new(VmConfig { memory, vcpus: 3, local_apic: false, cpuid: CpuidTable::default(), timers, deterministic: false })
+    }
+
+    /// What a processor does before its next block.
+    fn attend(vm: &VmShared, id: usize) -> (u32, Vec<u64>) {
+        let flags = vm.attentions[id].clear(attention::FLUSH | attention::FLUSH_PAGES);
+        (flags, vm.flushes[id].take())
+    }
+
+    #[test]
+    fn processors_named_are_told_and_no_others() {
+        let vm = machine();
+        flush_translations(&vm, 0, 0b101, Some(&[0x7000, 0x9000]));
+        assert_eq!(attend(&vm, 0), (attention::FLUSH_PAGES, vec![0x7000, 0x9000]));
+        assert_eq!(attend(&vm, 1), (0, vec![]));
+        assert_eq!(attend(&vm, 2), (attention::FLUSH_PAGES, vec![0x7000, 0x9000]));
+        flush_translations(&vm, 1, 0b010, None);
+        assert_eq!(attend(&vm, 1), (attention::FLUSH, vec![]));
+    }
+
+    #[test]
+    fn list_of_a_processor_that_does_not_look_has_a_bound() {
+        let vm = machine();
+        for page in 0..1000 {
+            flush_translations(&vm, 0, 0b100, Some(&[page << 12]));
+        }
+        let (flags, pages) = attend(&vm, 2);
+        assert_eq!((flags, pages.len()), (attention::FLUSH | attention::FLUSH_PAGES, MAX_PAGES));
+    }
+
+    #[test]
+    fn caller_waits_for_a_processor_in_the_guest_until_it_looks() {
+        let vm = machine();
+        vm.attentions[1].set_in_guest(true);
+        std::thread::scope(|scope| {
+            let caller = scope.spawn(|| flush_translations(&vm, 0, 0b010, None));
+            while vm.attentions[1].flags() & attention::FLUSH == 0 {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!caller.is_finished());
+            attend(&vm, 1);
+            caller.join().unwrap();
+        });
+        assert!(vm.attentions[0].in_guest(), "as before");
+    }
+
+    #[test]
+    fn processors_that_flush_each_other_do_not_wait_for_ever() {
+        let vm = machine();
+        std::thread::scope(|scope| {
+            for own in 0..3 {
+                let vm = &vm;
+                scope.spawn(move || {
+                    vm.attentions[own].set_in_guest(true);
+                    for page in 0..500 {
+                        flush_translations(vm, own as VcpuId, 0b111, Some(&[page << 12]));
+                        attend(vm, own);
+                    }
+                    vm.attentions[own].set_in_guest(false);
+                });
+            }
+        });
+    }
+}

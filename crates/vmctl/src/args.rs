@@ -319,7 +319,7 @@ pub struct RunArguments {
     /// A write to port 0xf4 ends the machine with status (value << 1) | 1.
     #[arg(long)]
     pub debug_exit: bool,
-    /// The ports of QEMU's pc-testdev.
+    /// The ports of QEMU's pc-testdev, and with Hyper-V's dialect of hyperv-testdev.
     #[arg(long)]
     pub testdev: bool,
     /// At the end, print exits by kind, instructions and speed.

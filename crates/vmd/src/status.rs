@@ -122,8 +122,8 @@ impl fmt::Display for Heartbeat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rest {
-    /// Nobody in the guest could bring them to rest.
-    NoDaemon,
+    /// The guest has no driver to bring them to rest.
+    NoDriver,
     /// They work.
     Working,
     /// The guest is at it.
@@ -139,7 +139,7 @@ pub enum Rest {
 impl From<FileSystems> for Rest {
     fn from(file_systems: FileSystems) -> Rest {
         match file_systems {
-            FileSystems::NoDaemon => Rest::NoDaemon,
+            FileSystems::NoDriver => Rest::NoDriver,
             FileSystems::Working => Rest::Working,
             FileSystems::Freezing => Rest::Freezing,
             FileSystems::Frozen => Rest::Frozen,
@@ -152,12 +152,14 @@ impl From<FileSystems> for Rest {
 impl fmt::Display for Rest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Rest::NoDaemon => f.write_str("no daemon in the guest to bring them to rest"),
+            Rest::NoDriver => f.write_str("no driver in the guest to bring them to rest"),
             Rest::Working => f.write_str("working"),
             Rest::Freezing => f.write_str("coming to rest"),
             Rest::Frozen => f.write_str("at rest"),
             Rest::Thawing => f.write_str("about to go on"),
-            Rest::CannotFreeze(status) => write!(f, "working; the guest could not bring them to rest, status {status:#x}"),
+            Rest::CannotFreeze(status) => {
+                write!(f, "working; the guest could not bring them to rest, status {status:#x} (does hv_vss_daemon run?)")
+            }
         }
     }
 }

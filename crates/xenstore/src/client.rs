@@ -93,6 +93,12 @@ pub enum Refusal {
     /// EBUSY.
     #[error("not possible now")]
     Busy,
+    /// EIO.
+    #[error("done, but the server could not write it to disk")]
+    NotKept,
+    /// EROFS.
+    #[error("the server cannot write to its disk; nothing was changed")]
+    ReadOnly,
     /// ENOSYS.
     #[error("the server has no such operation")]
     NoOperation,
@@ -114,6 +120,8 @@ impl Refusal {
             name::EAGAIN => Refusal::Conflict,
             name::ENOMEM => Refusal::NoMemory,
             name::EBUSY => Refusal::Busy,
+            name::EIO => Refusal::NotKept,
+            name::EROFS => Refusal::ReadOnly,
             name::ENOSYS => Refusal::NoOperation,
             other => Refusal::Other(other.into()),
         }

@@ -63,6 +63,12 @@ pub enum Error {
     /// SET_FEATURE of a domain that has seen its features.
     #[error("the domain is introduced already")]
     Introduced,
+    /// It was done, but the file that outlives the server could not be written.
+    #[error("done, but it could not be written to disk and may be lost when the server ends")]
+    NotKept,
+    /// The file that outlives the server cannot be written, so what belongs there is not changed.
+    #[error("this key cannot be changed while the server's file cannot be written")]
+    ReadOnly,
     /// An operation that is not XenStore's.
     #[error("no such operation")]
     NoOperation,
@@ -82,6 +88,8 @@ impl Error {
             Error::Conflict => name::EAGAIN,
             Error::TransactionFailed => name::ENOMEM,
             Error::Nested | Error::Introduced => name::EBUSY,
+            Error::NotKept => name::EIO,
+            Error::ReadOnly => name::EROFS,
             Error::NoOperation => name::ENOSYS,
         }
     }

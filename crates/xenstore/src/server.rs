@@ -5,6 +5,8 @@
 //! need never look at the others; a connection that has a thread to itself gets a [`Waker`] instead. Messages may be cut at any byte. Requests of a connection are answered in order, events come before the reply
 //! to the request that caused them, and no connection can hold up another: see [`output`] for what is bounded and how.
 //!
+//! What changes keys that outlive the server can be held back until it is written down, see [`journal`](crate::journal).
+//!
 //! One thing can: a privileged client whose transactions have conflicted [`CONFLICTS_BEFORE_HOLD`] times in a row gets its next one for itself.
 //! Until it ends, requests of domains wait, so that no guest can starve the host by writing what the host reads.
 
@@ -23,6 +25,7 @@ use crate::store::{ClientId, Store};
 use crate::watch::Event;
 use crate::wire::{self, Next};
 pub(crate) use output::Output;
+use output::Unsure;
 
 /// Conflicts of a privileged client after which its next transaction runs alone.
 pub const CONFLICTS_BEFORE_HOLD: u32 = 4;
@@ -50,10 +53,19 @@ pub trait Host: Send {
     }
 
     /// CONTROL commands that are not the store's own. `None` when it is not the host's either.
-    fn control(&mut self, command: &[u8], arguments: &[&[u8]]) -> Option<Result<String, Error>> {
+    fn control(&mut self, command: &[u8], arguments: &[&[u8]]) -> Option<Result<Answer, Error>> {
         let _ = (command, arguments);
         None
     }
+}
+
+/// What a CONTROL command is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// A text.
+    Now(String),
+    /// `OK`, by the process that takes over, or what [`Server::stay`] says.
+    OnceTakenOver,
 }
 
 /// Called when something became of a connection, without the store's lock.
@@ -106,6 +118,8 @@ pub struct Server {
     /// Privileged client that domains wait for.
     hold: Option<ClientId>,
     waiting: BTreeSet<ClientId>,
+    /// Connections with output that is held back.
+    held: Vec<ClientId>,
     local_events: Vec<Event>,
 }
 
@@ -120,6 +134,7 @@ impl Server {
             active: Active::default(),
             hold: None,
             waiting: BTreeSet::new(),
+            held: Vec::new(),
             local_events: Vec::new(),
         }
     }
@@ -261,15 +276,45 @@ impl Server {
 
     /// Puts events that calls to the store caused into the queues of those who watch.
     pub fn deliver(&mut self) {
+        let holds_back = self.store.holds_back();
         for event in self.store.take_events() {
             let client = event.watch.client;
             match self.connections.get_mut(&client) {
                 Some(connection) => {
+                    if holds_back {
+                        connection.output.hold();
+                        note_held(&mut self.held, client);
+                    }
                     connection.output.event(&event);
                     self.active.add(client, connection);
                 }
                 None => self.local_events.push(event),
             }
+        }
+    }
+
+    /// What was held back may leave: it is written down, or the requests that made the changes are told that it is not.
+    pub(crate) fn release(&mut self, is_kept: bool) {
+        for client in std::mem::take(&mut self.held) {
+            let Some(connection) = self.connections.get_mut(&client) else { continue };
+            if is_kept {
+                connection.output.confirm(Unsure::Kept);
+            } else {
+                connection.output.revoke(Unsure::Kept, |_| Err(Error::NotKept));
+            }
+            self.active.add(client, connection);
+        }
+    }
+
+    /// No process takes over after all: tells those who wait for it why.
+    pub fn stay(&mut self, why: &str) {
+        for (client, connection) in self.connections.iter_mut().filter(|(_, connection)| connection.output.is_unsure(Unsure::TakenOver)) {
+            connection.output.revoke(Unsure::TakenOver, |to| {
+                to.extend_from_slice(why.as_bytes());
+                to.push(0);
+                Ok(())
+            });
+            self.active.add(*client, connection);
         }
     }
 
@@ -384,5 +429,12 @@ impl Server {
         if self.hold == Some(client) {
             self.end_hold();
         }
+    }
+}
+
+/// Requests of a client come in a row, so this keeps the list short.
+fn note_held(held: &mut Vec<ClientId>, client: ClientId) {
+    if held.last() != Some(&client) {
+        held.push(client);
     }
 }

@@ -3,7 +3,7 @@
 //! Connections are told apart by their client's number, which stays. Bytes that wait on them are kept, whole messages or not. Transactions
 //! keep their numbers but not their snapshots: the commit of each answers EAGAIN, which every client must expect. Sessions of this process are not in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bytes::Value;
 use crate::domain::Domains;
 use crate::domid::DomId;
-use crate::path::{Path, Special};
+use crate::path::{Path, Special, Watched};
 use crate::perms::Perms;
 use crate::server::{Connection, Host, Output, Server};
 use crate::store::{Client, ClientId, Config, Store, TxId};
@@ -128,7 +128,7 @@ impl Server {
         let store = &self.store;
         let mut nodes = Vec::new();
         store.tree.visit(|path, node| {
-            nodes.push(NodeState { path: path.into(), value: node.value().as_bytes().into(), perms: Perms::clone(node.perms()) });
+            nodes.push(NodeState::of(path, node));
             Visit::Below
         });
         let special = store.special_perms.iter();
@@ -143,6 +143,19 @@ impl Server {
         }
     }
 
+    /// A server that begins with `nodes`, parents first, which an earlier server left behind. The domains that it knew are gone, and what was theirs
+    /// with them.
+    ///
+    /// # Errors
+    /// [`StateError::Impossible`].
+    pub fn with_nodes(nodes: &[NodeState], config: Config, host: Box<dyn Host>) -> Result<Server, StateError> {
+        let tree = if nodes.is_empty() { Tree::new() } else { Tree::of_nodes(nodes)? };
+        let mut server = Server::new(Store::with_tree(tree, config), host);
+        let named: BTreeSet<DomId> = nodes.iter().flat_map(|node| node.perms.entries()).map(|entry| entry.domain).collect();
+        named.into_iter().filter(|domain| domain.is_machine()).for_each(|domain| server.forget(domain));
+        Ok(server)
+    }
+
     /// A server that goes on from `state`. Rings are not introduced to `host` again; [`State::connections`] tells which there are.
     ///
     /// # Errors
@@ -151,11 +164,15 @@ impl Server {
         if state.version != VERSION {
             return Err(StateError::Version(state.version));
         }
-        let mut store = Store::with_tree(tree(&state.nodes)?, config);
+        let mut store = Store::with_tree(Tree::of_nodes(&state.nodes)?, config);
         store.domains = state.domains;
         for (text, perms) in state.special_perms {
             let special = Special::of(text.as_bytes()).ok_or_else(|| impossible("no special path", &text))?;
             store.special_perms.insert(special, Arc::new(perms));
+        }
+        // Half of the numbers are more than any server gives away, and the other half is enough for all that follow.
+        if state.last_client > u64::MAX / 2 {
+            return Err(impossible("number of clients", &state.last_client.to_string()));
         }
         store.last_client = state.last_client;
         let mut server = Server::new(store, host);
@@ -197,7 +214,11 @@ impl Server {
         client.transactions = state.transactions.into_iter().map(|tx| (tx, Transaction::lost())).collect();
         self.store.clients.insert(id, client);
         for watch in state.watches {
-            let path: Arc<str> = watch.path.as_str().into();
+            let known = Watched::parse(watch.path.as_bytes(), DomId::HOST, 0).ok().filter(|known| **known.text() == *watch.path);
+            let path = known.ok_or_else(|| impossible("watch", &watch.path))?.text().clone();
+            if self.store.has_watch(id, &path, watch.token.as_bytes()) {
+                return Err(impossible("watch twice", &path));
+            }
             let watch = Watch {
                 id: self.store.next_watch(),
                 client: id,
@@ -214,24 +235,33 @@ impl Server {
     }
 }
 
-/// Builds the tree. Nodes on the way to another must be there already.
-fn tree(nodes: &[NodeState]) -> Result<Tree, StateError> {
-    let mut nodes = nodes.iter();
-    let root = nodes.next().filter(|root| root.path == "/").ok_or_else(|| impossible("no root before", "/"))?;
-    let mut last_perms = Arc::new(root.perms.clone());
-    let mut tree = Tree::with_root(Node::new(Default::default(), root.value.as_bytes().into(), last_perms.clone()));
-    for node in nodes {
-        let path = Path::parse(node.path.as_bytes(), DomId::HOST, 0).map_err(|_| impossible("path", &node.path))?;
-        if !tree.root().nearest(path.as_str()).1.is_last_name() {
-            return Err(impossible("parent missing, or node twice", &node.path));
+impl Tree {
+    /// Builds a tree. Nodes on the way to another must be there already.
+    pub(crate) fn of_nodes(nodes: &[NodeState]) -> Result<Tree, StateError> {
+        let mut nodes = nodes.iter();
+        let root = nodes.next().filter(|root| root.path == "/").ok_or_else(|| impossible("no root before", "/"))?;
+        let mut last_perms = Arc::new(root.perms.clone());
+        let mut tree = Tree::with_root(Node::new(Default::default(), root.value.as_bytes().into(), last_perms.clone()));
+        for node in nodes {
+            let path = Path::parse(node.path.as_bytes(), DomId::HOST, 0).map_err(|_| impossible("path", &node.path))?;
+            if path.as_str() != node.path || !tree.root().nearest(path.as_str()).1.is_last_name() {
+                return Err(impossible("parent missing, or node twice", &node.path));
+            }
+            // Neighbours mostly have equal permissions, which they then share.
+            if *last_perms != node.perms {
+                last_perms = Arc::new(node.perms.clone());
+            }
+            tree.create(&path, Value::from(node.value.as_bytes()), &last_perms);
         }
-        // Neighbours mostly have equal permissions, which they then share.
-        if *last_perms != node.perms {
-            last_perms = Arc::new(node.perms.clone());
-        }
-        tree.create(&path, Value::from(node.value.as_bytes()), &last_perms);
+        Ok(tree)
     }
-    Ok(tree)
+}
+
+impl NodeState {
+    /// What `node` at `path` is.
+    pub(crate) fn of(path: &str, node: &Node) -> NodeState {
+        NodeState { path: path.into(), value: node.value().as_bytes().into(), perms: Perms::clone(node.perms()) }
+    }
 }
 
 #[cfg(test)]
@@ -285,6 +315,11 @@ mod tests {
         refused(&|state| state.nodes[2].path = "/a//b".into());
         refused(&|state| state.connections[0].client = ClientId(99));
         refused(&|state| state.connections.push(state.connections[0].clone()));
+        refused(&|state| state.last_client = u64::MAX);
+        let guest = 1;
+        refused(&|state| state.connections[guest].watches.extend_from_within(..));
+        refused(&|state| state.connections[guest].watches[0].path = "relative".into());
+        refused(&|state| state.connections[guest].watches[0].path = "/a//b".into());
         refused(&|state| drop(state.special_perms.insert("@x".into(), Perms::private(DomId::HOST))));
     }
 }

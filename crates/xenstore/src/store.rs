@@ -18,6 +18,7 @@ use crate::domain::Domains;
 use crate::domid::DomId;
 use crate::edit::{self, Edit, Names, Op};
 use crate::error::Error;
+use crate::journal::Journal;
 use crate::path::{Path, Special};
 use crate::perms::Perms;
 use crate::quota::{Quota, Quotas, Usage, Usages};
@@ -70,6 +71,8 @@ pub struct Store {
     /// Snapshots of domains' transactions, by the value of `replaced` when they were taken.
     snapshots: BTreeSet<(u64, ClientId, TxId)>,
     quota_hits: BTreeMap<(DomId, Quota), u64>,
+    /// What is written down of the tree, if anything is.
+    pub(crate) journal: Option<Journal>,
 }
 
 impl Store {
@@ -96,6 +99,7 @@ impl Store {
             replaced: 0,
             snapshots: BTreeSet::new(),
             quota_hits: BTreeMap::new(),
+            journal: None,
         }
     }
 
@@ -145,6 +149,7 @@ impl Store {
         if tx != NO_TRANSACTION {
             return self.step(client, tx, |transaction, settled, domains| transaction.apply(op, caller, settled, domains, value_max));
         }
+        self.may_change(op.path())?;
         let (settled, domains) = (&self.usages, &self.domains);
         let mut edit = Edit { tree: &mut self.tree, settled, charges: &mut self.charges, domains, caller, value_max };
         let change = edit.apply(&op).inspect_err(|error| self.note_quota(caller.domain, *error))?;
@@ -180,11 +185,12 @@ impl Store {
     /// TRANSACTION_END with T. The transaction is over in any case.
     ///
     /// # Errors
-    /// [`Error::NoTransaction`], [`Error::Conflict`], [`Error::TransactionFailed`].
+    /// [`Error::NoTransaction`], [`Error::Conflict`], [`Error::TransactionFailed`], [`Error::ReadOnly`].
     pub fn commit(&mut self, client: ClientId, tx: TxId) -> Result<(), Error> {
         let transaction = self.take_transaction(client, tx)?;
         let caller = self.caller(client)?;
         let mut committed = transaction.commit(&self.tree, caller, &self.usages, &self.domains, self.config.value_max)?;
+        committed.changed.iter().try_for_each(|(path, _)| self.may_change(path))?;
         let before = std::mem::replace(&mut self.tree, committed.tree);
         self.usages.settle(&mut committed.charges);
         for (path, removed) in &committed.changed {
@@ -192,6 +198,11 @@ impl Store {
             self.fire_commit(&before, path, *removed);
         }
         Ok(())
+    }
+
+    /// Whether any client has a transaction open.
+    pub fn has_transactions(&self) -> bool {
+        self.clients.values().any(|client| !client.transactions.is_empty())
     }
 
     /// Events since the last call, in order.

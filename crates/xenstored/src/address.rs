@@ -4,6 +4,7 @@
 //! not touched. The mode is set before the socket has a name, so that there is no moment at which others could connect: Linux gives a
 //! socket's file the mode of the descriptor (unix(7), `unix_bind`).
 
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -75,6 +76,27 @@ impl Listener {
         rustix::net::listen(&socket, BACKLOG).map_err(|error| host(error.into()))?;
         let identity = identity(path).map_err(host)?;
         Ok(Listener { socket: socket.into(), path: path.into(), identity })
+    }
+
+    /// Goes on with a listening socket that another program made at `path`, see [`Listener::identity`].
+    ///
+    /// # Errors
+    /// When it is no listening socket.
+    pub fn adopt(socket: OwnedFd, path: PathBuf, identity: (u64, u64)) -> std::io::Result<Listener> {
+        if !rustix::net::sockopt::socket_acceptconn(&socket)? {
+            return Err(rustix::io::Errno::INVAL.into());
+        }
+        Ok(Listener { socket: socket.into(), path, identity })
+    }
+
+    /// Its name.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Device and inode of its name.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
     }
 
     /// The socket, which does not block.

@@ -15,6 +15,9 @@ pub struct Arguments {
     /// Write the process number here, and refuse to start while another xenstored has done so.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Keep keys in this file, so that they outlive the server; all but those of domains.
+    #[arg(long, value_name = "FILE")]
+    pub persist: Option<PathBuf>,
     /// Limit each domain; 0 is no limit. May be given several times.
     #[arg(long = "quota", value_name = "NAME=VALUE", value_parser = quota)]
     pub quotas: Vec<(Quota, u32)>,
@@ -24,6 +27,12 @@ pub struct Arguments {
     /// Go on in the background once the socket is there.
     #[arg(long)]
     pub daemon: bool,
+    /// Take over from the program that left its state in this descriptor. For live upgrades, which add it by themselves.
+    #[arg(long, value_name = "DESCRIPTOR", hide = true)]
+    pub resume: Option<i32>,
+    /// Only tell whether that state can be taken over.
+    #[arg(long, requires = "resume", hide = true)]
+    pub check: bool,
 }
 
 fn quota(text: &str) -> Result<(Quota, u32), String> {

@@ -10,7 +10,9 @@
 //! for it is decided by [`xenstore::Server`]; here are only the sockets.
 
 pub mod address;
+pub mod keeper;
+pub mod keys;
 mod serve;
 
 pub use address::Listener;
-pub use serve::serve;
+pub use serve::{Pause, Service, serve};

@@ -2,7 +2,7 @@
 //!
 //! The kernel names the sockets that are ready (epoll(7)), the server names the connections that a request of somebody else concerns, so idle
 //! connections cost nothing. A connection is read once and then the others have their turn; it is not read while the server does not want
-//! more of it, and it is waited for to read only while something is left to send.
+//! more of it, and it is waited for to read only while something is left to send. What a turn of the loop has changed is written down at its end, once.
 
 use std::collections::HashMap;
 use std::io;
@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use xenstore::{ClientId, DomId, Server, SharedStore};
 
 use crate::address::Listener;
+use crate::keeper::Keeper;
 
 /// Bytes read at a time.
 const READ: usize = 16 << 10;
@@ -31,7 +32,8 @@ const RELIEF: Duration = Duration::from_millis(100);
 /// What epoll says of descriptors that are no connections. Connections are named by their clients' numbers, which begin at 1 and never get there.
 const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
-const STOP: u64 = u64::MAX - 2;
+/// The first of those that call the loop's owner; the others are below.
+const CALL: u64 = u64::MAX - 2;
 
 /// Serves `store` to who connects to `listener`, until `stop` is readable. Then all connections are closed and the socket is removed.
 ///
@@ -41,22 +43,18 @@ const STOP: u64 = u64::MAX - 2;
 /// # Errors
 /// When the host has no descriptor or memory left at the start.
 pub fn serve(listener: Listener, store: &SharedStore, stop: impl AsFd) -> io::Result<()> {
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    epoll::add(&epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
-    epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-    epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
-    let waker = Arc::clone(&wake);
-    store.set_waker(move || {
-        // It fails only when the counter is full, and then the loop is woken anyway.
-        let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
-    });
-    let mut service =
-        Service { epoll, wake, listener, store, sockets: HashMap::new(), buffer: vec![0; READ], hold_ends: None, listens_again: None };
-    let done = service.run();
-    store.set_waker(|| {});
-    store.with(|server| service.sockets.values().for_each(|socket| server.disconnect(socket.client)));
-    done
+    Service::new(listener, store, None)?.run(&[stop.as_fd()], None).map(drop)
+}
+
+/// Why [`Service::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pause {
+    /// This one of the descriptors is readable.
+    Called(usize),
+    /// No transaction is open.
+    Quiet,
+    /// The time is over, and transactions are open.
+    Late,
 }
 
 /// A connection.
@@ -67,40 +65,113 @@ struct Socket {
     interest: EventFlags,
 }
 
-struct Service<'a> {
+/// The loop of [`serve`], for who pauses it and goes on, or hands it over. Dropped, it closes all connections and removes the socket.
+pub struct Service<'a> {
     epoll: OwnedFd,
     wake: Arc<OwnedFd>,
     listener: Listener,
     store: &'a SharedStore,
     sockets: HashMap<u64, Socket>,
     buffer: Vec<u8>,
+    keeper: Option<Keeper>,
     hold_ends: Option<Instant>,
     listens_again: Option<Instant>,
 }
 
-impl Service<'_> {
-    fn run(&mut self) -> io::Result<()> {
+impl<'a> Service<'a> {
+    /// See [`serve`]. What outlives the server is written down by `keeper`.
+    ///
+    /// # Errors
+    /// When the host has no descriptor or memory left.
+    pub fn new(listener: Listener, store: &'a SharedStore, keeper: Option<Keeper>) -> io::Result<Service<'a>> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        epoll::add(&epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
+        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
+        let waker = Arc::clone(&wake);
+        store.set_waker(move || {
+            // It fails only when the counter is full, and then the loop is woken anyway.
+            let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
+        });
+        let (sockets, buffer) = (HashMap::new(), vec![0; READ]);
+        Ok(Service { epoll, wake, listener, store, sockets, buffer, keeper, hold_ends: None, listens_again: None })
+    }
+
+    /// Takes over a connection that the server knows already.
+    ///
+    /// # Errors
+    /// When the host has no memory left.
+    pub fn adopt(&mut self, client: ClientId, descriptor: OwnedFd) -> io::Result<()> {
+        let interest = EventFlags::IN;
+        epoll::add(&self.epoll, &descriptor, EventData::new_u64(client.number()), interest)?;
+        self.sockets.insert(client.number(), Socket { descriptor, client, interest });
+        Ok(())
+    }
+
+    /// Serves until one of `calls` is readable; with `quiet_by`, also until no transaction is open, but no longer than that. What was done is
+    /// written down then.
+    ///
+    /// # Errors
+    /// The host's, after which there is no going on.
+    pub fn run(&mut self, calls: &[BorrowedFd], quiet_by: Option<Instant>) -> io::Result<Pause> {
+        for (call, number) in calls.iter().zip(0..) {
+            epoll::add(&self.epoll, call, EventData::new_u64(CALL - number), EventFlags::IN)?;
+        }
+        let pause = self.turn_until(calls.len(), quiet_by);
+        calls.iter().try_for_each(|call| epoll::delete(&self.epoll, call))?;
+        pause
+    }
+
+    /// The connections.
+    pub fn connections(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
+        self.sockets.values().map(|socket| (socket.client, socket.descriptor.as_fd()))
+    }
+
+    /// Where connections come from.
+    pub fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    fn turn_until(&mut self, calls: usize, quiet_by: Option<Instant>) -> io::Result<Pause> {
         let mut ready = Vec::with_capacity(ROUND);
+        // What another process left undone.
+        self.work(None, |_, _| {});
         loop {
-            let timeout = self.timeout();
+            self.keep();
+            if let Some(end) = quiet_by {
+                match self.store.with(|server| server.store().has_transactions()) {
+                    false => return Ok(Pause::Quiet),
+                    true if end <= Instant::now() => return Ok(Pause::Late),
+                    true => {}
+                }
+            }
+            let timeout = self.timeout(quiet_by);
             match epoll::wait(&self.epoll, spare_capacity(&mut ready), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+            let mut called = None;
             for event in ready.drain(..) {
                 match event.data.u64() {
-                    STOP => return Ok(()),
                     LISTENER => self.accept(),
                     WAKE => self.woken(),
-                    number => self.ready(number, event.flags),
+                    number => match usize::try_from(CALL - number) {
+                        Ok(call) if call < calls => called = called.or(Some(call)),
+                        _ => self.ready(number, event.flags),
+                    },
                 }
             }
             self.look_at_the_clock()?;
+            if let Some(call) = called {
+                self.keep();
+                return Ok(Pause::Called(call));
+            }
         }
     }
 
-    fn timeout(&self) -> Option<Timespec> {
-        let next = self.hold_ends.into_iter().chain(self.listens_again).min()?;
+    fn timeout(&self, quiet_by: Option<Instant>) -> Option<Timespec> {
+        let due = self.keeper.as_ref().and_then(Keeper::due);
+        let next = self.hold_ends.into_iter().chain(self.listens_again).chain(due).chain(quiet_by).min()?;
         Timespec::try_from(next.saturating_duration_since(Instant::now())).ok()
     }
 
@@ -114,6 +185,16 @@ impl Service<'_> {
             epoll::add(&self.epoll, self.listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
         }
         Ok(())
+    }
+
+    /// Writes down what has changed. That lets replies leave, which makes room for requests that change more.
+    fn keep(&mut self) {
+        let Some(mut keeper) = self.keeper.take() else { return };
+        let mut did = true;
+        while did {
+            self.work(None, |server, _| did = keeper.keep(server));
+        }
+        self.keeper = Some(keeper);
     }
 
     /// Admits who waits, but not so many that those inside would have to wait.
@@ -201,6 +282,13 @@ impl Service<'_> {
                 *hold_ends = Some(Instant::now() + HOLD);
             }
         });
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        self.store.set_waker(|| {});
+        self.store.with(|server| self.sockets.values().for_each(|socket| server.disconnect(socket.client)));
     }
 }
 

@@ -8,6 +8,7 @@ use logic::http::{Answer, Url};
 use logic::words::Options;
 use pvbus::Nanos;
 use pvbus::hal::{MILLISECOND, SECOND};
+use smoltcp::iface::SocketHandle;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{icmp, tcp};
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, Ipv4Address};
@@ -80,7 +81,7 @@ fn show(bus: &mut Bus) {
     for card in bus.tree.cards() {
         let [a, b, c, d, e, f] = card.mac();
         println!("{}: {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}, MTU {}", card.name(), card.mtu());
-        if let Some(lease) = bus.network().filter(|network| network.name() == card.name()).and_then(|network| network.lease) {
+        if let Some(lease) = bus.networks().iter().find(|network| network.name() == card.name()).and_then(|network| network.lease) {
             println!("    {lease}");
         }
     }
@@ -114,7 +115,7 @@ pub fn ping(bus: &mut Bus, arguments: &[String]) -> Done {
 }
 
 /// One ping; the bytes of the answer.
-fn exchange(bus: &mut Bus, handle: smoltcp::iface::SocketHandle, address: Ipv4Address, seq_no: u16) -> Result<usize, Failure> {
+fn exchange(bus: &mut Bus, handle: SocketHandle, address: Ipv4Address, seq_no: u16) -> Result<usize, Failure> {
     let checksums = ChecksumCapabilities::default();
     let request = Icmpv4Repr::EchoRequest { ident: PING_IDENT, seq_no, data: &[b'x'; PING_BYTES] };
     let network = bus.network().ok_or(Failure::NoCard)?;
@@ -168,7 +169,7 @@ pub fn http(bus: &mut Bus, arguments: &[String]) -> Done {
 }
 
 /// Asks, and takes what comes until the other end has said all.
-fn fetch(bus: &mut Bus, handle: smoltcp::iface::SocketHandle, request: &str, answer: &mut Answer) -> Result<(), Failure> {
+fn fetch(bus: &mut Bus, handle: SocketHandle, request: &str, answer: &mut Answer) -> Result<(), Failure> {
     let mut unsent = request.as_bytes();
     loop {
         let is_over = bus.wait_for_network(time::now() + PATIENCE, |network| {

@@ -107,6 +107,10 @@ pub mod error {
     pub const ENOSPC: &str = "ENOSPC";
     /// No such operation.
     pub const ENOSYS: &str = "ENOSYS";
+    /// Done, but it could not be written to disk.
+    pub const EIO: &str = "EIO";
+    /// Cannot be changed for the time being.
+    pub const EROFS: &str = "EROFS";
     /// Not now.
     pub const EBUSY: &str = "EBUSY";
     /// The transaction conflicts; begin again.

@@ -116,6 +116,25 @@ fn end_of_level_triggered_interrupt_is_reported() {
 }
 
 #[test]
+fn hypervisors_registers_work_in_both_modes() {
+    for x2 in [false, true] {
+        let m = machine(2);
+        if x2 {
+            (0..2).for_each(|id| x2apic(m.apic(id)));
+        }
+        let destination = if x2 { 1 << 32 } else { 1 << 56 };
+        m.apic(0).write(offset::ICR_LOW, destination | 0x4061).unwrap();
+        assert_eq!((m.apic(0).has_work(), m.apic(1).acknowledge()), (false, 0x61));
+        assert_eq!(m.apic(0).read(offset::ICR_LOW).unwrap() & 0xff, 0x61);
+        m.apic(1).write(offset::TPR, 0x20).unwrap();
+        assert_eq!(m.apic(1).read(offset::TPR), Ok(0x20));
+        assert_eq!(m.apic(1).write(offset::EOI, 0), Ok(None));
+        assert_eq!(m.apic(1).read(offset::ISR + 0x30), Ok(0), "it is no longer in service");
+        assert_eq!(m.apic(1).read(offset::EOI), Err(MsrFault));
+    }
+}
+
+#[test]
 fn software_disabled_apic_takes_no_vectors_but_nmi_and_masks_its_lvt() {
     let m = machine(1);
     let apic = m.apic(0);

@@ -217,7 +217,7 @@ impl Hyperv {
             return Err(Status::INVALID_PARAMETER);
         }
         call.bytes(size_of::<PostMessage>(), payload)?;
-        self.connected()?.post_message(header.connection.get() & CONNECTION_MASK, header.kind.get(), payload).into_result()
+        self.posted(header.connection.get() & CONNECTION_MASK, header.kind.get(), payload).into_result()
     }
 
     fn guest_signals(&self, call: &Call<'_>) -> Answer {
@@ -226,7 +226,7 @@ impl Hyperv {
         if event >> 48 != 0 {
             return Err(Status::INVALID_PARAMETER);
         }
-        self.connected()?.signal_event(event as u32 & CONNECTION_MASK, (event >> 32) as u16).into_result()
+        self.signalled(event as u32 & CONNECTION_MASK, (event >> 32) as u16).into_result()
     }
 }
 

@@ -25,6 +25,7 @@ pub mod netvsc;
 mod page;
 pub mod storvsc;
 mod synic;
+mod testdev;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -51,6 +52,7 @@ pub use crash::Crash;
 use crash::CrashMsrs;
 use page::PageMsr;
 use synic::{Controller, Outside};
+use testdev::TestDevice;
 
 /// The version that is shown, that of Windows Server 2022: build, major, minor.
 const BUILD: u32 = 20348;
@@ -96,6 +98,7 @@ pub struct Hyperv {
     processors: OnceLock<Arc<dyn Processors>>,
     machine: OnceLock<Arc<dyn Machine>>,
     connections: OnceLock<Arc<dyn Connections>>,
+    tests: OnceLock<TestDevice>,
     guest: Mutex<Guest>,
     vps: Vec<Mutex<Vp>>,
 }
@@ -129,6 +132,7 @@ impl Hyperv {
             processors: OnceLock::new(),
             machine: OnceLock::new(),
             connections: OnceLock::new(),
+            tests: OnceLock::new(),
             guest: Mutex::default(),
             vps: (0..vcpus).map(vp).collect(),
         });
@@ -150,6 +154,11 @@ impl Hyperv {
         let _ = self.connections.set(connections);
     }
 
+    /// Adds the device of test suites, whose connections come before all others.
+    pub fn add_test_device(&self) {
+        let _ = self.tests.set(TestDevice::default());
+    }
+
     /// Reference time, in 100 ns since the machine was made.
     pub fn reference_time(&self) -> u64 {
         self.clock.now()
@@ -160,8 +169,27 @@ impl Hyperv {
         self.guest().system
     }
 
-    fn connected(&self) -> Result<&Arc<dyn Connections>, Status> {
-        self.connections.get().ok_or(Status::INVALID_CONNECTION_ID)
+    /// The guest has posted a message.
+    fn posted(&self, connection: u32, kind: u32, payload: &[u8]) -> Status {
+        let by_tests = self.tests.get().and_then(|device| device.post_message(connection, kind, payload, self));
+        by_tests.unwrap_or_else(|| match self.connections.get() {
+            Some(connections) => connections.post_message(connection, kind, payload),
+            None => Status::INVALID_CONNECTION_ID,
+        })
+    }
+
+    /// The guest has signalled an event.
+    fn signalled(&self, connection: u32, flag: u16) -> Status {
+        let by_tests = self.tests.get().and_then(|device| device.signal_event(connection, self));
+        by_tests.unwrap_or_else(|| match self.connections.get() {
+            Some(connections) => connections.signal_event(connection, flag),
+            None => Status::INVALID_CONNECTION_ID,
+        })
+    }
+
+    /// Interrupts by an interrupt source as if there was something at it.
+    fn raise(&self, vp: VcpuId, sint: u8) {
+        self.with_controller(vp, |controller, outside| controller.raise(sint, outside));
     }
 
     /// Bit by processor that there is.
@@ -307,10 +335,8 @@ impl Dialect for Hyperv {
             _ if let Some(offset) = local_apic(index) => {
                 self.processors.get().ok_or(MsrFault).and_then(|known| known.read_local_apic(vcpu, offset))
             }
-            _ => match self.guest().crash.read(index) {
-                Some(value) => Ok(value),
-                None => lock(self.vps.get(vcpu as usize)?).controller.read_msr(index)?,
-            },
+            msr::CRASH_P0..=msr::CRASH_CTL => self.guest().crash.read(index).ok_or(MsrFault),
+            _ => lock(self.vps.get(vcpu as usize)?).controller.read_msr(index)?,
         })
     }
 
@@ -336,12 +362,24 @@ impl Dialect for Hyperv {
                 self.write_crash(value);
                 Ok(())
             }
+            msr::CRASH_P0..msr::CRASH_CTL => self.guest().crash.write(index, value).ok_or(MsrFault),
             _ if let Some(offset) = local_apic(index) => self.write_local_apic(vcpu, offset, value),
-            _ => match self.guest().crash.write(index, value) {
-                Some(()) => Ok(()),
-                None => self.with_controller(vcpu, |controller, outside| controller.write_msr(index, value, outside))??,
-            },
+            _ => self.with_controller(vcpu, |controller, outside| controller.write_msr(index, value, outside))??,
         })
+    }
+
+    fn port_in(&self, _vcpu: VcpuId, port: u16, size: u8) -> Option<u32> {
+        (self.tests.get().is_some() && (port, size) == (testdev::PORT, 4)).then_some(0)
+    }
+
+    fn port_out(&self, _vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
+        match self.tests.get().filter(|_| (port, size) == (testdev::PORT, 4)) {
+            Some(device) => {
+                device.command(value, self);
+                true
+            }
+            None => false,
+        }
     }
 
     fn takes_registers(&self, port: u16) -> bool {
@@ -362,6 +400,9 @@ impl Dialect for Hyperv {
             self.with_controller(vp, Controller::reset);
             // No page is always good.
             let _ = self.write_assist_page(vp, 0);
+        }
+        if let Some(device) = self.tests.get() {
+            device.reset();
         }
         if let Some(connections) = self.connections.get() {
             connections.reset();

@@ -131,6 +131,13 @@ impl Controller {
         old.is_some()
     }
 
+    /// Interrupts by a source as if there was something at it.
+    pub fn raise(&self, sint: u8, outside: &Outside<'_>) {
+        if self.is_on() {
+            self.interrupt(sint.into(), outside);
+        }
+    }
+
     /// Tells the guest of timers that have expired and of what waits, as far as there is room.
     pub fn deliver(&mut self, outside: &Outside<'_>) {
         for sint in 0..SINTS {

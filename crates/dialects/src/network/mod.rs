@@ -4,8 +4,8 @@
 //! completes checksums that a guest left blank, for networks that cannot.
 
 pub(crate) mod checksum;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 use std::io;
 

@@ -4,15 +4,16 @@
 //! of value, UTF-8, padded with zeros, without a header, under a POSIX lock over the whole file (Linux `tools/hv/hv_kvp_daemon.c`). A pool is
 //! read by reading its file; this machine's own keys get to the host by a record in the Guest pool, which the host enumerates.
 //!
-//! Keys are named as OpenBSD's hyperv(4) names them, `Pool/key`, divided at the last slash, and the pool's name in any case. The Auto pool is
-//! computed by the daemon when the host asks, so its file stays empty. Without a running daemon the files do not change, and a key
-//! in the Guest pool waits until one runs: the kernel's `/dev/vmbus/hv_kvp` serves the daemon alone.
+//! Keys are named as OpenBSD's hyperv(4) names them ([`pools`]). The Auto pool is computed by the daemon when the host asks, so its file stays
+//! empty: what it holds only the host can tell. Without a running daemon the files do not change, and a key in the Guest pool waits
+//! until one runs: the kernel's `/dev/vmbus/hv_kvp` serves the daemon alone.
 
 use alloc::format;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use abi::hyperv::kvp;
+use pvbus::hyperv::pools::{self, Pool};
 use pvbus::{Kind, Store, StoreError};
 
 use super::Opened;
@@ -24,10 +25,6 @@ use crate::sys::{Errno, File, time};
 pub const DIRECTORY: &str = "/var/lib/hyperv";
 /// The kernel's end of the daemon: it is there when the host offers key/value pairs and `hv_utils` is loaded.
 const DEVICE: &str = "/dev/vmbus/hv_kvp";
-/// Names of the pools, by their numbers (OpenBSD `sys/dev/pv/hypervic.c`).
-const POOLS: [&str; 4] = ["External", "Guest", "Auto", "Guest/Parameters"];
-/// The pool that belongs to this machine.
-const GUEST: usize = 1;
 /// More records than this are not believed.
 const MAX_RECORDS: usize = 4096;
 /// Time between attempts at a lock that somebody else has.
@@ -47,7 +44,7 @@ impl Pools {
     /// [`Error::NoStore`] when there is neither a pool nor a host that wants some.
     pub fn open(directory: &str, patience: Duration) -> Result<Pools, Error> {
         let pools = Pools { directory: directory.into(), patience };
-        if file::exists(&pools.path(0)) || file::exists(&pools.path(GUEST)) || file::exists(DEVICE.as_bytes()) {
+        if file::exists(&pools.path(Pool::External)) || file::exists(&pools.path(Pool::Guest)) || file::exists(DEVICE.as_bytes()) {
             return Ok(pools);
         }
         Err(Error::NoStore(format!(
@@ -55,12 +52,15 @@ impl Pools {
         )))
     }
 
-    fn path(&self, pool: usize) -> Vec<u8> {
-        [&self.directory, format!("/.kvp_pool_{pool}").as_bytes()].concat()
+    fn path(&self, pool: Pool) -> Vec<u8> {
+        [&self.directory, format!("/.kvp_pool_{}", pool.number()).as_bytes()].concat()
     }
 
-    /// All records of `pool`; none when there is no file yet.
-    fn records(&self, pool: usize) -> Result<Vec<Record>, StoreError> {
+    /// All records of `pool`; none when there is no file yet. Of the Auto pool there are none in any file.
+    fn records(&self, pool: Pool) -> Result<Vec<Record>, StoreError> {
+        if pool == Pool::Auto {
+            return Err(StoreError::Unsupported);
+        }
         let file = match File::open(&self.path(pool), Access::Read) {
             Ok(file) => file,
             Err(Errno::ENOENT) => return Ok(Vec::new()),
@@ -73,7 +73,7 @@ impl Pools {
     /// Lets `change` edit the records of the Guest pool, and writes them back.
     fn edit(&self, change: impl FnOnce(&mut Vec<Record>) -> Result<(), StoreError>) -> Result<(), StoreError> {
         file::make_directories(&self.directory).map_err(refusal)?;
-        let file = File::open(&self.path(GUEST), Access::ReadWriteOrMake).map_err(refusal)?;
+        let file = File::open(&self.path(Pool::Guest), Access::ReadWriteOrMake).map_err(refusal)?;
         self.lock(&file, true)?;
         let mut records = read_records(&file).map_err(refusal)?;
         change(&mut records)?;
@@ -100,22 +100,24 @@ impl Store for Pools {
     }
 
     fn read(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let (pool, name) = split(key)?;
+        let (pool, name) = pools::split(key)?;
         let found = self.records(pool)?.into_iter().find(|record| record.key == name);
         found.map(|record| record.value).ok_or(StoreError::NotFound)
     }
 
     fn read_or_list(&mut self, key: &[u8]) -> Result<Vec<u8>, StoreError> {
-        match split(key)? {
+        match pools::split(key)? {
             (_, b"") => Ok(self.list(key)?.join(&b'\n')),
             _ => self.read(key),
         }
     }
 
     fn write(&mut self, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        let name = own(key)?;
-        fits(name, kvp::KEY_SIZE)?;
-        fits(value, kvp::VALUE_SIZE)?;
+        let (name, value) = pools::record(own(key)?, value)?;
+        // The file holds as many bytes of UTF-8, with a terminating zero, as the message to the host of UTF-16.
+        if name.len() >= kvp::KEY_SIZE || value.len() >= kvp::VALUE_SIZE {
+            return Err(StoreError::TooLong);
+        }
         let new = Record { key: name.into(), value: value.into() };
         self.edit(|records| {
             match records.iter_mut().find(|record| record.key == new.key) {
@@ -128,10 +130,9 @@ impl Store for Pools {
 
     fn list(&mut self, key: &[u8]) -> Result<Vec<Vec<u8>>, StoreError> {
         if key.is_empty() {
-            return Ok(POOLS.map(Vec::from).to_vec());
+            return Ok(Pool::ALL.map(|pool| pool.name().into()).to_vec());
         }
-        let pool = pool(key.strip_suffix(b"/").unwrap_or(key))?;
-        Ok(self.records(pool)?.into_iter().map(|record| record.key).collect())
+        Ok(self.records(pools::directory(key)?)?.into_iter().map(|record| record.key).collect())
     }
 
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreError> {
@@ -146,8 +147,8 @@ impl Store for Pools {
 
 impl Opened for Pools {
     fn rules(&self) -> &'static str {
-        "Hyper-V's keys are Pool/key with the pools External, Guest, Auto and Guest/Parameters, of which only Guest can be written; \
-         keys are 255 and values 1023 characters at most, text without zero bytes"
+        "Hyper-V's keys are Pool/key with the pools External, Guest, Auto and Guest/Parameters, of which only Guest can be written, and Auto is \
+         in no file: hv_kvp_daemon computes it when the host asks; keys are 255 and values 1023 characters at most, text without zero bytes"
     }
 }
 
@@ -182,30 +183,13 @@ fn to_bytes(records: &[Record]) -> Vec<u8> {
     bytes
 }
 
-/// Pool and key of `Pool/key`.
-fn split(key: &[u8]) -> Result<(usize, &[u8]), StoreError> {
-    let slash = key.iter().rposition(|&byte| byte == b'/').ok_or(StoreError::BadKey)?;
-    Ok((pool(&key[..slash])?, &key[slash + 1..]))
-}
-
-/// The number of a pool.
-fn pool(name: &[u8]) -> Result<usize, StoreError> {
-    POOLS.iter().position(|pool| pool.as_bytes().eq_ignore_ascii_case(name)).ok_or(StoreError::BadKey)
-}
-
 /// The name of a key in the pool that is not the host's.
 fn own(key: &[u8]) -> Result<&[u8], StoreError> {
-    match split(key)? {
+    match pools::split(key)? {
         (_, b"") => Err(StoreError::BadKey),
-        (GUEST, name) => Ok(name),
+        (Pool::Guest, name) => Ok(name),
         _ => Err(StoreError::Denied),
     }
-}
-
-/// The file holds `size` bytes of UTF-8, the message to the host as many of UTF-16, both with a terminating zero.
-fn fits(field: &[u8], size: usize) -> Result<(), StoreError> {
-    let text = core::str::from_utf8(field).ok().filter(|text| !text.contains('\0')).ok_or(StoreError::BadKey)?;
-    if text.len() < size && text.encode_utf16().count() < size / 2 { Ok(()) } else { Err(StoreError::TooLong) }
 }
 
 fn refusal(errno: Errno) -> StoreError {
@@ -251,10 +235,18 @@ mod tests {
     #[test]
     fn pools_and_their_keys_are_listed() {
         let (_directory, mut pools) = pools();
-        assert_eq!(pools.list(b"").unwrap(), POOLS.map(Vec::from));
+        assert_eq!(pools.list(b"").unwrap(), Pool::ALL.map(|pool| pool.name().as_bytes()));
         assert_eq!(pools.list(b"External/").unwrap(), [b"userdata".as_slice(), b"empty"]);
-        assert!(pools.list(b"Auto").unwrap().is_empty());
+        assert!(pools.list(b"Guest/Parameters").unwrap().is_empty());
         assert_eq!(pools.read_or_list(b"External/").unwrap(), b"userdata\nempty");
+    }
+
+    #[test]
+    fn pool_that_the_daemon_computes_is_said_to_be_in_no_file() {
+        let (_directory, mut pools) = pools();
+        assert_eq!(pools.read(b"Auto/OSName"), Err(StoreError::Unsupported));
+        assert_eq!(pools.list(b"Auto"), Err(StoreError::Unsupported));
+        assert!(pools.rules().contains("hv_kvp_daemon computes it"));
     }
 
     #[test]
@@ -277,6 +269,7 @@ mod tests {
         let (_directory, mut pools) = pools();
         assert_eq!(pools.write(b"External/x", b"1"), Err(StoreError::Denied));
         assert_eq!(pools.remove(b"External/userdata"), Err(StoreError::Denied));
+        assert_eq!(pools.write(b"Auto/OSName", b"1"), Err(StoreError::Denied));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use pvbus::{Dma, Hal, HalError, Nanos};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI};
 use vmm::time::{Clock, StepClock, Timers};
-use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, PortCall};
+use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, Paging, PortCall};
 
 const PAGE: u64 = 4096;
 const MEMORY: u64 = 1024 * PAGE;
@@ -100,6 +100,11 @@ impl Machine {
     /// Stops the host's threads, or lets them go on.
     pub fn pause_others(&self, pause: bool) {
         self.paused.store(pause, Ordering::Relaxed);
+    }
+
+    /// Writes to memory, as the host does.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(gpa)).unwrap();
     }
 
     /// Pages that were handed out and not given back.
@@ -206,6 +211,24 @@ impl Hal for Machine {
             // The buffer's address is one of this process and not of the machine.
             _ => return Err(HalError::Unavailable),
         }
+        Ok(())
+    }
+
+    fn call_code(&self, gpa: u64, registers: &mut Registers) -> Result<(), HalError> {
+        // The code that Hyper-V's host writes: `out imm8, eax; ret`.
+        let code: [u8; 3] = self.memory.read_obj(GuestAddress(gpa)).map_err(|_| HalError::Fault)?;
+        let [0xe7, port, 0xc3] = code else { return Err(HalError::Fault) };
+        let mut call = PortCall {
+            port: port.into(),
+            size: 4,
+            write: true,
+            long_mode: true,
+            paging: Paging { cr0: 1, ..Paging::default() },
+            gpr: gpr(registers),
+            ..PortCall::default()
+        };
+        self.port_call(&mut call);
+        *registers = from_gpr(&call.gpr);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clock;
+mod hyperv;
 mod machine;
 mod together;
 mod vmmci;

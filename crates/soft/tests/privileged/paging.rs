@@ -161,6 +161,27 @@ fn invlpg_makes_a_changed_entry_seen() {
 }
 
 #[test]
+fn translations_that_another_flushes_are_forgotten() {
+    let page = DATA + 0x1000;
+    for pages in [Some(&[page][..]), None] {
+        let mut m = Machine::new();
+        m.put(DATA + 0x1000, 1u64);
+        m.put(DATA + 0x2000, 2u64);
+        m.code(CODE, |a| {
+            a.mov(rcx, qword_ptr(page)).unwrap();
+            a.hlt().unwrap();
+            a.mov(rdx, qword_ptr(page)).unwrap();
+            a.hlt().unwrap();
+        });
+        m.run_to_halt();
+        m.put(Machine::entry_address(page), DATA + 0x2000 | PRESENT | WRITE);
+        m.vm.flush_translations(0, 1, pages);
+        let registers = m.run_to_halt();
+        assert_eq!((registers.gpr[1], registers.gpr[2]), (1, 2), "{pages:x?}");
+    }
+}
+
+#[test]
 fn cr3_write_forgets_translations() {
     let mut m = Machine::new();
     m.put(DATA + 0x2000, 2u64);

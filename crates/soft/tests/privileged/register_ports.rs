@@ -64,6 +64,20 @@ fn in_of_a_byte_takes_al_from_the_answer_and_keeps_the_rest() {
 }
 
 #[test]
+fn port_that_is_not_the_callers_is_an_undefined_instruction() {
+    let mut m = user_machine(
+        |call| {
+            call.gpr[RBX] = 7;
+            call.undefined = true;
+        },
+        |a| a.out(dx, eax).unwrap(),
+    );
+    let exception = m.run_to_exception();
+    assert_eq!((exception.vector, exception.rip), (6, CODE + 5), "at the OUT, behind a MOV of five bytes");
+    assert_ne!(m.registers().gpr[RBX], 7, "and no register has changed");
+}
+
+#[test]
 fn out_exchanges_registers_too() {
     let answer = |call: &mut PortCall| {
         call.gpr[RAX] = 0xaa;

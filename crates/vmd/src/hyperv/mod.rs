@@ -20,7 +20,7 @@ pub use devices::Devices;
 
 /// Why the dialect needs the software CPU.
 pub const NOT_ON_KVM: &str =
-    "KVM keeps Hyper-V's MSRs for itself as soon as a guest is shown its leaf, and its TSC is not the clock that is shown";
+    "on KVM the guest's TSC is not the clock from which Hyper-V's time is told, and its local APIC is out of reach of Hyper-V's MSRs";
 
 /// The machine as the dialect ends it.
 pub struct Ending {

@@ -1,7 +1,7 @@
 //! CONTROL: what a person at the host may ask the server (xen-project/xen `docs/misc/xenstore.txt`, CONTROL). Commands are each server's own; these
 //! are C xenstored's where it has the same. `log` and `logfile` are missing: log lines are `tracing` events, which the program filters.
 
-use super::Host;
+use super::{Answer, Host};
 use crate::domid::{DomId, decimal};
 use crate::error::Error;
 use crate::quota::Quota;
@@ -13,8 +13,8 @@ const HELP: &str = "check\nhelp\nmemreport\nprint <text>\nquota [<domid> | set <
 ///
 /// # Errors
 /// [`Error::BadRequest`] for an unknown command or wrong arguments.
-pub(super) fn control(store: &mut Store, host: &mut dyn Host, arguments: &[&[u8]]) -> Result<String, Error> {
-    match arguments {
+pub(super) fn control(store: &mut Store, host: &mut dyn Host, arguments: &[&[u8]]) -> Result<Answer, Error> {
+    let text = match arguments {
         [b"check"] => Ok(if store.is_consistent() { "OK" } else { "accounts disagree with the tree" }.into()),
         [b"help"] => Ok(HELP.into()),
         [b"memreport"] => {
@@ -35,9 +35,10 @@ pub(super) fn control(store: &mut Store, host: &mut dyn Host, arguments: &[&[u8]
             store.set_quota(None, quota, decimal(limit).ok_or(Error::BadRequest)?);
             Ok("OK".into())
         }
-        [command, arguments @ ..] => host.control(command, arguments).unwrap_or(Err(Error::BadRequest)),
+        [command, arguments @ ..] => return host.control(command, arguments).unwrap_or(Err(Error::BadRequest)),
         [] => Err(Error::BadRequest),
-    }
+    };
+    text.map(Answer::Now)
 }
 
 /// What a domain uses of each quota, of how much, and how often it ran out.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use abi::xen::xenstore::{Header, NO_TRANSACTION, OK, PAYLOAD_MAX};
 
-use super::{CONFLICTS_BEFORE_HOLD, Server, control};
+use super::output::Unsure;
+use super::{Answer, CONFLICTS_BEFORE_HOLD, Server, control, note_held};
 use crate::bytes::Value;
 use crate::domid::DomId;
 use crate::edit::{Names, Op};
@@ -32,6 +33,8 @@ pub(super) enum Reply {
     Text(String),
     /// `OK`, and then an event.
     Watching(Event),
+    /// `OK` as a text, unless no process takes over.
+    OnceTakenOver,
 }
 
 impl Reply {
@@ -50,6 +53,7 @@ impl Reply {
                 fits(to.len() - before)?;
             }
             Reply::Text(text) => fits(text.len() + 1).map(|()| push_string(to, text.as_bytes()))?,
+            Reply::OnceTakenOver => push_string(to, b"OK"),
         }
         Ok(())
     }
@@ -85,9 +89,20 @@ fn write_part(to: &mut Vec<u8>, names: &Names, offset: usize) {
 impl Server {
     /// Does a request and queues what it is answered with, after the events that it caused.
     pub(super) fn answer(&mut self, client: ClientId, header: &Header, payload: &[u8]) {
+        let before = self.store.changes();
         let result = self.execute(client, header, payload);
         self.deliver();
+        let (changes, holds_back) = (self.store.changes() != before, self.store.holds_back());
         if let Some(connection) = self.connections.get_mut(&client) {
+            if holds_back {
+                connection.output.hold();
+                note_held(&mut self.held, client);
+            }
+            match result {
+                Ok(Reply::OnceTakenOver) => connection.output.doubt(Unsure::TakenOver),
+                Ok(_) if changes && holds_back => connection.output.doubt(Unsure::Kept),
+                _ => {}
+            }
             connection.output.reply(header, |to| result.as_ref().map_err(|error| *error).and_then(|reply| reply.write(to)));
             if let Ok(Reply::Watching(event)) = &result {
                 connection.output.event(event);
@@ -185,7 +200,10 @@ impl Server {
                 self.store.set_quota(domain, quota, limit);
                 Ok(Reply::Done)
             }
-            Request::Control(arguments) => control::control(&mut self.store, self.host.as_mut(), &arguments).map(Reply::Text),
+            Request::Control(arguments) => match control::control(&mut self.store, self.host.as_mut(), &arguments)? {
+                Answer::Now(text) => Ok(Reply::Text(text)),
+                Answer::OnceTakenOver => Ok(Reply::OnceTakenOver),
+            },
             _ => Err(Error::NoOperation),
         }
     }

@@ -165,8 +165,8 @@ impl Store {
             Visit::Below
         });
         for (path, perms) in granted {
-            let perms = Arc::new(perms);
-            self.tree.set_perms(&path, perms);
+            self.tree.set_perms(&path, Arc::new(perms));
+            self.note_change(&path);
         }
         for path in owned {
             let Some(node) = self.tree.remove(&path) else { continue };

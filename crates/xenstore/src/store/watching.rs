@@ -35,7 +35,7 @@ impl Store {
         };
         let known = self.client(client)?;
         let (domain, privileged, count) = (known.domain, known.privileged, known.watches.len());
-        if known.watches.contains_key(&watch_key(watched.text(), token)) {
+        if self.has_watch(client, watched.text(), token) {
             return Err(Error::WatchExists);
         }
         let watch = Watch { id: self.next_watch(), client, path: watched.text().clone(), token: token.into(), hidden, depth };
@@ -43,6 +43,11 @@ impl Store {
         self.allow(domain, privileged, Quota::Watches, count + 1)?;
         self.allow(domain, privileged, Quota::Memory, usize::try_from(memory).unwrap_or(0))?;
         self.add_watch(watch).map(|watch| watch.here())
+    }
+
+    /// Whether the client has this watch.
+    pub(crate) fn has_watch(&self, client: ClientId, path: &str, token: &[u8]) -> bool {
+        self.client(client).is_ok_and(|client| client.watches.contains_key(&watch_key(path, token)))
     }
 
     /// Adds a watch, which has [`Store::next_watch`]'s number.
@@ -117,10 +122,12 @@ impl Store {
             }
         };
         self.fire(&Happening { path, visible, removed });
+        self.note_change(path);
     }
 
     /// Fires what a commit did at `path`, given the tree before it.
     pub(super) fn fire_commit(&mut self, before: &Tree, path: &Path, removed: bool) {
+        self.note_change(path);
         let after = self.tree.clone();
         let (was, is) = (before.get(path), after.get(path));
         if was.is_none() && is.is_none() {

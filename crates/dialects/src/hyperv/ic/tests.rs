@@ -261,7 +261,7 @@ fn older_guests_are_told_the_time_in_their_words() {
 fn file_systems_come_to_rest_and_go_on() {
     let timers = timers();
     let component = Vss::new(no_bell());
-    assert_eq!(component.freeze(), Err(VssError::NoDaemon));
+    assert_eq!(component.freeze(), Err(VssError::NoDriver));
     let mut bench = Bench::ready(&timers, component.device(&timers));
     assert_eq!(component.file_systems(), FileSystems::Working);
     let mut done = |operation: u8, status: u32| {
@@ -282,7 +282,7 @@ fn file_systems_come_to_rest_and_go_on() {
     assert_eq!(done(vss::FREEZE, status::OK), FileSystems::Frozen);
     bench.guest.bus.reset();
     bench.component.work();
-    assert_eq!(component.file_systems(), FileSystems::NoDaemon);
+    assert_eq!(component.file_systems(), FileSystems::NoDriver);
 }
 
 /// The guest's side of key/value pairs: its pools.

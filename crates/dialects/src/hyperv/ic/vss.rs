@@ -12,8 +12,8 @@ use super::{Component, Identity, Next, Peer, Service, lock};
 /// How the guest's file systems are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystems {
-    /// It has nobody for this: no driver, or no daemon (`hv_vss_daemon`).
-    NoDaemon,
+    /// It has no driver for this.
+    NoDriver,
     /// They work.
     Working,
     /// The guest is at it.
@@ -22,16 +22,16 @@ pub enum FileSystems {
     Frozen,
     /// The guest is at it.
     Thawing,
-    /// The guest could not bring them to rest, for this status.
+    /// The guest could not bring them to rest, for this status. So it is, too, when its driver has no daemon (`hv_vss_daemon`).
     CannotFreeze(u32),
 }
 
 /// Why the guest was not asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VssError {
-    /// Nobody would do it.
-    #[error("the guest has no daemon for Hyper-V's snapshots (hv_vss_daemon)")]
-    NoDaemon,
+    /// `hv_utils` is not loaded.
+    #[error("the guest has no driver for Hyper-V's snapshot component")]
+    NoDriver,
     /// One at a time.
     #[error("the guest has not answered the request before this one")]
     Busy,
@@ -53,7 +53,7 @@ struct State {
 impl Vss {
     /// A component whose thread wakes by `bell`.
     pub fn new(bell: Peer) -> Vss {
-        let state = State { file_systems: FileSystems::NoDaemon, wanted: None };
+        let state = State { file_systems: FileSystems::NoDriver, wanted: None };
         Vss { state: Arc::new(Mutex::new(state)), bell }
     }
 
@@ -87,7 +87,7 @@ impl Vss {
         {
             let mut state = lock(&self.state);
             match state.file_systems {
-                FileSystems::NoDaemon => return Err(VssError::NoDaemon),
+                FileSystems::NoDriver => return Err(VssError::NoDriver),
                 FileSystems::Freezing | FileSystems::Thawing => return Err(VssError::Busy),
                 _ => {}
             }
@@ -124,6 +124,6 @@ impl Service for Vss {
     }
 
     fn gone(&mut self) {
-        *lock(&self.state) = State { file_systems: FileSystems::NoDaemon, wanted: None };
+        *lock(&self.state) = State { file_systems: FileSystems::NoDriver, wanted: None };
     }
 }

@@ -91,8 +91,8 @@ pub(super) struct Gpadls {
 }
 
 impl Gpadls {
-    /// A list begins. `None` when more of it has to come.
-    pub(super) fn begin(&mut self, memory: &GuestMemory, message: &[u8]) -> Option<Verdict> {
+    /// A list for one of the channels that `is_offered` knows begins. `None` when more of it has to come.
+    pub(super) fn begin(&mut self, memory: &GuestMemory, message: &[u8], is_offered: impl Fn(u32) -> bool) -> Option<Verdict> {
         let (header, pfns) = GpadlHeader::ref_from_prefix(message).ok()?;
         let (relid, number) = (header.relid.get(), header.gpadl.get());
         let verdict = |is_good| Some(Verdict { relid, gpadl: number, is_good });
@@ -101,7 +101,8 @@ impl Gpadls {
         let is_leaving = self.leaving.iter().any(|(leaving, _)| *leaving == number);
         let lists = self.whole.len() + self.partial.len() + self.leaving.len();
         // Guests use one range; several would be several buffers under one number.
-        if header.range_count.get() != 1 || is_known || is_leaving || lists >= MAX_LISTS || self.pages + expected > MAX_PAGES {
+        let has_room = lists < MAX_LISTS && self.pages + expected <= MAX_PAGES;
+        if header.range_count.get() != 1 || is_known || is_leaving || !has_room || !is_offered(relid) {
             return verdict(false);
         }
         self.pages += expected;

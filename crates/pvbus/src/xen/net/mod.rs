@@ -34,8 +34,8 @@ use transmit::Transmitter;
 const PAGE_BYTES: usize = offset(PAGE);
 /// Where the toolstack says nothing else (`docs/misc/xenstore-paths.pandoc`).
 const MTU: usize = 1500;
-/// Smallest and largest MTU that is believed: IPv4's (RFC 791), and what IP can say.
-const MTU_RANGE: core::ops::RangeInclusive<usize> = 68..=65535;
+/// Smallest and largest MTU that is believed: IPv4's (RFC 791), and that of the longest frame a slot can tell the length of.
+const MTU_RANGE: core::ops::RangeInclusive<usize> = 68..=65535 - ETHERNET_HEADER - VLAN_TAG;
 
 /// A network card. All clones are the same card.
 #[derive(Clone)]
@@ -159,6 +159,7 @@ impl Frontend for Card<'_> {
         if !has_scatter {
             xnf.mtu = xnf.mtu.min(PAGE_BYTES - ETHERNET_HEADER - VLAN_TAG);
         }
+        // Offered for IPv4 by saying nothing, for IPv6 by saying so; what is sent may be either.
         xnf.takes_blank = !keys.has("feature-no-csum-offload")? && keys.has("feature-ipv6-csum-offload")?;
         let is_split = keys.has("feature-split-event-channels")?;
         let link = xnf.open(is_split, has_scatter)?;
@@ -214,7 +215,8 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut bytes = [0; 6];
     let mut parts = text.trim().split(':');
     for byte in &mut bytes {
-        *byte = parts.next().filter(|part| part.len() == 2).and_then(|part| u8::from_str_radix(part, 16).ok())?;
+        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(bytes)
 }

@@ -15,6 +15,7 @@ use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{Shutdown, Xen};
 use pvbus::{Event, Hal, Tree};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::VcpuId;
 use vmm::backend::EoiFlag;
 use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
@@ -50,6 +51,7 @@ impl Processors for Interrupts {
 
 impl dialects::xen::Machine for Interrupts {
     fn shut_down(&self, _reason: Shutdown) {}
+    fn unplug_disks(&self, _with_first: bool) {}
 }
 
 /// The guest's connection with the store's server.
@@ -93,6 +95,27 @@ impl Keys for HostKeys {
 struct Place {
     front: &'static str,
     back: &'static str,
+}
+
+/// A backend that writes anything, the same in each run (xorshift: Marsaglia, "Xorshift RNGs").
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % end as u64) as usize
+    }
+
+    /// Writes small and large numbers to a ring, to its indices more often than elsewhere.
+    fn write(&mut self, xen: &Xen, page: u64) {
+        for _ in 0..self.below(8) {
+            let at = if self.below(2) == 0 { self.below(4) } else { self.below(200) };
+            let value = if self.below(4) == 0 { self.below(1 << 32) } else { self.below(4) };
+            xen.memory().write_obj(value as u32, GuestAddress(page + at as u64 * 4)).unwrap();
+        }
+    }
 }
 
 impl Rig {

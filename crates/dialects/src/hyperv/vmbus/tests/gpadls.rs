@@ -71,6 +71,13 @@ fn lists_that_contradict_themselves_are_refused() {
 }
 
 #[test]
+fn channel_that_is_not_there_is_lent_nothing() {
+    let (mut bench, relid) = bench();
+    let pfns = bench.guest.pages(2);
+    assert!(!bench.guest.lend(relid + 1, &pfns).1);
+}
+
+#[test]
 fn number_is_used_once() {
     let (mut bench, relid) = bench();
     let pfns = bench.guest.pages(2);

@@ -11,7 +11,7 @@ use pvbus::{Hal, Tree};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
-use super::super::{HOME, Rig, SECOND};
+use super::super::{HOME, Noise, Rig, SECOND};
 use super::{DISK, only_disk};
 
 #[test]
@@ -234,4 +234,29 @@ fn pages_that_the_backend_keeps_mapped_come_back_when_it_lets_go() {
     rig.xen.unmap(data, Access::Write);
     rig.poll(&mut tree);
     assert_eq!(rig.machine.pages_in_use(), 2 + 1, "the ring");
+}
+
+#[test]
+fn noise_in_the_ring_ends_the_disk_at_worst() {
+    let rig = Rig::new();
+    let mut tree = Tree::attach(&rig.machine);
+    let mut noise = Noise(1);
+    let mut ends = 0;
+    for _ in 0..200 {
+        let (disk, page) = by_hand(&rig, &mut tree);
+        let mut tickets = Vec::new();
+        for _ in 0..20 {
+            noise.write(&rig.xen, page);
+            tickets.extend(disk.begin(Request::Read { sector: 0, length: 512 * (1 + noise.below(64)) }).ok().flatten());
+            if let Some(ticket) = tickets.pop() {
+                tickets.extend(disk.end(ticket, &mut vec![0; noise.below(40000)]).ok().flatten());
+            }
+        }
+        ends += u32::from(disk.geometry().is_none());
+        rig.xen.unmap(rig.front(DISK, "ring-ref").parse().unwrap(), Access::Write);
+        rig.unplug(DISK);
+        rig.poll(&mut tree);
+        assert_eq!(rig.machine.pages_in_use(), 2);
+    }
+    assert!((100..=200).contains(&ends), "{ends} disks have ended: the noise is not what it should be");
 }
