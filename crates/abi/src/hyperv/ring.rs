@@ -1,6 +1,6 @@
 //! Rings of a VMBus channel, and the packets in them.
 //!
-//! A channel has two rings of bytes, to the host and to the guest, each a control page ([`Control`]) and data pages. Indices are bytes into the
+//! A channel has two rings of bytes, to the host and to the guest, each a control page ([`control`]) and data pages. Indices are bytes into the
 //! data; equal indices are an empty ring, so that it is never filled to the last byte. (Linux `include/linux/hyperv.h`,
 //! `drivers/hv/ring_buffer.c`.)
 //!
