@@ -157,7 +157,7 @@ fn devices_work_in_the_next_kernel_after_kexec() {
     guest.vmctl(&["disk", "add", &format!("{},bus=hyperv", disk.display())]);
     guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; mkdir /mnt; mount -r /dev/sda /mnt");
     // A purgatory, which looks at all of it once more, and a whole boot.
-    guest.machine.type_line("kexec /mnt/vmlinuz /mnt/initrd 'console=ttyS0 quiet panic=-1 next'");
+    guest.machine.type_line("hyperv kexec /mnt/vmlinuz /mnt/initrd 'console=ttyS0 quiet panic=-1 next'");
     guest.machine.wait_for("READY", 5 * PATIENCE);
     assert!(guest.shell("cat /proc/cmdline").ends_with("next"), "the next kernel");
     let sum = guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; mkdir /mnt; mount -r /dev/sda /mnt; sha256sum /mnt/vmlinuz");

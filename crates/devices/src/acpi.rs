@@ -364,10 +364,18 @@ mod tests {
         assert_eq!(placed[64..], files[1]);
     }
 
+    #[test]
+    fn vmbus_is_declared_where_it_is() {
+        let placed = |vmbus| AcpiTables::new(&AcpiConfig { vmbus, ..CONFIG }).place(DEFAULT_BASE);
+        let names = |table: &[u8]| table.windows(5).filter(|name| *name == b"VMBUS").count();
+        assert_eq!((names(&placed(true)), names(&placed(false))), (2, 0), "as _HID and as _DDN");
+    }
+
     /// ACPICA's compiler, as a stranger who reads our AML; not everywhere installed.
     #[test]
     fn acpica_reads_the_dsdt_and_compiles_it_again() {
-        let placed = AcpiTables::new(&CONFIG).place(DEFAULT_BASE);
+        // The compiler wants seven letters of a `_HID`; VMBus' is as Microsoft has it.
+        let placed = AcpiTables::new(&AcpiConfig { vmbus: false, ..CONFIG }).place(DEFAULT_BASE);
         let rsdt = table(&placed, DEFAULT_BASE, u32_at(&placed, 16));
         let fadt = table(&placed, DEFAULT_BASE, u32_at(rsdt, 36));
         let directory = tempfile::tempdir().unwrap();

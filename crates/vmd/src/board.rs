@@ -309,6 +309,7 @@ fn hyperv_devices(
 ) -> Result<hyperv::Devices, BoardError> {
     let host = |source| BoardError::Host { what: "Hyper-V's devices".into(), source };
     let bus = VmBus::new(memory.clone(), Arc::clone(dialect) as Arc<dyn Synic>);
+    bus.watch_monitor(timers);
     dialect.serve(Arc::clone(&bus) as Arc<dyn Connections>);
     let store: Arc<dyn Store> = parts.store.clone();
     let components = hyperv::Components::new(Arc::clone(&bus), timers, store, parts.identity).map_err(host)?;

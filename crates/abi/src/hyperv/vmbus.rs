@@ -439,6 +439,17 @@ pub struct ModifyChannelResponse {
 
 const _: () = assert!(size_of::<ModifyChannelResponse>() == 16);
 
+/// The page by which a guest signals channels with [`Offer::monitor_allocated`], without a hypercall (`struct hv_monitor_page`): groups of two words,
+/// pending and armed, with a bit for each of 32 channels.
+pub mod monitor {
+    /// Bytes from the page's beginning to the first group.
+    pub const TRIGGERS: u64 = 8;
+    /// Bytes of a group.
+    pub const GROUP_BYTES: u64 = 8;
+    /// How many groups.
+    pub const GROUPS: u32 = 4;
+}
+
 /// The interrupt page of versions before [`version::WIN8`] (`struct hv_event_flags_page` halves, Linux `drivers/hv/connection.c`): bit n of a half
 /// is channel n.
 pub mod interrupt_page {

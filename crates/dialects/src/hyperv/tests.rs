@@ -28,13 +28,16 @@ const FLAGS: u64 = 0x5000;
 /// What Linux has in GUEST_OS_ID.
 const LINUX: u64 = 0x8100 << 48;
 
+/// Who asked, which processors, which pages.
+type Flushed = (VcpuId, u64, Option<Vec<u64>>);
+
 /// What was done to the processors and the machine.
 #[derive(Default)]
 struct Recorder {
     interrupts: Mutex<Vec<(VcpuId, u8)>>,
     auto_eoi: Mutex<Vec<(VcpuId, u8, bool)>>,
     flag: Mutex<Option<Arc<dyn EoiFlag>>>,
-    flushes: Mutex<Vec<(VcpuId, u64, Option<Vec<u64>>)>>,
+    flushes: Mutex<Vec<Flushed>>,
     local_apic: Mutex<Vec<(u64, u64)>>,
     ended: Mutex<Vec<u8>>,
     crashes: Mutex<Vec<Crash>>,

@@ -12,8 +12,8 @@
 //! The guest's memory is the guest's again only when nobody here uses it any more: a GPADL is reported torn down, and a connection over or begun anew,
 //! when the last [`Channel`] and [`Buffer`] of it are gone. So a kernel that another one left behind by kexec never finds its memory written to.
 //!
-//! Specification: Linux `drivers/hv` and OpenVMM `vm/devices/vmbus`, as the modules cite them. Versions 0.13 to 5.3. Not there: monitor pages, which
-//! only delay signals, channels between processes (`hvsock`), and what version 6 adds.
+//! Specification: Linux `drivers/hv` and OpenVMM `vm/devices/vmbus`, as the modules cite them. Versions 0.13 to 5.3. Not there: channels
+//! between processes (`hvsock`), and what version 6 adds.
 
 mod channel;
 mod device;
@@ -28,11 +28,12 @@ pub mod testing;
 mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use abi::hyperv::hypercall::Status;
 use abi::hyperv::vmbus::{EVENT_CONNECTION, MESSAGE_CONNECTION, MESSAGE_CONNECTION_5, MESSAGE_TYPE};
 use vmm::GuestMemory;
+use vmm::time::{Timer, TimerClient, Timers};
 
 pub use channel::Channel;
 pub use device::{Attached, Device, Offer, Peer};
@@ -48,6 +49,9 @@ use state::State;
 /// Connection of a channel's events: this and the channel's number.
 const CHANNEL_CONNECTIONS: u32 = 0x2000;
 
+/// Nanoseconds between two looks at the monitor page, while a guest that signals by it has a channel open.
+const MONITOR_PERIOD: u64 = 500_000;
+
 /// Number of a device on the bus.
 pub(crate) type DeviceId = u64;
 
@@ -59,6 +63,8 @@ struct Shared {
     state: Mutex<State>,
     /// Something is not in use any more, and nobody has looked yet what follows from that.
     is_unsettled: AtomicBool,
+    /// By which the monitor page is looked at.
+    monitor: OnceLock<(Arc<Timers>, Timer)>,
 }
 
 impl VmBus {
@@ -67,8 +73,16 @@ impl VmBus {
         let shared = Arc::new_cyclic(|bus| Shared {
             state: Mutex::new(State::new(memory, Arc::downgrade(&synic), Weak::clone(bus))),
             is_unsettled: AtomicBool::new(false),
+            monitor: OnceLock::new(),
         });
         Arc::new(VmBus(shared))
+    }
+
+    /// Lets the bus look at the monitor page of guests that signal by it, by a timer of `timers`.
+    pub fn watch_monitor(&self, timers: &Arc<Timers>) {
+        let client: Weak<dyn TimerClient> = Arc::<Shared>::downgrade(&self.0);
+        // The first is the machine's.
+        let _ = self.0.monitor.set((Arc::clone(timers), timers.timer(client, 0)));
     }
 
     /// Puts a device on the bus, also while the guest runs: it is offered at once then. `bell` rings when the device's thread shall call
@@ -77,6 +91,14 @@ impl VmBus {
         let mailbox = Arc::new(Mailbox::new(bell));
         let id = self.0.with(|state| state.attach(device.offer(), Arc::clone(&mailbox)));
         Attached::new(device, Arc::clone(self), id, mailbox)
+    }
+
+    fn begin_to_leave(&self, id: DeviceId) {
+        self.0.with(|state| state.begin_to_leave(id));
+    }
+
+    fn is_known(&self, id: DeviceId) -> bool {
+        self.0.with(|state| state.is_known(id))
     }
 
     /// Takes a device from the bus: the guest is told that it is gone.
@@ -113,11 +135,32 @@ impl Connections for VmBus {
     }
 }
 
+impl TimerClient for Shared {
+    fn timer_due(&self, _token: u64) {
+        if self.lock().scan_monitor() {
+            self.look_later();
+        }
+    }
+}
+
 impl Shared {
     fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
-        let done = act(&mut self.lock());
+        let (done, begins_scan) = {
+            let mut state = self.lock();
+            (act(&mut state), state.begins_scan())
+        };
+        if begins_scan {
+            self.look_later();
+        }
         self.settle_if_needed();
         done
+    }
+
+    /// Sets the timer for the monitor page.
+    fn look_later(&self) {
+        if let Some((timers, timer)) = self.monitor.get() {
+            timers.arm(*timer, Some(timers.clock().now() + MONITOR_PERIOD));
+        }
     }
 
     /// Something is not in use any more. Also called by whoever has the lock, which is why it may not wait for it: then [`Shared::with`] does the

@@ -9,7 +9,7 @@ use abi::hyperv::ring::CONTROL_BYTES;
 use abi::hyperv::vmbus::{
     GpadlCreated, GpadlTeardown, GpadlTorndown, Header, InitiateContact, MAX_CHANNELS, MESSAGE_CONNECTION_5, MESSAGE_TYPE, ModifyChannel,
     ModifyChannelResponse, Offer as OfferMessage, Open, OpenResult, Relid, SINT, STATUS_SUCCESS, STATUS_UNSUCCESSFUL, VersionResponse,
-    interrupt_page, message, version,
+    interrupt_page, message, monitor, offer_flags, version,
 };
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm::GuestMemory;
@@ -48,6 +48,8 @@ struct Connection {
     target_vp: u32,
     sint: u8,
     interrupt_page: u64,
+    /// Where the guest signals devices that are no integration components, if its version is so old. OpenBSD takes a channel without this for a component.
+    monitor_page: Option<u64>,
     /// The guest has asked what there is.
     wants_offers: bool,
 }
@@ -63,6 +65,8 @@ impl Connection {
 struct Seat {
     offer: Offer,
     mailbox: Arc<Mailbox>,
+    /// It goes when the guest has let go of its channels, and is not offered again.
+    is_leaving: bool,
 }
 
 /// What a channel is doing.
@@ -82,6 +86,8 @@ struct Offered {
     phase: Phase,
     /// The guest was told that it is gone, and has not said yet that it has understood.
     is_rescinded: bool,
+    /// The guest signals it by the monitor page.
+    is_monitored: bool,
 }
 
 /// Something of a connection that is over, and may be in use still.
@@ -110,6 +116,8 @@ pub(super) struct State {
     left_behind: Vec<LeftBehind>,
     /// Waits until nothing is left behind.
     answer: Option<Answer>,
+    /// Somebody calls [`State::scan_monitor`] again and again.
+    is_scanned: bool,
 }
 
 impl State {
@@ -125,6 +133,7 @@ impl State {
             gpadls: Gpadls::default(),
             left_behind: Vec::new(),
             answer: None,
+            is_scanned: false,
         }
     }
 
@@ -132,11 +141,24 @@ impl State {
     pub(super) fn attach(&mut self, offer: Offer, mailbox: Arc<Mailbox>) -> DeviceId {
         let id = self.next_device;
         self.next_device += 1;
-        self.devices.insert(id, Seat { offer, mailbox });
+        self.devices.insert(id, Seat { offer, mailbox, is_leaving: false });
         if self.connection.is_some_and(|connection| connection.wants_offers) {
             self.offer(id, 0);
         }
         id
+    }
+
+    /// The guest is told that a device goes. It stays until the guest has let go of its channels.
+    pub(super) fn begin_to_leave(&mut self, id: DeviceId) {
+        if let Some(seat) = self.devices.get_mut(&id) {
+            seat.is_leaving = true;
+        }
+        self.rescind(|channel| channel.device == id);
+    }
+
+    /// Whether the guest knows of a channel of the device.
+    pub(super) fn is_known(&self, id: DeviceId) -> bool {
+        self.channels.values().any(|channel| channel.device == id)
     }
 
     /// A device goes. Its thread is the caller and drops what it has, so nothing has to be taken from it.
@@ -191,12 +213,43 @@ impl State {
         let Some(page) = self.connection.and_then(|connection| connection.page_of_events()) else { return false };
         for word in 0..=MAX_CHANNELS / 32 {
             let gpa = page + interrupt_page::TO_HOST + u64::from(word) * 4;
-            let bits = atomic::with(&self.memory, gpa, |bits: &AtomicU32| u32::from_le(bits.swap(0, Ordering::SeqCst))).unwrap_or(0);
-            for bit in (0..32).filter(|bit| bits & 1 << bit != 0) {
-                self.signal(word * 32 + bit);
-            }
+            self.signal_bits(gpa, word * 32);
         }
         true
+    }
+
+    /// Whether somebody has to begin to call [`State::scan_monitor`]; it is asked once.
+    pub(super) fn begins_scan(&mut self) -> bool {
+        let begins = !self.is_scanned && self.monitored_page().is_some();
+        self.is_scanned |= begins;
+        begins
+    }
+
+    /// Looks for signals in the monitor page; whether that has to go on.
+    pub(super) fn scan_monitor(&mut self) -> bool {
+        let page = self.monitored_page();
+        self.is_scanned = page.is_some();
+        let Some(page) = page else { return false };
+        for group in 0..monitor::GROUPS {
+            let gpa = page + monitor::TRIGGERS + u64::from(group) * monitor::GROUP_BYTES;
+            self.signal_bits(gpa, group * 32);
+        }
+        true
+    }
+
+    /// The monitor page, while there is a channel for which it is of use.
+    fn monitored_page(&self) -> Option<u64> {
+        let page = self.connection?.monitor_page?;
+        let is_open = |channel: &Offered| channel.is_monitored && matches!(channel.phase, Phase::Open { .. });
+        self.channels.values().any(is_open).then_some(page)
+    }
+
+    /// Takes the bits at `gpa` as events of the channels from `first`.
+    fn signal_bits(&self, gpa: u64, first: u32) {
+        let bits = atomic::with(&self.memory, gpa, |bits: &AtomicU32| u32::from_le(bits.swap(0, Ordering::SeqCst))).unwrap_or(0);
+        for bit in (0..32).filter(|bit| bits & 1 << bit != 0) {
+            self.signal(first + bit);
+        }
     }
 
     /// The machine was reset.
@@ -251,10 +304,10 @@ impl State {
         let (wanted, target_vp, interrupt_page) = (contact.version.get(), contact.target_vp.get(), contact.interrupt_page.get());
         let names_source = wanted >= version::WIN10_V5;
         let sint = if names_source { interrupt_page as u8 } else { SINT };
-        let connection = Connection { version: wanted, target_vp, sint, interrupt_page, wants_offers: false };
-        let has_pages = connection
-            .page_of_events()
-            .is_none_or(|page| page.is_multiple_of(PAGE_SIZE) && self.memory.check_range(GuestAddress(page), PAGE_SIZE as usize));
+        let is_page = |page: u64| page.is_multiple_of(PAGE_SIZE) && self.memory.check_range(GuestAddress(page), PAGE_SIZE as usize);
+        let monitor_page = Some(contact.monitor_to_host.get()).filter(|page| wanted <= version::WIN10 && *page != 0 && is_page(*page));
+        let connection = Connection { version: wanted, target_vp, sint, interrupt_page, monitor_page, wants_offers: false };
+        let has_pages = connection.page_of_events().is_none_or(is_page);
         let is_spoken = VERSIONS.contains(&wanted) && has_pages && sint < SOURCES;
         let response = VersionResponse {
             header: Header::new(message::VERSION_RESPONSE),
@@ -275,7 +328,7 @@ impl State {
             Some(connection) if !connection.wants_offers => connection.wants_offers = true,
             _ => return,
         }
-        let mut ids: Vec<DeviceId> = self.devices.keys().copied().collect();
+        let mut ids: Vec<DeviceId> = self.devices.iter().filter(|(_, seat)| !seat.is_leaving).map(|(id, _)| *id).collect();
         // The same order at each start, whichever thread was first.
         ids.sort_by_key(|id| self.devices.get(id).map(|seat| (seat.offer.class, seat.offer.instance)));
         ids.into_iter().for_each(|id| self.offer(id, 0));
@@ -287,7 +340,11 @@ impl State {
         let Some(relid) = (1..=MAX_CHANNELS).find(|relid| !self.channels.contains_key(relid)) else {
             return tracing::warn!(class = %offer.class, "hyperv: no number is left for a channel");
         };
-        self.channels.insert(relid, Offered { device, index, phase: Phase::Closed, is_rescinded: false });
+        let is_component = offer.flags & offer_flags::NAMED_PIPE_MODE != 0;
+        let has_page = self.connection.is_some_and(|connection| connection.monitor_page.is_some());
+        let monitor_id = u8::try_from(relid).ok().filter(|id| has_page && !is_component && u32::from(*id) < monitor::GROUPS * 32);
+        self.channels
+            .insert(relid, Offered { device, index, phase: Phase::Closed, is_rescinded: false, is_monitored: monitor_id.is_some() });
         self.send(&OfferMessage {
             header: Header::new(message::OFFER),
             class: offer.class,
@@ -299,8 +356,8 @@ impl State {
             sub_channel_index: index.into(),
             reserved2: 0.into(),
             relid: relid.into(),
-            monitor_id: 0,
-            monitor_allocated: 0,
+            monitor_id: monitor_id.unwrap_or(0),
+            monitor_allocated: monitor_id.is_some().into(),
             is_dedicated_interrupt: 1.into(),
             connection_id: (CHANNEL_CONNECTIONS + relid).into(),
         });
@@ -322,7 +379,11 @@ impl State {
         if self.channels.get(&relid).is_some_and(|channel| channel.is_rescinded) {
             self.close(relid);
             self.gpadls.forget(relid, &mut self.left_behind);
-            self.channels.remove(&relid);
+            let channel = self.channels.remove(&relid);
+            // One that leaves wants to know.
+            if let Some(seat) = channel.and_then(|channel| self.devices.get(&channel.device)) {
+                seat.mailbox.ring();
+            }
         }
     }
 
@@ -435,6 +496,7 @@ impl State {
             }
         }
         std::mem::take(&mut self.gpadls).leave(&mut self.left_behind);
+        self.devices.values().filter(|seat| seat.is_leaving).for_each(|seat| seat.mailbox.ring());
     }
 
     fn send(&self, message: &(impl IntoBytes + Immutable)) {

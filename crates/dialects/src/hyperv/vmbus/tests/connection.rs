@@ -1,10 +1,13 @@
 //! Versions, offers, the end of a connection.
 
+use std::time::Duration;
+
 use abi::hyperv::ring::kind;
 use abi::hyperv::vmbus::{Header, InitiateContact, MAX_MESSAGE, MESSAGE_CONNECTION, MESSAGE_CONNECTION_5, Offer as OfferMessage, Relid};
-use abi::hyperv::vmbus::{VersionResponse, interrupt_page, message, version};
+use abi::hyperv::vmbus::{SINT, VersionResponse, interrupt_page, message, monitor, version};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
+use vmm::time::StepClock;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
@@ -150,6 +153,51 @@ fn guests_of_the_interrupt_page_have_their_events_there() {
     bench.echo.work();
     assert_eq!(bench.guest.events(0, 0), 1, "flag 0 tells to look into the page");
     assert_eq!(bench.guest.memory.read_obj::<u32>(GuestAddress(page + interrupt_page::TO_GUEST)).unwrap(), 1 << relid);
+}
+
+#[test]
+fn old_guests_signal_devices_by_the_monitor_page() {
+    let mut bench = Bench::new(0);
+    let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
+    bench.guest.bus.watch_monitor(&timers);
+    let page = 0x3000;
+    let contact = |version: u32, monitor_to_host: u64| InitiateContact {
+        header: Header::new(message::INITIATE_CONTACT),
+        version: version.into(),
+        target_vp: 0.into(),
+        interrupt_page: u64::from(SINT).into(),
+        monitor_to_guest: 0.into(),
+        monitor_to_host: monitor_to_host.into(),
+    };
+    for (version, wild) in [(version::WIN10_RS3, page), (version::WIN10, 0), (version::WIN10, 1 << 40), (version::WIN10, page + 8)] {
+        bench.guest.post(&contact(version, wild));
+        assert_eq!(bench.guest.expect::<VersionResponse>(message::VERSION_RESPONSE).supported, 1);
+        assert_eq!(bench.guest.offers()[0].monitor_allocated, 0, "{version:#x} {wild:#x}");
+    }
+    bench.guest.post(&contact(version::WIN10, page));
+    bench.guest.expect::<VersionResponse>(message::VERSION_RESPONSE);
+    let offer = bench.guest.offers()[0];
+    assert_eq!((offer.monitor_allocated, u32::from(offer.monitor_id)), (1, offer.relid.get()));
+    let later = || {
+        timers.clock().advance_to(timers.clock().now() + MONITOR_PERIOD);
+        timers.run_due();
+    };
+    let trigger = GuestAddress(page + monitor::TRIGGERS);
+    let signal = |guest: &Guest| guest.memory.write_obj(1u32 << offer.monitor_id, trigger).unwrap();
+    let channel = bench.guest.open(offer.relid.get(), PAGES);
+    bench.rings();
+    for _ in 0..2 {
+        signal(&bench.guest);
+        later();
+        assert_eq!(bench.rings(), 1);
+        later();
+        assert_eq!(bench.rings(), 0, "it has been taken");
+    }
+    bench.guest.close(channel);
+    bench.rings();
+    signal(&bench.guest);
+    (0..3).for_each(|_| later());
+    assert_eq!(bench.guest.memory.read_obj::<u32>(trigger).unwrap(), 1 << offer.monitor_id, "nobody looks any more");
 }
 
 #[test]
