@@ -11,7 +11,8 @@
 //! ```
 //!
 //! [`Frontend`] and [`Backend`] take the other's state and say what is to be done. Whatever else the other says, in whatever order, changes nothing. After Closed a
-//! frontend has no way back: a device that comes again is a new one. A backend begins again with a frontend that does. Frontends here are those
+//! frontend has no way back: a device that comes again is a new one. A backend begins again with a frontend that does, unless
+//! its toolstack takes the device away, which is said in keys and not by states. Frontends here are those
 //! of [`crate::xen`]; backends are for domains that drive devices for others, and those of a monitor.
 
 use abi::xen::io::xenbus::state;
