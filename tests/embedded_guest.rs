@@ -352,6 +352,36 @@ fn xen_domain_answers_pings_and_hears_refusals() {
 }
 
 #[test]
+fn xen_domain_takes_and_gives_back_devices_while_it_runs() {
+    let directory = TempDir::new().unwrap();
+    let (disk, socket) = (directory.path().join("disk.raw"), directory.path().join("control"));
+    std::fs::write(&disk, vec![b'x'; 1 << 20]).unwrap();
+    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--control", socket.to_str().unwrap()]));
+    guest.wait_for(PROMPT);
+    let device = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_vmctl")).args(arguments).arg("--control").arg(&socket).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    for round in 0..2 {
+        let name = device(&["disk", "add", &format!("{},bus=xen", disk.display())]);
+        guest.wait_for(&format!("xbf{round} at xen0: disk, 1MB, 512 bytes/sector, 2048 sectors\r\n"));
+        assert!(answer(&mut guest, &format!("disk xbf{round} 2047")).contains("|xxxxxxxxxxxxxxxx|"));
+        device(&["disk", "rm", &name]);
+        guest.wait_for(&format!("xbf{round} detached\r\n"));
+        assert_eq!(answer(&mut guest, "disk"), "");
+        let name = device(&["nic", "add", "user,bus=xen"]);
+        guest.wait_for(&format!("xnf{round} at xen0: address "));
+        guest.wait_for(" by DHCP\r\n");
+        device(&["nic", "rm", &name]);
+        guest.wait_for(&format!("xnf{round} detached\r\n"));
+        assert_eq!(answer(&mut guest, "net"), "");
+    }
+    guest.type_in("poweroff\r");
+    assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
 fn memory_above_4_gib_is_used() {
     let directory = TempDir::new().unwrap();
     let mut guest = Session::start(vmctl(directory.path(), &["--memory", "5G"]));

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Run, Selftest, copy_sparse, debian, guest, initrd_with, run};
+use common::{Machine, Run, Selftest, copy_sparse, debian, guest, initrd_with, run, run_host};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -64,6 +64,57 @@ fn linux_of_pvh_kind_uses_its_devices_and_obeys_a_shutdown_by_the_host() {
     let stop = vmctl(&socket, &["stop", "--via", "xen"]);
     assert_eq!(stop.status, Some(0), "{stop}");
     machine.end(SYSTEM_PATIENCE).expect(&["reboot: Power down"]);
+}
+
+/// What the kernel that GRUB starts does: modules for both kinds of disks, and a look at which there are.
+const FROM_DISK: &str = "export PATH=/bin
+busybox mount -t proc proc /proc
+busybox --install -s /bin
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk xen-blkfront; do insmod /lib/modules/$m.ko; done
+until [ -b /dev/xvda1 ]; do usleep 50000; done
+mkdir -p /mnt
+mount -t ext2 /dev/xvda1 /mnt
+cat /mnt/greeting
+echo \"DISKS $(ls /sys/block | grep -v loop)\"";
+
+#[test]
+fn disk_image_for_xen_boots_by_firmware_and_its_own_grub() {
+    /// Where the partition is, in sectors, and its size.
+    const PARTITION: (u32, u32) = (2048, 128 << 11);
+    let work = tempfile::tempdir().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let (files, partition, disk) = (path("files"), path("partition"), path("disk.raw"));
+    std::fs::create_dir_all(files.join("grub")).unwrap();
+    let mut own = initrd::Initrd::default();
+    own.script(FROM_DISK);
+    std::fs::rename(initrd_with(work.path(), &["initrd-root.gz", "initrd-xen.gz"], &own.finish()), files.join("initrd")).unwrap();
+    std::fs::copy(guest("vmlinuz"), files.join("vmlinuz")).unwrap();
+    std::fs::write(files.join("greeting"), "greetings from the disk\n").unwrap();
+    std::fs::write(
+        files.join("grub/grub.cfg"),
+        "set timeout=0\nmenuentry guest {\nlinux /vmlinuz console=ttyS0 quiet panic=-1\ninitrd /initrd\n}\n",
+    )
+    .unwrap();
+    std::fs::File::create(&partition).unwrap().set_len(u64::from(PARTITION.1) * 512).unwrap();
+    let made = run_host("mkfs.ext2", &["-q", "-F", "-d", files.to_str().unwrap(), partition.to_str().unwrap()]);
+    assert_eq!(made.status, Some(0), "{made}");
+    let mut sector = std::fs::read(guest("grub-boot.img")).unwrap();
+    // The table: one active partition of Linux' kind, where the image has code for floppy disks.
+    sector[440..510].fill(0);
+    (sector[446], sector[450]) = (0x80, 0x83);
+    sector[454..458].copy_from_slice(&PARTITION.0.to_le_bytes());
+    sector[458..462].copy_from_slice(&PARTITION.1.to_le_bytes());
+    sector.extend(std::fs::read(guest("grub-core.img")).unwrap());
+    sector.resize(PARTITION.0 as usize * 512, 0);
+    std::fs::write(&disk, [sector, std::fs::read(&partition).unwrap()].concat()).unwrap();
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    command.args(["run", "--dialect", "xen", "--cpus", "2", "--disk", &format!("{},bus=xen", disk.display())]);
+    let run = run(command, PATIENCE);
+    run.expect(&["SeaBIOS", "greetings from the disk", "reboot: Power down"]);
+    assert_eq!(run.value("DISKS"), "xvda", "the disk that the BIOS had is unplugged: {run}");
 }
 
 /// Debian's XenStore clients in the guest, through Linux' `/dev/xen/xenbus`.

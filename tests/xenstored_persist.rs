@@ -1,4 +1,5 @@
 //! `xenstored --persist`: what is there after a crash, at every write that the disk sees; after kills of the real program; and when the disk fails.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 #[path = "common/xenstored.rs"]
 mod daemon;

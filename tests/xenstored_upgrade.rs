@@ -1,8 +1,10 @@
 //! Live upgrade of `xenstored`: what its clients notice (nothing), what becomes of an upgrade that fails, and states that no server has left.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 #[path = "common/xenstored.rs"]
 mod daemon;
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -10,10 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use abi::xen::xenstore::op;
-use daemon::{Daemon, Raw, eventually, message};
-use rustix::process::Signal;
+use daemon::{Daemon, Raw, arguments, eventually, message};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use std::io::Write;
 use xenstore::client::WatchEvent;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_xenstored");
@@ -138,6 +139,26 @@ fn control_names_the_program_and_its_arguments_and_the_new_one_answers() {
 }
 
 #[test]
+fn debians_xenstore_control_upgrades_it() {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest/xenstore");
+    assert!(tree.exists(), "{} is missing; make it with: tests/common/xenstore/make target/guest", tree.display());
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(directory.path(), &[]);
+    let control = |arguments: &[&str]| {
+        let mut command = Command::new(tree.join("usr/lib/xen-4.17/bin/xenstore-control"));
+        command.env("XENSTORED_PATH", daemon.socket()).env("LD_LIBRARY_PATH", tree.join("usr/lib/x86_64-linux-gnu"));
+        command.arg("live-update").args(arguments).output().unwrap()
+    };
+    assert!(control(&[PROGRAM]).status.success());
+    let line = format!("--socket {}", daemon.socket().display());
+    assert!(control(&["-c", &line, "-t", "5", "-F", PROGRAM]).status.success());
+    assert_eq!(upgrades(&daemon), 2);
+    let refused = control(&["/bin/true"]);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("/bin/true does not take over"));
+}
+
+#[test]
 fn open_transactions_are_waited_for_unless_that_is_not_wanted() {
     let directory = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(directory.path(), &[]);
@@ -177,7 +198,7 @@ fn program_that_cannot_take_over_leaves_the_old_one_running() {
     let refuses = script(directory.path(), "echo not today; exit 1");
     for (program, line, why) in [
         (text.to_str().unwrap(), "", "Exec format error"),
-        ("/bin/true", "", "/bin/true does not take over"),
+        ("/bin/true", "", "/bin/true does not take over: it said nothing"),
         (&refuses, "", "does not take over: not today"),
         (PROGRAM, "--nonsense", "unexpected argument '--nonsense'"),
     ] {
@@ -212,13 +233,47 @@ fn file_of_keys_that_fails_during_the_upgrade_is_waited_for() {
     eventually(|| client.call(op::WRITE, 0, b"/a\0y").is_ok());
 }
 
+/// A program in the background, ended with the test.
+struct Background(Pid);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = kill_process(self.0, Signal::KILL);
+    }
+}
+
+#[test]
+fn program_in_the_background_goes_on_with_relative_paths_and_its_locks() {
+    let directory = tempfile::tempdir().unwrap();
+    let more = ["--daemon", "--pid-file", "pid", "--persist", "keys", "--log", "log"];
+    let run = || Command::new(PROGRAM).args(arguments(directory.path(), &more)).current_dir(directory.path()).output().unwrap();
+    assert!(run().status.success());
+    let pid = || std::fs::read_to_string(directory.path().join("pid")).unwrap().trim().parse().ok();
+    eventually(|| pid().is_some());
+    let number = pid().unwrap();
+    let daemon = Background(Pid::from_raw(number).unwrap());
+    let mut client = Raw::connect(&directory.path().join("socket"));
+    client.call(op::WRITE, 0, b"/a\0x").unwrap();
+    for _ in 0..2 {
+        let keys = Command::new(PROGRAM).args(["--socket", "other", "--persist", "keys"]).current_dir(directory.path()).output().unwrap();
+        assert!(String::from_utf8(keys.stderr).unwrap().contains("in use by another program"));
+        assert!(String::from_utf8(run().stderr).unwrap().contains("another xenstored has claimed this file"));
+        assert_eq!(live_update(&mut client, &["-s"]), "OK");
+    }
+    let directory_now = std::fs::read_link(format!("/proc/{number}/cwd")).unwrap();
+    assert_eq!(directory_now, Path::new("/"));
+    assert_eq!(client.call(op::READ, 0, b"/a\0"), Ok(b"x".to_vec()));
+    drop(daemon);
+}
+
 /// The state of a server with a watch and a connection, as its successor gets it.
 fn state(directory: &Path) -> Value {
     let daemon = Daemon::start(directory, &["--pid-file", "pid"]);
     let mut client = daemon.raw();
     client.call(op::WRITE, 0, b"/a/b\0x").unwrap();
     client.send(op::WATCH, 0, b"/a\0token\0");
-    (client.receive(), client.receive());
+    [op::WATCH, op::WATCH_EVENT].iter().for_each(|said| assert_eq!(client.receive().0, *said));
     let copy = script(directory, "while [ \"$1\" != --resume ]; do shift; done\ncat < /proc/self/fd/$2 > state\necho copied");
     assert_eq!(live_update(&mut client, &["-f", &copy]), "OK");
     assert!(live_update(&mut client, &["-s"]).ends_with("copied"));

@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 
 use logic::calendar::DateTime;
 use pvbus::hal::SECOND;
-use pvbus::net::Nic;
 use pvbus::{Event, GuestInfo, Nanos, News, Polled, TimeOfDay, Tree};
 
 use crate::hal::Kernel;
@@ -30,8 +29,8 @@ pub struct Bus {
     button: Option<u8>,
     /// When the devices want to be polled.
     next: Option<Nanos>,
-    /// On the first network card, while there is one.
-    network: Option<Network>,
+    /// On each network card, in the order in which they came.
+    networks: Vec<Network>,
     /// The latest time of day by each host.
     times: Vec<TimeOfDay>,
     /// Seconds since 1970 by the real-time clock, and when it was read.
@@ -45,9 +44,9 @@ impl Bus {
         tree.dmesg().iter().for_each(|line| dmesg!("{line}"));
         let lines = tree.interrupt_lines().map(|line| (line, interrupts::isa(line))).collect();
         let button = power::enable_button();
-        let mut bus = Bus { tree, lines, button, next: Some(0), network: None, times: Vec::new(), rtc: None };
+        let mut bus = Bus { tree, lines, button, next: Some(0), networks: Vec::new(), times: Vec::new(), rtc: None };
         bus.read_rtc();
-        bus.tell_hosts(Vec::new());
+        bus.tell_hosts();
         bus.poll();
         bus
     }
@@ -56,7 +55,7 @@ impl Bus {
     pub fn poll(&mut self) -> Option<Nanos> {
         let next = self.poll_devices();
         self.follow_cards();
-        [next, self.poll_network().1].into_iter().flatten().min()
+        [next, self.poll_networks().1].into_iter().flatten().min()
     }
 
     fn poll_devices(&mut self) -> Option<Nanos> {
@@ -82,21 +81,26 @@ impl Bus {
         self.next
     }
 
-    /// The network, if there is a card.
+    /// The network of the first card, which commands use.
     pub fn network(&mut self) -> Option<&mut Network> {
-        self.network.as_mut()
+        self.networks.first_mut()
     }
 
-    /// Waits until `look` finds in the network what it looks for, but not longer than `deadline`. The network stays the same, even without its card.
+    /// The networks of all cards.
+    pub fn networks(&self) -> &[Network] {
+        &self.networks
+    }
+
+    /// Waits until `look` finds in the first network what it looks for, but not longer than `deadline`. The network stays the same, even without its card.
     pub fn wait_for_network<T>(&mut self, deadline: Nanos, mut look: impl FnMut(&mut Network) -> Option<T>) -> Result<T, Failure> {
         loop {
             let next = self.poll_devices();
-            self.poll_network();
-            if let Some(found) = look(self.network.as_mut().ok_or(Failure::NoCard)?) {
+            self.poll_networks();
+            if let Some(found) = look(self.network().ok_or(Failure::NoCard)?) {
                 return Ok(found);
             }
             // What it has written goes out before we sleep, and what came meanwhile is looked at.
-            let (changed, network_next) = self.poll_network();
+            let (changed, network_next) = self.poll_networks();
             if time::now() >= deadline {
                 return Err(Failure::NoAnswer);
             }
@@ -108,35 +112,39 @@ impl Bus {
         }
     }
 
-    /// Keeps the network at the first card there is.
+    /// Keeps a network on each card there is.
     fn follow_cards(&mut self) {
         let cards = self.tree.cards();
-        if self.network.as_ref().is_some_and(|network| cards.iter().all(|card| card.name() != network.name())) {
-            self.network = None;
+        let before = self.networks.len();
+        self.networks.retain(|network| cards.iter().any(|card| card.name() == network.name()));
+        if self.networks.len() < before {
+            self.tell_hosts();
         }
-        if self.network.is_none() {
-            self.network = cards.into_iter().next().map(Network::new);
+        for card in cards {
+            if self.networks.iter().all(|network| network.name() != card.name()) {
+                self.networks.push(Network::new(card));
+            }
         }
     }
 
     /// Moves frames. Whether anything changed for a socket, and when to do it again.
-    fn poll_network(&mut self) -> (bool, Option<Nanos>) {
-        let Some(network) = &mut self.network else { return (false, None) };
-        let polled = network.poll();
-        if let Some(nic) = network.news() {
-            self.tell_hosts(Vec::from([nic]));
+    fn poll_networks(&mut self) -> (bool, Option<Nanos>) {
+        let polled = self.networks.iter_mut().map(Network::poll);
+        let polled = polled.fold((false, None), |(any, first), (changed, next)| (any | changed, [first, next].into_iter().flatten().min()));
+        if self.networks.iter_mut().fold(false, |any, network| network.take_news() | any) {
+            self.tell_hosts();
         }
         polled
     }
 
     /// Tells hosts what this guest is.
-    fn tell_hosts(&mut self, nics: Vec<Nic>) {
+    fn tell_hosts(&mut self) {
         let guest = GuestInfo {
             hostname: HOSTNAME.to_string(),
             os_name_full: crate::NAME.to_string(),
             os_name: OS_NAME.to_string(),
             started: 0,
-            nics,
+            nics: self.networks.iter().map(Network::nic).collect(),
         };
         self.tree.tell(&News::Guest(guest), time::now());
         self.next = Some(0);

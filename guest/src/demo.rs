@@ -25,7 +25,7 @@ const PATIENCE: Nanos = SECOND;
 /// Waits until the host has told the keys, if it will.
 fn wait_for(bus: &mut Bus, kind: Kind, keys: [&str; 2]) {
     let deadline = time::now() + PATIENCE;
-    let mut is_told =
+    let is_told =
         |bus: &mut Bus| bus.tree.stores().store(kind).is_none_or(|store| keys.iter().all(|key| store.read(key.as_bytes()).is_ok()));
     while kind == Kind::HyperV && !is_told(bus) && time::now() < deadline {
         let next = bus.poll().unwrap_or(deadline);

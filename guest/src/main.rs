@@ -5,7 +5,7 @@
 //!   main.rs        what happens in which order
 //!   cpu, memory, interrupts/, time, rtc, pci, power   the machine
 //!   hal, bus                                          pvbus
-//!   net/                                              TCP/IP on pvbus' network card
+//!   net/                                              TCP/IP on pvbus' network cards
 //!   serial, console, prompt, commands, demo           the person
 //!   logic/         what touches no hardware, tested on the host
 //! ```

@@ -13,7 +13,7 @@ use crate::common::{Machine, Run, guest, guest_program, initrd_with, run};
 use crate::initrd::Initrd;
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Which guest is booted.
 pub struct Kind {

@@ -1,6 +1,6 @@
 //! What a device driver of the bus is: a state machine that is polled.
 //!
-//! A driver does not wait for its device; xen0 alone waits for its store. [`Driver::poll`] does what is due, tells the kernel about it by [`Event`]s and says when it wants to be called
+//! A driver does not wait for its device; xen0 alone waits for its store, and hyperv0 for a last word when the machine goes down. [`Driver::poll`] does what is due, tells the kernel about it by [`Event`]s and says when it wants to be called
 //! again. The kernel tells drivers of itself by [`News`].
 
 use alloc::boxed::Box;

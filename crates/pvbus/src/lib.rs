@@ -35,8 +35,8 @@
 //! ```text
 //!   Tree ---attach---> detect                      Stores ---> ioctl (pvbus(4))    Store (typed)
 //!     |                                                           |                   |
-//!     +--poll/on_interrupt/tell--> Driver: vmt, pvclock, xen0,    +-------------------+--> guestinfo, XenStore
-//!                                    |     vmmci                                             |
+//!     +--poll/on_interrupt/tell--> Driver: vmt, pvclock, xen0,    +-------------------+--> guestinfo, XenStore, pools
+//!                                    |     hyperv0, vmmci                                    |
 //!                                    +------------------------- Hal -------------------------+
 //! ```
 #![no_std]

@@ -52,7 +52,7 @@ use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
 use crate::store::MachineStore;
-use crate::xen::{self, Domain, Ending};
+use crate::xen::{self, Domain, Plugs, firmware};
 
 /// Why a board cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,17 @@ pub enum BoardError {
     Pci(#[from] PciError),
 }
 
+/// What a machine starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// A kernel, by the PVH protocol.
+    Pvh,
+    /// A kernel, by another one.
+    Kernel,
+    /// Firmware, which looks for a disk.
+    Firmware,
+}
+
 /// What a board is given, already made.
 pub struct Parts<'a> {
     /// The store, in which the machine is a domain with Xen's dialect, and whose keys Hyper-V's pools show.
@@ -81,8 +92,8 @@ pub struct Parts<'a> {
     pub inventory: &'a Arc<Inventory>,
     /// The machine's UUID.
     pub identity: Uuid,
-    /// Whether the kernel starts by the PVH protocol.
-    pub pvh: bool,
+    /// What starts first.
+    pub start: Start,
     /// The dialects.
     pub paravirtual: &'a Paravirtual,
     /// Names and contents of files in the firmware configuration device.
@@ -129,9 +140,9 @@ impl Board {
         let mut pci = PciBus::new();
         pci.add(PciAddress { slot: 0, function: 0 }, host_bridge(), &interrupts)?;
         pci.add(PciAddress { slot: 1, function: 0 }, isa_bridge(), &interrupts)?;
-        if let Some(xen) = &parts.paravirtual.xen {
-            xen.connect(Arc::new(Arc::clone(vm)), Arc::new(Ending(Arc::clone(&events))));
-            if !parts.pvh {
+        if parts.paravirtual.xen.is_some() {
+            // The first with a memory BAR, which is where the dialect has memory.
+            if parts.start != Start::Pvh {
                 pci.add_next(XenPlatform::new(), &interrupts)?;
             }
         }
@@ -144,6 +155,12 @@ impl Board {
         };
         for disk in parts.inventory.disks(DeviceBus::Virtio) {
             add(Box::new(Block::new(disk.image, &disk.name)))?;
+        }
+        let mut emulated = Vec::new();
+        if parts.start == Start::Firmware {
+            for disk in parts.inventory.disks(DeviceBus::Xen) {
+                emulated.push(add(Box::new(Block::new(disk.image, &disk.name)))?);
+            }
         }
         for nic in parts.inventory.nics(DeviceBus::Virtio) {
             if let Some(network) = net::open(&nic.network)? {
@@ -178,6 +195,10 @@ impl Board {
         // The bus first: fixed ports among its own win.
         let pci = Arc::new(pci);
         pci.map(&mut map);
+        if let Some(xen) = &parts.paravirtual.xen {
+            let plugs = Plugs { events: Arc::clone(&events), pci: Arc::clone(&pci), disks: emulated };
+            xen.connect(Arc::new(Arc::clone(vm)), Arc::new(plugs));
+        }
 
         interrupts.map(&mut map);
         let serial = Serial::new(COM1, interrupts.isa_line(COM1_IRQ), terminal_output(&config.serial)?);
@@ -320,18 +341,25 @@ fn fill(slots: &dyn Slots, bus: DeviceBus, inventory: &Arc<Inventory>) -> Result
 pub fn memory_map(config: &MachineConfig) -> Vec<E820Range> {
     let mut map = boot::e820(config.memory.0);
     if config.dialects.contains(DialectName::Xen) {
-        map.push(xen::reserved());
+        map.extend([xen::reserved(), firmware::reserved()]);
         map.sort_unstable_by_key(|range| range.start);
     }
     map
 }
 
 /// Puts the ACPI and SMBIOS tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
-/// the memory map reserves the range.
-pub fn place_tables(config: &MachineConfig, identity: Uuid, memory: &GuestMemory) -> Option<u64> {
-    memory.write_slice(&smbios_tables(config, identity).place(smbios::DEFAULT_BASE), GuestAddress(smbios::DEFAULT_BASE.into())).ok()?;
+/// the memory map reserves the range. Firmware builds its own from fw_cfg, but with Xen's dialect it takes those that are there.
+pub fn place_tables(config: &MachineConfig, identity: Uuid, start: Start, memory: &GuestMemory) -> Option<u64> {
+    let (acpi, smbios) = (acpi_tables(config), smbios_tables(config, identity));
+    if start == Start::Firmware {
+        if config.dialects.contains(DialectName::Xen) {
+            firmware::place(memory, &acpi.place(firmware::ACPI), &smbios.place(firmware::SMBIOS), &memory_map(config));
+        }
+        return None;
+    }
+    memory.write_slice(&smbios.place(smbios::DEFAULT_BASE), GuestAddress(smbios::DEFAULT_BASE.into())).ok()?;
     let base = acpi::DEFAULT_BASE;
-    memory.write_slice(&acpi_tables(config).place(base), GuestAddress(base.into())).ok()?;
+    memory.write_slice(&acpi.place(base), GuestAddress(base.into())).ok()?;
     Some(base.into())
 }
 

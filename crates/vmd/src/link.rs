@@ -9,9 +9,8 @@ use rustix::event::PollFlags;
 
 /// A network, as long as there is one.
 pub struct Link {
-    network: Box<dyn NetBackend>,
-    /// Once it is not, it does not come back.
-    is_up: bool,
+    /// Once it is gone, it does not come back.
+    network: Option<Box<dyn NetBackend>>,
     offloads: Offloads,
 }
 
@@ -31,30 +30,34 @@ impl Network for Wire<'_> {
 impl Link {
     /// A link with `network`.
     pub fn new(network: Box<dyn NetBackend>) -> Link {
-        Link { network, is_up: true, offloads: Offloads::default() }
+        Link { network: Some(network), offloads: Offloads::default() }
     }
 
     /// Whether it is there.
     pub fn is_up(&self) -> bool {
-        self.is_up
+        self.network.is_some()
+    }
+
+    /// Lets go of the network.
+    pub fn cut(&mut self) {
+        self.network = None;
     }
 
     /// What the network does for a card.
     pub fn abilities(&self) -> Abilities {
-        Abilities { offloads: self.network.has_offloads(), long_packets: self.network.takes_long_packets() }
-    }
-
-    /// Whether checksums and segmentation can be left to the network.
-    pub fn has_offloads(&self) -> bool {
-        self.network.has_offloads()
+        self.network.as_ref().map_or(Abilities::default(), |network| Abilities {
+            offloads: network.has_offloads(),
+            long_packets: network.takes_long_packets(),
+        })
     }
 
     /// Sleeps until there is something to do after `worked`. `false`: it is time to end.
     pub fn wait(&self, bell: &Bell, worked: Worked) -> bool {
+        let Some(network) = &self.network else { return worked.more || bell.wait() };
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, worked.has_room);
-        wanted.set(PollFlags::OUT, worked.blocked || self.network.has_unsent());
-        worked.more || bell.wait_or((self.is_up && !wanted.is_empty()).then(|| (self.network.fd(), wanted))).is_some()
+        wanted.set(PollFlags::OUT, worked.blocked || network.has_unsent());
+        worked.more || bell.wait_or((!wanted.is_empty()).then(|| (network.fd(), wanted))).is_some()
     }
 
     /// What the guest can do itself with a received packet.
@@ -67,7 +70,7 @@ impl Link {
         }
         self.offloads = offloads;
         let Offloads { checksum, tso4, tso6 } = offloads;
-        self.network.set_guest_offloads(GuestOffloads { checksum, tso4, tso6 })
+        self.network.as_mut().map_or(Ok(()), |network| network.set_guest_offloads(GuestOffloads { checksum, tso4, tso6 }))
     }
 
     /// Lets `card` work with the network; without one, what is sent is lost.
@@ -78,19 +81,21 @@ impl Link {
         &mut self,
         card: impl FnOnce(Option<&mut (dyn Network + '_)>) -> Result<Worked, NetError<Broken>>,
     ) -> Result<Worked, Broken> {
-        let unsent = if self.is_up && self.network.has_unsent() { self.network.send_unsent() } else { Ok(()) };
-        let worked = match unsent {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(NetError::Network(error)),
-            _ if self.is_up => card(Some(&mut Wire(self.network.as_mut()))),
-            _ => card(None),
+        let worked = match &mut self.network {
+            Some(network) => match if network.has_unsent() { network.send_unsent() } else { Ok(()) } {
+                Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    Err(NetError::Network(error))
+                }
+                _ => card(Some(&mut Wire(network.as_mut()))),
+            },
+            None => card(None),
         };
         match worked {
             Ok(worked) => Ok(worked),
             Err(NetError::Ring(error)) => Err(error),
             Err(NetError::Network(error)) => {
-                // Once: without a link the network is left alone.
                 eprintln!("vmctl: a network is gone: {error}");
-                self.is_up = false;
+                self.network = None;
                 Ok(Worked { more: true, ..Worked::default() })
             }
         }

@@ -27,7 +27,7 @@ use vmm::time::{Clock, HostClock, StepClock, Timers};
 use vmm::{BackendError, BackendVm, Entry, Exit, RegisterMask, VcpuId, VmConfig};
 
 use crate::backends::{self, Chosen};
-use crate::board::{self, Board, BoardError, Parts};
+use crate::board::{self, Board, BoardError, Parts, Start};
 use crate::boot::{self, BootError};
 use crate::bus::MachineBus;
 use crate::config::{DialectName, Kernel, MachineConfig, SerialTarget, Uuid};
@@ -290,19 +290,16 @@ impl Machine {
         for spec in &config.fw_cfg {
             files.push((spec.name.clone(), spec.source.read()?));
         }
-        let parts = Parts {
-            store: control.store(),
-            inventory: control.inventory(),
-            identity,
-            pvh: image.is_pvh(),
-            paravirtual: &paravirtual,
-            files,
+        let start = match image {
+            image if image.rom_size() != 0 => Start::Firmware,
+            image if image.is_pvh() => Start::Pvh,
+            _ => Start::Kernel,
         };
+        let parts = Parts { store: control.store(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
-        // Firmware builds its tables from fw_cfg.
-        let rsdp = if image.rom_size() == 0 { board::place_tables(config, identity, &memory) } else { None };
+        let rsdp = board::place_tables(config, identity, start, &memory);
         let boot_config = boot::BootConfig { cmdline: config.cmdline.clone(), modules, memory_map: board::memory_map(config), rsdp };
         let loaded = boot::load(image, &memory, &boot_config, &mut random(config)?)?;
         say(&loaded.description);

@@ -170,6 +170,10 @@ impl Server {
             let special = Special::of(text.as_bytes()).ok_or_else(|| impossible("no special path", &text))?;
             store.special_perms.insert(special, Arc::new(perms));
         }
+        // Half of the numbers are more than any server gives away, and the other half is enough for all that follow.
+        if state.last_client > u64::MAX / 2 {
+            return Err(impossible("number of clients", &state.last_client.to_string()));
+        }
         store.last_client = state.last_client;
         let mut server = Server::new(store, host);
         let clients: Vec<ClientId> = state.connections.iter().map(|connection| connection.client).collect();
@@ -311,6 +315,11 @@ mod tests {
         refused(&|state| state.nodes[2].path = "/a//b".into());
         refused(&|state| state.connections[0].client = ClientId(99));
         refused(&|state| state.connections.push(state.connections[0].clone()));
+        refused(&|state| state.last_client = u64::MAX);
+        let guest = 1;
+        refused(&|state| state.connections[guest].watches.extend_from_within(..));
+        refused(&|state| state.connections[guest].watches[0].path = "relative".into());
+        refused(&|state| state.connections[guest].watches[0].path = "/a//b".into());
         refused(&|state| drop(state.special_perms.insert("@x".into(), Perms::private(DomId::HOST))));
     }
 }

@@ -150,7 +150,8 @@ fn check(to: &Successor, state: &File) -> anyhow::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&said);
-    bail!("{} does not take over: {}", program(), said.trim_end());
+    let why = if said.is_empty() { "it said nothing" } else { said.trim_end() };
+    bail!("{} does not take over: {why}", program());
 }
 
 /// The beginning of what is said until the end, which comes in time.

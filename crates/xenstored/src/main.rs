@@ -84,9 +84,6 @@ fn start(arguments: &Arguments, orders: &Orders) -> anyhow::Result<Running> {
     let mut config = Config::default();
     arguments.quotas.iter().for_each(|(quota, limit)| config.quotas.set(*quota, *limit));
     let mut pid_file = arguments.pid_file.as_ref().map(|path| PidFile::claim(&absolute(path)?)).transpose()?;
-    let socket = absolute(arguments.socket.as_ref().unwrap_or(&xenstore::client::socket_path()))?;
-    make_directory_of(&socket)?;
-    let listener = Listener::bind(&socket)?;
     let host = Box::new(orders.clone());
     let (server, keeper) = match arguments.persist.as_ref().map(absolute).transpose()? {
         Some(file) => {
@@ -98,6 +95,10 @@ fn start(arguments: &Arguments, orders: &Orders) -> anyhow::Result<Running> {
         }
         None => (Server::new(Store::new(config), host), None),
     };
+    // Last, so that who finds the socket finds the keys.
+    let socket = absolute(arguments.socket.as_ref().unwrap_or(&xenstore::client::socket_path()))?;
+    make_directory_of(&socket)?;
+    let listener = Listener::bind(&socket)?;
     if arguments.daemon {
         process::go_to_background().context("cannot go to the background")?;
     }

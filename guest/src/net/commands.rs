@@ -81,7 +81,7 @@ fn show(bus: &mut Bus) {
     for card in bus.tree.cards() {
         let [a, b, c, d, e, f] = card.mac();
         println!("{}: {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}, MTU {}", card.name(), card.mtu());
-        if let Some(lease) = bus.network().filter(|network| network.name() == card.name()).and_then(|network| network.lease) {
+        if let Some(lease) = bus.networks().iter().find(|network| network.name() == card.name()).and_then(|network| network.lease) {
             println!("    {lease}");
         }
     }

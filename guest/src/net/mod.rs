@@ -1,5 +1,5 @@
-//! The network: smoltcp on the machine's first network card, with an address by DHCP, or a person's. It answers pings by itself; the rest is for
-//! commands.
+//! The network: smoltcp on each of the machine's network cards, with an address by DHCP, or a person's. It answers pings by itself; the rest is for
+//! commands, which use the first.
 //!
 //! ```text
 //!   commands.rs --sockets--> Network --frames--> Wire --> pvbus' NetDevice
@@ -76,13 +76,15 @@ impl Network {
         (changed, next.map(|next| next.total_micros().max(0).cast_unsigned().saturating_mul(MICROSECOND)))
     }
 
-    /// The card as hosts want to know it, if that has changed since this was last asked.
-    pub fn news(&mut self) -> Option<Nic> {
-        if !core::mem::take(&mut self.has_new_lease) {
-            return None;
-        }
+    /// Whether the address is another than when this was last asked.
+    pub fn take_news(&mut self) -> bool {
+        core::mem::take(&mut self.has_new_lease)
+    }
+
+    /// The card as hosts want to know it.
+    pub fn nic(&self) -> Nic {
         let address = |lease: Lease| Address { ip: IpAddr::V4(lease.address.address()), prefix: lease.address.prefix_len() };
-        Some(Nic { mac: self.wire.card().mac(), addresses: self.lease.map(address).into_iter().collect() })
+        Nic { mac: self.wire.card().mac(), addresses: self.lease.map(address).into_iter().collect() }
     }
 
     /// Takes an address that a person gives, and asks for none any more.

@@ -91,4 +91,8 @@ pub mod unplug {
     pub const MAGIC: u32 = 0x49d2;
     /// With product and build numbers.
     pub const PROTOCOL: u32 = 1;
+    /// Bit of the mask: all emulated disks.
+    pub const DISKS: u16 = 1 << 0;
+    /// All but the first.
+    pub const MORE_DISKS: u16 = 1 << 2;
 }

@@ -69,6 +69,8 @@ pub struct PciBus {
     functions: BTreeMap<PciAddress, Arc<dyn PciFunction>>,
     /// What was written to port 0xcf8.
     address: AtomicU32,
+    /// Slots whose functions are unplugged, by their bits.
+    unplugged: AtomicU32,
     routes: RwLock<Routes>,
 }
 
@@ -152,9 +154,17 @@ impl PciBus {
         self.functions.iter().map(|(address, function)| (*address, function))
     }
 
+    /// Takes a function, with all others of its slot, off the bus until power goes: it stops, and answers nowhere.
+    pub fn unplug(&self, address: PciAddress) {
+        self.unplugged.fetch_or(1 << (address.slot % SLOTS), Ordering::SeqCst);
+        self.update_routes();
+        self.functions.iter().filter(|(at, _)| at.slot == address.slot).for_each(|(_, function)| function.reset());
+    }
+
     /// Power-on state of the bus and all functions. Follow it with [`PciBus::assign`].
     pub fn reset(&self) {
         self.address.store(0, Ordering::Relaxed);
+        self.unplugged.store(0, Ordering::SeqCst);
         for function in self.functions.values() {
             function.reset();
             function.config().reset();
@@ -164,7 +174,7 @@ impl PciBus {
 
     /// Read of configuration space; functions that do not exist read as ones.
     pub fn config_read(&self, address: PciAddress, offset: u8, data: &mut [u8]) {
-        match self.functions.get(&address) {
+        match self.plugged(address) {
             Some(function) => {
                 if !function.config_read(offset, data) {
                     function.config().read(offset, data);
@@ -177,12 +187,16 @@ impl PciBus {
 
     /// Write to configuration space.
     pub fn config_write(&self, address: PciAddress, offset: u8, data: &[u8]) {
-        if let Some(function) = self.functions.get(&address) {
+        if let Some(function) = self.plugged(address) {
             if function.config().write(offset, data) {
                 self.update_routes();
             }
             function.config_written(offset, data.len());
         }
+    }
+
+    fn plugged(&self, address: PciAddress) -> Option<&Arc<dyn PciFunction>> {
+        self.functions.get(&address).filter(|_| self.unplugged.load(Ordering::SeqCst) & 1 << (address.slot % SLOTS) == 0)
     }
 
     /// Header type bit 7 of function 0 says whether there are others; the bus knows, the function does not.
@@ -197,7 +211,7 @@ impl PciBus {
     fn update_routes(&self) {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         let mut new = Routes::default();
-        for function in self.functions.values() {
+        for function in self.functions.keys().filter_map(|address| self.plugged(*address)) {
             for (bar, io, range) in function.config().active_bars() {
                 let list = if io { &mut new.io } else { &mut new.memory };
                 list.push(Route { range, function: function.clone(), bar });

@@ -74,6 +74,9 @@ pub enum Shutdown {
 pub trait Machine: Send + Sync {
     /// The guest's kernel is down.
     fn shut_down(&self, reason: Shutdown);
+
+    /// The guest has Xen's drivers and wants the emulated disks, which are the same, to be gone; the first of them only `with_first`.
+    fn unplug_disks(&self, with_first: bool);
 }
 
 /// The Xen dialect of one machine.
@@ -323,7 +326,12 @@ impl Dialect for Xen {
     fn port_out(&self, _vcpu: VcpuId, port: u16, size: u8, value: u32) -> bool {
         match (port, size) {
             (hvm::unplug::PORT, 2) => {
-                tracing::debug!(mask = value, "xen: the guest unplugs emulated devices; there are none");
+                let all = value as u16 & hvm::unplug::DISKS != 0;
+                if let Some(machine) = self.machine.get()
+                    && (all || value as u16 & hvm::unplug::MORE_DISKS != 0)
+                {
+                    machine.unplug_disks(all);
+                }
                 true
             }
             (hvm::unplug::PORT | hvm::unplug::PORT_VERSION, _) => true,

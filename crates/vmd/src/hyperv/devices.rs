@@ -1,7 +1,7 @@
 //! Disks, network cards and integration components on the machine's VMBus.
 //!
-//! Disks are units of one SCSI controller, which comes with the first of them; each card is a device of its own. Hyper-V asks no guest to let go of
-//! something: what is taken back is gone at once, and the guest hears so.
+//! Disks are units of one SCSI controller, which comes with the first of them; each card is a device of its own. A disk that is taken back is gone at once,
+//! and the guest hears so; a card when the guest's driver has closed it.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

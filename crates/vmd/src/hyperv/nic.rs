@@ -29,7 +29,10 @@ pub(super) struct HypervNic {
 #[derive(Default)]
 struct State {
     is_in_use: AtomicBool,
+    /// The guest is to let go of it.
     is_leaving: AtomicBool,
+    /// And has no network any more.
+    is_cut: AtomicBool,
 }
 
 impl HypervNic {
@@ -41,8 +44,7 @@ impl HypervNic {
         let state = Arc::new(State::default());
         let theirs = Arc::clone(&state);
         let worker = Worker::spawn("hyperv-net", move |bell| {
-            serve(&bus, mac, Link::new(network), &theirs, &bell);
-            if theirs.is_leaving.load(Ordering::Acquire) {
+            if serve(&bus, mac, Link::new(network), &theirs, &bell) {
                 gone();
             }
         })?;
@@ -58,6 +60,12 @@ impl HypervNic {
     pub fn end_soon(&self) {
         if let Some(worker) = self.worker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             worker.end_soon();
+        }
+    }
+
+    fn ring(&self) {
+        if let Some(worker) = self.worker.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            worker.ring();
         }
     }
 
@@ -84,11 +92,12 @@ impl Plugged for HypervNic {
 
     fn ask_back(&self) {
         self.state.is_leaving.store(true, Ordering::Release);
-        self.end_soon();
+        self.ring();
     }
 
     fn pull(&self) {
-        self.end();
+        self.state.is_cut.store(true, Ordering::Release);
+        self.ask_back();
     }
 }
 
@@ -123,15 +132,28 @@ impl Device for Card {
     }
 }
 
-fn serve(bus: &Arc<VmBus>, mac: Mac, link: Link, state: &State, bell: &Bell) {
+/// The card's thread; `true` when the guest has let go of the card.
+fn serve(bus: &Arc<VmBus>, mac: Mac, link: Link, state: &State, bell: &Bell) -> bool {
     let Mac([a, b, c, d, e, f]) = mac;
     let instance = Guid::from_u128(INSTANCE | u128::from(u64::from_be_bytes([0, 0, a, b, c, d, e, f])));
     let ring = bell.clone();
     let card = Netvsc::new(instance, mac.0, link.abilities());
     let mut card = bus.attach(Card { card, link }, Arc::new(move || ring.ring()));
+    let mut is_rescinded = false;
     let mut worked = Worked::default();
     while !bell.is_stopped() && card.device().link.wait(bell, worked) {
+        if state.is_cut.load(Ordering::Acquire) {
+            card.device().link.cut();
+        }
+        if state.is_leaving.load(Ordering::Acquire) && !is_rescinded {
+            is_rescinded = true;
+            card.rescind();
+        }
         worked = card.work();
         state.is_in_use.store(card.device().card.is_in_use(), Ordering::Release);
+        if is_rescinded && card.is_let_go() {
+            return true;
+        }
     }
+    false
 }

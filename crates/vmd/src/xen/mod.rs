@@ -1,6 +1,7 @@
 //! What a machine with the Xen dialect has besides: memory that is no RAM, its domain in XenStore ([`Domain`]), and backends.
 //!
 //! ```text
+//!   0x1000        what SeaBIOS finds of the machine, when it boots (`firmware.rs`), and its tables at 0xfc000000
 //!   0xc0000000    the platform device's memory BAR, where HVM guests place the grant table
 //!   0xfeff8000    special pages: the rings of XenStore and console; reserved in the memory map
 //!   above RAM     from 4 GiB, 128 MiB that the map does not mention: a PVH Linux places its grant table at their end
@@ -9,6 +10,7 @@
 mod device;
 mod disk;
 mod domain;
+pub mod firmware;
 mod nic;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 use abi::boot::E820_RESERVED;
 use abi::xen::hvm::{SPECIAL_PAGES, SPECIAL_PAGES_SIZE};
 use devices::MachineEvents;
-use devices::pci::MEMORY_WINDOW;
+use devices::pci::{MEMORY_WINDOW, PciAddress, PciBus};
 use dialects::xen::{MAX_FRAMES, Machine, Shutdown};
 use vmm::memory::PAGE_SIZE;
 
@@ -29,7 +31,11 @@ const SECTION: u64 = 128 << 20;
 
 /// Ranges (address, size) of memory for the dialect, in a machine with `memory_size` bytes of RAM.
 pub fn memory(memory_size: u64) -> Vec<(u64, u64)> {
-    let mut ranges = vec![(PLATFORM_MEMORY, u64::from(MAX_FRAMES) * PAGE_SIZE), (SPECIAL_PAGES, SPECIAL_PAGES_SIZE)];
+    let mut ranges = vec![
+        (PLATFORM_MEMORY, u64::from(MAX_FRAMES) * PAGE_SIZE),
+        (firmware::TABLES, firmware::TABLES_SIZE),
+        (SPECIAL_PAGES, SPECIAL_PAGES_SIZE),
+    ];
     let end_of_ram = HIGH_RAM_START + memory_size.saturating_sub(LOW_RAM_END);
     ranges.push((end_of_ram.next_multiple_of(SECTION), SECTION));
     ranges
@@ -42,15 +48,26 @@ pub fn reserved() -> E820Range {
 
 pub use domain::Domain;
 
-/// The machine as the dialect ends it.
-pub struct Ending(pub Arc<dyn MachineEvents>);
+/// The plugs of the machine, and of its emulated disks: those that firmware boots from, which are the Xen disks once more.
+pub struct Plugs {
+    /// Ends the machine.
+    pub events: Arc<dyn MachineEvents>,
+    /// The bus of the emulated disks.
+    pub pci: Arc<PciBus>,
+    /// Where they are.
+    pub disks: Vec<PciAddress>,
+}
 
-impl Machine for Ending {
+impl Machine for Plugs {
     fn shut_down(&self, reason: Shutdown) {
         match reason {
-            Shutdown::Reboot => self.0.reset(),
-            Shutdown::PowerOff | Shutdown::Crash => self.0.power_off(),
+            Shutdown::Reboot => self.events.reset(),
+            Shutdown::PowerOff | Shutdown::Crash => self.events.power_off(),
         }
+    }
+
+    fn unplug_disks(&self, with_first: bool) {
+        self.disks.iter().skip(usize::from(!with_first)).for_each(|disk| self.pci.unplug(*disk));
     }
 }
 
@@ -58,7 +75,6 @@ impl Machine for Ending {
 mod tests {
     use devices::MsiSink;
     use devices::interrupts::{InterruptRouter, InterruptSink};
-    use devices::pci::PciBus;
     use devices::xen_platform::{MEMORY_BAR, XenPlatform};
     use vmm::backend::IoapicRoute;
 

@@ -215,3 +215,83 @@ impl Output {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use abi::xen::xenstore::OK;
+
+    use super::*;
+
+    fn reply(output: &mut Output, number: u32) {
+        let request = Header { op: op::WRITE.into(), req_id: number.into(), tx_id: NO_TRANSACTION.into(), len: 0.into() };
+        output.reply(&request, |to| {
+            to.extend_from_slice(OK);
+            Ok(())
+        });
+    }
+
+    /// Numbers of the requests whose replies are to be sent, and whether they are errors.
+    fn sends(output: &mut Output) -> Vec<(u32, bool)> {
+        let bytes = output.pending().to_vec();
+        output.sent(bytes.len());
+        let (mut replies, mut rest) = (Vec::new(), bytes.as_slice());
+        while let Next::Message(header, _, behind) = wire::next(rest) {
+            replies.push((header.req_id.get(), header.op.get() == op::ERROR));
+            rest = behind;
+        }
+        assert!(rest.is_empty(), "half a message");
+        replies
+    }
+
+    /// 1 is sure; 2 waits to be kept, 4 for another process.
+    fn doubtful() -> Output {
+        let mut output = Output::default();
+        for number in 1..=5 {
+            match number {
+                2 => output.doubt(Unsure::Kept),
+                4 => output.doubt(Unsure::TakenOver),
+                _ => {}
+            }
+            reply(&mut output, number);
+        }
+        output
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_held_back_with_all_behind_it() {
+        let mut output = doubtful();
+        assert_eq!(sends(&mut output), [(1, false)]);
+        output.confirm(Unsure::Kept);
+        assert_eq!(sends(&mut output), [(2, false), (3, false)]);
+        output.confirm(Unsure::TakenOver);
+        assert_eq!(sends(&mut output), [(4, false), (5, false)]);
+        assert!(output.all().is_empty());
+    }
+
+    #[test]
+    fn revoked_replies_are_replaced_where_they_are() {
+        let mut output = doubtful();
+        output.revoke(Unsure::Kept, |_| Err(Error::NotKept));
+        assert_eq!(sends(&mut output), [(1, false), (2, true), (3, false)]);
+        output.revoke(Unsure::TakenOver, |_| Err(Error::BadRequest));
+        assert_eq!(sends(&mut output), [(4, true), (5, false)]);
+        let mut output = doubtful();
+        output.revoke(Unsure::TakenOver, |_| Err(Error::BadRequest));
+        assert_eq!(sends(&mut output), [(1, false)]);
+        output.confirm(Unsure::Kept);
+        assert_eq!(sends(&mut output), [(2, false), (3, false), (4, true), (5, false)]);
+    }
+
+    #[test]
+    fn another_process_gets_what_was_held_back_too() {
+        assert_eq!(sends(&mut Output::resumed(doubtful().all())).len(), 5);
+    }
+
+    #[test]
+    fn replies_held_back_count_as_outstanding() {
+        let mut output = doubtful();
+        assert!(output.has_room(6) && !output.has_room(5));
+        output.revoke(Unsure::Kept, |_| Err(Error::NotKept));
+        assert!(output.has_room(6) && !output.has_room(5));
+    }
+}

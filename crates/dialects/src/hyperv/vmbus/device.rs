@@ -110,6 +110,17 @@ impl<D: Device> Attached<D> {
         &mut self.device
     }
 
+    /// Tells the guest that the device is to go. Until [`Attached::is_let_go`] it goes on with its work: drivers wait for what is under way before
+    /// they close.
+    pub fn rescind(&self) {
+        self.bus.begin_to_leave(self.id);
+    }
+
+    /// Whether the guest knows of none of the device's channels, or not any more; the bell rings when that comes to be after [`Attached::rescind`].
+    pub fn is_let_go(&self) -> bool {
+        !self.bus.is_known(self.id)
+    }
+
     /// Lets the device hear of its channels and do its work; what to wait for before the next call, beside the bell.
     pub fn work(&mut self) -> Worked {
         for event in self.mailbox.take() {

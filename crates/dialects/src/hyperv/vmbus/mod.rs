@@ -93,6 +93,14 @@ impl VmBus {
         Attached::new(device, Arc::clone(self), id, mailbox)
     }
 
+    fn begin_to_leave(&self, id: DeviceId) {
+        self.0.with(|state| state.begin_to_leave(id));
+    }
+
+    fn is_known(&self, id: DeviceId) -> bool {
+        self.0.with(|state| state.is_known(id))
+    }
+
     /// Takes a device from the bus: the guest is told that it is gone.
     fn detach(&self, id: DeviceId) {
         self.0.with(|state| state.detach(id));

@@ -65,6 +65,8 @@ impl Connection {
 struct Seat {
     offer: Offer,
     mailbox: Arc<Mailbox>,
+    /// It goes when the guest has let go of its channels, and is not offered again.
+    is_leaving: bool,
 }
 
 /// What a channel is doing.
@@ -139,11 +141,24 @@ impl State {
     pub(super) fn attach(&mut self, offer: Offer, mailbox: Arc<Mailbox>) -> DeviceId {
         let id = self.next_device;
         self.next_device += 1;
-        self.devices.insert(id, Seat { offer, mailbox });
+        self.devices.insert(id, Seat { offer, mailbox, is_leaving: false });
         if self.connection.is_some_and(|connection| connection.wants_offers) {
             self.offer(id, 0);
         }
         id
+    }
+
+    /// The guest is told that a device goes. It stays until the guest has let go of its channels.
+    pub(super) fn begin_to_leave(&mut self, id: DeviceId) {
+        if let Some(seat) = self.devices.get_mut(&id) {
+            seat.is_leaving = true;
+        }
+        self.rescind(|channel| channel.device == id);
+    }
+
+    /// Whether the guest knows of a channel of the device.
+    pub(super) fn is_known(&self, id: DeviceId) -> bool {
+        self.channels.values().any(|channel| channel.device == id)
     }
 
     /// A device goes. Its thread is the caller and drops what it has, so nothing has to be taken from it.
@@ -313,7 +328,7 @@ impl State {
             Some(connection) if !connection.wants_offers => connection.wants_offers = true,
             _ => return,
         }
-        let mut ids: Vec<DeviceId> = self.devices.keys().copied().collect();
+        let mut ids: Vec<DeviceId> = self.devices.iter().filter(|(_, seat)| !seat.is_leaving).map(|(id, _)| *id).collect();
         // The same order at each start, whichever thread was first.
         ids.sort_by_key(|id| self.devices.get(id).map(|seat| (seat.offer.class, seat.offer.instance)));
         ids.into_iter().for_each(|id| self.offer(id, 0));
@@ -364,7 +379,11 @@ impl State {
         if self.channels.get(&relid).is_some_and(|channel| channel.is_rescinded) {
             self.close(relid);
             self.gpadls.forget(relid, &mut self.left_behind);
-            self.channels.remove(&relid);
+            let channel = self.channels.remove(&relid);
+            // One that leaves wants to know.
+            if let Some(seat) = channel.and_then(|channel| self.devices.get(&channel.device)) {
+                seat.mailbox.ring();
+            }
         }
     }
 
@@ -477,6 +496,7 @@ impl State {
             }
         }
         std::mem::take(&mut self.gpadls).leave(&mut self.left_behind);
+        self.devices.values().filter(|seat| seat.is_leaving).for_each(|seat| seat.mailbox.ring());
     }
 
     fn send(&self, message: &(impl IntoBytes + Immutable)) {

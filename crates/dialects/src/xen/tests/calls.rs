@@ -126,6 +126,10 @@ fn unplug_ports_welcome_the_driver() {
     let guest = Guest::new();
     assert_eq!(guest.xen.port_in(0, 0x10, 2), Some(0x49d2));
     assert_eq!(guest.xen.port_in(0, 0x12, 1), Some(1));
-    assert!(guest.xen.port_out(0, 0x10, 2, 3));
     assert_eq!(guest.xen.port_in(0, 0x14, 2), None);
+    // Network cards, all disks, all but the first; a build number is no mask.
+    for (mask, size) in [(2, 2), (3, 2), (4, 2), (1, 4)] {
+        assert!(guest.xen.port_out(0, 0x10, size, mask));
+    }
+    assert_eq!(*guest.ended.1.lock().unwrap(), [true, false]);
 }

@@ -4,6 +4,7 @@ mod block;
 mod calls;
 mod events;
 mod grants;
+mod hostile;
 mod rings;
 
 use std::collections::BTreeMap;
@@ -46,13 +47,17 @@ impl Processors for Interrupts {
     }
 }
 
-/// How the machine was ended.
+/// How the machine was ended, and whether its emulated disks were unplugged with the first.
 #[derive(Default)]
-struct Ended(Mutex<Vec<Shutdown>>);
+struct Ended(Mutex<Vec<Shutdown>>, Mutex<Vec<bool>>);
 
 impl Machine for Ended {
     fn shut_down(&self, reason: Shutdown) {
         self.0.lock().unwrap().push(reason);
+    }
+
+    fn unplug_disks(&self, with_first: bool) {
+        self.1.lock().unwrap().push(with_first);
     }
 }
 

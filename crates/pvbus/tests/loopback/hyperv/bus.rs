@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use abi::hyperv::vmbus::guid;
 use dialects::hyperv::ic::Shutdown;
 use pvbus::{Event, Hal, Kind, News, Tree};
 
@@ -16,6 +17,24 @@ fn bus_attaches_with_the_newest_version_of_both() {
     assert_eq!(tree.devices().collect::<Vec<_>>(), [("pvbus0", "mainbus0"), ("hyperv0", "pvbus0")]);
     assert!(tree.stores().store(Kind::HyperV).is_some());
     assert_ne!(rig.hyperv.guest_system(), 0, "the hypervisor knows who calls");
+}
+
+#[test]
+fn older_hosts_are_asked_for_older_versions() {
+    use abi::hyperv::vmbus::version::{WIN8, WIN8_1, WIN10, WIN10_RS3, WIN10_V5, WIN10_V5_1, WIN10_V5_2, WS2008};
+    let versions =
+        [(WIN10_V5_2, "5.2"), (WIN10_V5_1, "5.1"), (WIN10_V5, "5.0"), (WIN10_RS3, "4.1"), (WIN10, "4.0"), (WIN8_1, "3.0"), (WIN8, "2.4")];
+    for (version, text) in versions {
+        let (rig, liar) = Rig::with_liar(guid::KVP);
+        liar.set_newest(version);
+        let mut tree = Tree::attach(&rig.machine);
+        assert!(tree.dmesg()[1].starts_with(&format!("hyperv0 at pvbus0: protocol {text}, ")), "{:?}", tree.dmesg());
+        rig.poll(&mut tree);
+        liar.rings();
+    }
+    let (rig, liar) = Rig::with_liar(guid::KVP);
+    liar.set_newest(WS2008);
+    assert!(Tree::attach(&rig.machine).dmesg()[1].ends_with("the host speaks no version of VMBus from 2.4 to 5.3"));
 }
 
 #[test]

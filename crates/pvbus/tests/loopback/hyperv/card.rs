@@ -6,7 +6,7 @@ use abi::hyperv::vmbus::Guid;
 use dialects::hyperv::netvsc::Netvsc;
 use dialects::hyperv::vmbus::{BrokenRing, Channel, Device, Offer};
 use dialects::network::testing::MemoryWire;
-use dialects::network::{self, Worked};
+use dialects::network::{self, Abilities, Worked};
 use pvbus::net::{Checksum, NetDevice, NetError};
 use pvbus::{Hal, Tree};
 
@@ -46,7 +46,11 @@ impl Device for Wired {
 impl Rig {
     fn card(&self, has_offloads: bool) -> (Arc<Mutex<MemoryWire>>, Arc<Mutex<bool>>) {
         let (wire, link) = (Arc::<Mutex<MemoryWire>>::default(), Arc::new(Mutex::new(true)));
-        self.plug(Wired { card: Netvsc::new(INSTANCE, MAC, has_offloads), wire: Arc::clone(&wire), link: Arc::clone(&link) });
+        self.plug(Wired {
+            card: Netvsc::new(INSTANCE, MAC, Abilities { offloads: has_offloads, ..Abilities::default() }),
+            wire: Arc::clone(&wire),
+            link: Arc::clone(&link),
+        });
         (wire, link)
     }
 

@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
+use abi::hyperv::ring::kind::IN_BAND;
+use abi::hyperv::vmbus::guid;
+use abi::hyperv::{ic, kvp};
 use dialects::hyperv::ic::{Facts, FileSystems, Heartbeat, Kvp, Pulse, Shutdown, TimeSync, Vss};
 use dialects::store::testing::MapStore;
 use dialects::store::{Client, Store as _};
 use pvbus::net::{Address, Nic};
 use pvbus::{Event, GuestInfo, Hal, Kind, News, StoreError, Tree};
+use zerocopy::little_endian::U16;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
+use super::liar::{self, packet};
 use super::{Rig, SECOND};
 use crate::machine::EPOCH;
 
@@ -170,4 +176,28 @@ fn what_the_kernel_tells_is_in_the_auto_pool_and_stays_true() {
     tree.tell(&guest("renamed"), rig.machine.now());
     rig.poll_after(&mut tree, KVP_PERIOD);
     assert_eq!((at_host("FullyQualifiedDomainName"), at_host("OSName")), ("renamed".into(), "mine".into()));
+}
+
+#[test]
+fn addresses_of_a_card_are_told_to_who_names_it() {
+    let (rig, liar) = Rig::with_liar(guid::KVP);
+    let mut tree = Tree::attach(&rig.machine);
+    tree.tell(&guest("puffy"), rig.machine.now());
+    rig.poll(&mut tree);
+    let text =
+        |field: &[U16]| String::from_utf16_lossy(&field.iter().map(|unit| unit.get()).take_while(|unit| *unit != 0).collect::<Vec<_>>());
+    for (mac, status) in [("02:00:00:00:00:01", 0), ("02:00:00:00:00:02", ic::status::FAIL)] {
+        let mut body = kvp::Addresses::new_zeroed();
+        body.operation = kvp::operation::GET_IP_INFO;
+        body.adapter.iter_mut().zip(mac.encode_utf16()).for_each(|(to, unit)| *to = unit.into());
+        liar.put(IN_BAND, 1, &[], &packet(ic::kind::KVP, body.as_bytes()));
+        rig.poll(&mut tree);
+        let answer = liar.take().unwrap().1;
+        assert_eq!(liar::status(&answer), status);
+        let (told, _) = kvp::Addresses::read_from_prefix(&answer[ic::HEADER_BYTES..]).unwrap();
+        if status == 0 {
+            assert_eq!((text(&told.addresses), text(&told.masks)), ("10.0.2.15;fe80::1".into(), "255.255.255.0;/64".into()));
+            assert_eq!(told.family, kvp::family::IPV4 | kvp::family::IPV6);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use abi::hyperv::ic::{self, Pipe, Version};
+use abi::hyperv::ic::{self, Version};
 use abi::hyperv::kvp::{self, KEY_SIZE, Record, VALUE_SIZE};
 use abi::hyperv::netvsc::{self, InitComplete, ReceiveBufferComplete, RndisPacket};
 use abi::hyperv::ring::{Descriptor, TransferPages, TransferRange, control, kind};
@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use pvbus::{Hal, Kind, StoreError, Tree};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::liar::{Liar, RELID};
+use super::liar::{Liar, RELID, packet, status};
 use super::{Rig, SECOND};
 
 const LIE: &str = "the host answers what was not asked; not used any more";
@@ -141,30 +141,9 @@ proptest! {
     }
 }
 
-/// A packet of a component.
-fn packet(kind: u16, body: &[u8]) -> Vec<u8> {
-    let message = ic::Message {
-        framework: Version::new(3, 0),
-        kind: kind.into(),
-        version: Version::new(4, 0),
-        size: (body.len() as u16).into(),
-        status: 0.into(),
-        transaction: 1,
-        flags: ic::flags::TRANSACTION | ic::flags::REQUEST,
-        reserved: 0.into(),
-    };
-    let pipe = Pipe { flags: ic::PIPE_DATA.into(), length: ((size_of::<ic::Message>() + body.len()) as u32).into() };
-    [pipe.as_bytes(), message.as_bytes(), body].concat()
-}
-
 fn negotiation() -> Vec<u8> {
     let versions = [Version::new(3, 0), Version::new(4, 0)];
     packet(ic::kind::NEGOTIATE, &[&[1, 0, 1, 0, 0, 0, 0, 0], versions.as_bytes()].concat())
-}
-
-/// The status of an answer.
-fn status(answer: &[u8]) -> u32 {
-    ic::Message::read_from_prefix(&answer[size_of::<Pipe>()..]).unwrap().0.status.get()
 }
 
 #[test]
@@ -232,6 +211,24 @@ fn completions_for_unknown_transactions_end_the_controller() {
         liar.put(kind::COMPLETION, transaction, &[], completed(&packet, |_| {}).as_bytes());
         assert_eq!(rig.lines(&mut tree), [format!("hvs0: {LIE}")], "{transaction}");
     }
+}
+
+#[test]
+fn controller_that_speaks_no_version_is_asked_for_each_newest_first() {
+    let (rig, liar) = Rig::with_liar(guid::SCSI);
+    let mut tree = rig.attach();
+    let mut asked = Vec::new();
+    while let Some((transaction, bytes)) = liar.take() {
+        let mut answer = completed(&bytes, |_| {});
+        if bytes[0] == operation::QUERY_PROTOCOL_VERSION as u8 {
+            asked.push(u16::from_le_bytes([bytes[12], bytes[13]]));
+            answer.status = abi::hyperv::storvsc::status::REVISION_MISMATCH.into();
+        }
+        liar.put(kind::COMPLETION, transaction, &[], answer.as_bytes());
+        let lines = rig.lines(&mut tree);
+        assert!(lines.is_empty() || lines == ["hvs0: the host refuses all versions of the protocol"], "{lines:?}");
+    }
+    assert_eq!(asked, [0x602, 0x600, 0x501]);
 }
 
 #[test]

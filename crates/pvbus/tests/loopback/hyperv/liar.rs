@@ -1,13 +1,15 @@
 //! A host that the test is: it lets the guest find together with it and open one device's channel, and then says what the test likes.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use abi::hyperv::hypercall::Status;
+use abi::hyperv::ic::{self, Pipe, Version};
 use abi::hyperv::ring::{CONTROL_BYTES, Descriptor, control};
 use abi::hyperv::vmbus::{
-    GpadlCreated, GpadlHeader, GpadlTeardown, GpadlTorndown, Guid, Header, MESSAGE_TYPE, Offer, Open, OpenResult, SINT, USER_BYTES,
-    VersionResponse, message,
+    GpadlCreated, GpadlHeader, GpadlTeardown, GpadlTorndown, Guid, Header, InitiateContact, MESSAGE_CONNECTION_5, MESSAGE_TYPE, Offer,
+    Open, OpenResult, SINT, USER_BYTES, VersionResponse, message, version,
 };
 use dialects::hyperv::Hyperv;
 use dialects::hyperv::connections::{Connections, Synic};
@@ -25,6 +27,8 @@ pub struct Liar {
     memory: GuestMemory,
     hyperv: Arc<Hyperv>,
     class: Guid,
+    /// Newest version that it speaks.
+    newest: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -45,13 +49,24 @@ impl Rig {
     /// A machine whose host offers one device, and lies.
     pub fn with_liar(class: Guid) -> (Rig, Arc<Liar>) {
         let rig = Rig::silent();
-        let liar = Arc::new(Liar { memory: rig.machine.memory.clone(), hyperv: Arc::clone(&rig.hyperv), class, state: Mutex::default() });
+        let liar = Arc::new(Liar {
+            memory: rig.machine.memory.clone(),
+            hyperv: Arc::clone(&rig.hyperv),
+            class,
+            newest: AtomicU32::new(u32::MAX),
+            state: Mutex::default(),
+        });
         rig.hyperv.serve(liar.clone());
         (rig, liar)
     }
 }
 
 impl Liar {
+    /// Speaks no newer version than this; before 5.0 there is no connection for the others' first message.
+    pub fn set_newest(&self, version: u32) {
+        self.newest.store(version, Ordering::Relaxed);
+    }
+
     /// Sends a message.
     pub fn say(&self, message: &[u8]) {
         assert!(self.hyperv.post_message(0, SINT, MESSAGE_TYPE, message), "the guest takes messages");
@@ -163,7 +178,8 @@ impl Liar {
             message::INITIATE_CONTACT => self.say(
                 VersionResponse {
                     header: Header::new(message::VERSION_RESPONSE),
-                    supported: 1,
+                    supported: (InitiateContact::read_from_prefix(bytes).unwrap().0.version.get() <= self.newest.load(Ordering::Relaxed))
+                        .into(),
                     connection_state: 0,
                     padding: 0.into(),
                     message_connection: 7.into(),
@@ -199,7 +215,10 @@ impl Liar {
 }
 
 impl Connections for Liar {
-    fn post_message(&self, _connection: u32, _kind: u32, payload: &[u8]) -> Status {
+    fn post_message(&self, connection: u32, _kind: u32, payload: &[u8]) -> Status {
+        if connection == MESSAGE_CONNECTION_5 && self.newest.load(Ordering::Relaxed) < version::WIN10_V5 {
+            return Status::INVALID_CONNECTION_ID;
+        }
         self.hear(payload);
         Status::SUCCESS
     }
@@ -207,4 +226,25 @@ impl Connections for Liar {
         Status::SUCCESS
     }
     fn reset(&self) {}
+}
+
+/// A packet of a component.
+pub fn packet(kind: u16, body: &[u8]) -> Vec<u8> {
+    let message = ic::Message {
+        framework: Version::new(3, 0),
+        kind: kind.into(),
+        version: Version::new(4, 0),
+        size: (body.len() as u16).into(),
+        status: 0.into(),
+        transaction: 1,
+        flags: ic::flags::TRANSACTION | ic::flags::REQUEST,
+        reserved: 0.into(),
+    };
+    let pipe = Pipe { flags: ic::PIPE_DATA.into(), length: ((size_of::<ic::Message>() + body.len()) as u32).into() };
+    [pipe.as_bytes(), message.as_bytes(), body].concat()
+}
+
+/// The status of an answer.
+pub fn status(answer: &[u8]) -> u32 {
+    ic::Message::read_from_prefix(&answer[size_of::<Pipe>()..]).unwrap().0.status.get()
 }

@@ -51,6 +51,7 @@ impl Processors for Interrupts {
 
 impl dialects::xen::Machine for Interrupts {
     fn shut_down(&self, _reason: Shutdown) {}
+    fn unplug_disks(&self, _with_first: bool) {}
 }
 
 /// The guest's connection with the store's server.

@@ -3,6 +3,7 @@
 use abi::hyperv::netvsc::{CHANNEL_CONTROL, CHANNEL_DATA, NO_SECTION, kind, status, version};
 use abi::hyperv::ring::kind as packet;
 use abi::hyperv::rndis::{self, FILTER_DIRECTED, message as rndis_kind, oid};
+use abi::hyperv::vmbus::message as vmbus;
 use zerocopy::FromBytes;
 
 use super::super::buffers::SECTION_SIZE;
@@ -384,6 +385,21 @@ fn channel_can_be_closed_and_opened_again() {
     assert!(rig.front.receive().is_none(), "nothing is lent");
     assert_eq!(word(&rig.ask(&words(&[kind::INIT, version::V5, version::V5])), 12), status::SUCCESS);
     rig.lend_receive_buffer();
+}
+
+#[test]
+fn card_that_is_taken_back_works_until_the_guest_has_let_go() {
+    let mut rig = Rig::up();
+    rig.device.rescind();
+    assert_eq!(rig.transmit(0, &message(&frame(TCP, 5), &[]), &[]), status::SUCCESS);
+    assert!(!rig.device.is_let_go());
+    rig.driver.close(&rig.front);
+    rig.device.work();
+    assert!(!rig.device.is_let_go());
+    rig.driver.guest.post_relid(vmbus::RELID_RELEASED, rig.front.relid());
+    assert!(rig.device.is_let_go());
+    rig.driver.offers();
+    assert!(rig.driver.guest.connect().is_empty(), "it is not offered again");
 }
 
 #[test]
