@@ -27,7 +27,7 @@ pub mod feature {
     pub const RESET: u32 = 1 << 7;
     /// Reference TSC page.
     pub const REFERENCE_TSC: u32 = 1 << 9;
-    /// MSRs of the clocks' frequencies; [`more::FREQUENCIES`] says that they can be used.
+    /// MSRs of the clocks' frequencies; [`super::more::FREQUENCIES`] says that they can be used.
     pub const FREQUENCIES: u32 = 1 << 11;
 }
 
