@@ -295,8 +295,7 @@ impl Machine {
             image if image.is_pvh() => Start::Pvh,
             _ => Start::Kernel,
         };
-        let parts =
-            Parts { store: control.store(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
+        let parts = Parts { store: control.store(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };
