@@ -5,105 +5,60 @@
 
 #[path = "common/xenstore/mod.rs"]
 mod clients;
+#[path = "common/xenstored.rs"]
+mod common;
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::ops::{Deref, DerefMut};
+use std::path::Path;
+use std::process::{Command, ExitStatus};
 
-use abi::xen::xenstore::{Header, op};
+use abi::xen::xenstore::op;
 use clients::Clients;
+use common::{arguments, eventually, message};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use xenstore::client::{Client, ClientError, Refusal};
 use xenstore::{Config, DomId, Perms, SharedStore};
 use xenstored::Listener;
-use zerocopy::{FromBytes, IntoBytes};
 
-/// For what takes moments.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A running `xenstored`.
-struct Daemon {
-    directory: TempDir,
-    child: Child,
-}
+/// A running `xenstored` in a directory of its own.
+struct Daemon(common::Daemon, TempDir);
 
 impl Daemon {
     fn start(more: &[&str]) -> Daemon {
         let directory = tempfile::tempdir().unwrap();
-        let child = program(directory.path()).args(more).stderr(Stdio::piped()).spawn().unwrap();
-        let daemon = Daemon { directory, child };
-        eventually(|| Client::connect(&daemon.socket()).is_ok());
-        daemon
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("socket")
-    }
-
-    fn client(&self) -> Client {
-        Client::connect(&self.socket()).unwrap()
-    }
-
-    /// A connection to speak the wire protocol on, or something else.
-    fn raw(&self) -> UnixStream {
-        let stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+        Daemon(common::Daemon::start(directory.path(), more), directory)
     }
 
     fn debian(&self) -> Clients {
         Clients { socket: self.socket() }
     }
 
-    /// Ends it by `signal`; its status and log.
-    fn end(mut self, signal: Signal) -> Output {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        let mut stderr = Vec::new();
-        self.child.stderr.take().unwrap().read_to_end(&mut stderr).unwrap();
-        Output { status: self.child.wait().unwrap(), stdout: Vec::new(), stderr }
+    fn end(self, signal: Signal) -> ExitStatus {
+        self.0.end(signal)
     }
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+impl Deref for Daemon {
+    type Target = common::Daemon;
+
+    fn deref(&self) -> &common::Daemon {
+        &self.0
+    }
+}
+
+impl DerefMut for Daemon {
+    fn deref_mut(&mut self) -> &mut common::Daemon {
+        &mut self.0
     }
 }
 
 fn program(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xenstored"));
-    command.arg("--socket").arg(directory.join("socket"));
+    command.args(arguments(directory, &[]));
     command
-}
-
-#[track_caller]
-fn eventually(mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(start.elapsed() < PATIENCE, "it did not happen");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn message(operation: u32, payload: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).unwrap();
-    let header = Header { op: operation.into(), req_id: 7.into(), tx_id: 0.into(), len: len.into() };
-    [header.as_bytes(), payload].concat()
-}
-
-fn reply(stream: &mut UnixStream) -> (Header, Vec<u8>) {
-    let mut header = [0; size_of::<Header>()];
-    stream.read_exact(&mut header).unwrap();
-    let header = Header::read_from_bytes(&header).unwrap();
-    let mut payload = vec![0; header.len.get() as usize];
-    stream.read_exact(&mut payload).unwrap();
-    (header, payload)
 }
 
 fn is_refused<T>(result: Result<T, ClientError>, refusal: Refusal) -> bool {
@@ -205,10 +160,10 @@ fn message_may_come_byte_by_byte() {
     let daemon = Daemon::start(&[]);
     daemon.client().write("/slow", b"value").unwrap();
     let mut stream = daemon.raw();
-    for byte in message(op::READ, b"/slow\0") {
-        stream.write_all(&[byte]).unwrap();
+    for byte in message(op::READ, 0, b"/slow\0") {
+        stream.0.write_all(&[byte]).unwrap();
     }
-    assert_eq!(reply(&mut stream).1, b"value");
+    assert_eq!(stream.receive().1, b"value");
 }
 
 #[test]
@@ -217,13 +172,13 @@ fn message_that_is_too_long_ends_its_connection_after_what_came_before() {
     let mut other = daemon.client();
     other.write("/a", b"value").unwrap();
     let mut stream = daemon.raw();
-    let mut bytes = message(op::READ, b"/a\0");
-    bytes.extend(message(op::WRITE, &[b'/'; 4097]));
-    stream.write_all(&bytes).unwrap();
-    assert_eq!(reply(&mut stream).1, b"value");
+    let mut bytes = message(op::READ, 0, b"/a\0");
+    bytes.extend(message(op::WRITE, 0, &[b'/'; 4097]));
+    stream.0.write_all(&bytes).unwrap();
+    assert_eq!(stream.receive().1, b"value");
     let mut rest = Vec::new();
     // The server may close before it has read all that was sent, which resets the connection.
-    let _ = stream.read_to_end(&mut rest);
+    let _ = stream.0.read_to_end(&mut rest);
     assert_eq!(rest, b"");
     assert_eq!(other.read("/a").unwrap(), b"value");
 }
@@ -234,19 +189,19 @@ fn client_that_does_not_read_stalls_itself_alone() {
     let mut other = daemon.client();
     other.write("/large", &[b'x'; 4000]).unwrap();
     let mut greedy = daemon.raw();
-    greedy.write_all(&message(op::WATCH, b"/hot\0token\0")).unwrap();
-    greedy.set_nonblocking(true).unwrap();
-    let requests = message(op::READ, b"/large\0").repeat(1000);
-    while greedy.write(&requests).is_ok() {}
+    greedy.send(op::WATCH, 0, b"/hot\0token\0");
+    greedy.0.set_nonblocking(true).unwrap();
+    let requests = message(op::READ, 0, b"/large\0").repeat(1000);
+    while greedy.0.write(&requests).is_ok() {}
     for number in 0..2000 {
         other.write("/hot", number.to_string().as_bytes()).unwrap();
     }
     let report = other.control(&["memreport"]).unwrap();
     assert!(report.contains("clients: 2"), "{report}");
     // It gets all that it has asked for, once it reads.
-    greedy.set_nonblocking(false).unwrap();
-    assert_eq!(reply(&mut greedy).1, b"OK\0");
-    let replies = (0..200).map(|_| reply(&mut greedy)).filter(|(header, _)| header.op.get() == op::READ);
+    greedy.0.set_nonblocking(false).unwrap();
+    assert_eq!(greedy.receive().1, b"OK\0");
+    let replies = (0..200).map(|_| greedy.receive()).filter(|(operation, _)| *operation == op::READ);
     assert!(replies.map(|(_, payload)| assert_eq!(payload.len(), 4000)).count() > 150);
 }
 
@@ -254,9 +209,9 @@ fn client_that_does_not_read_stalls_itself_alone() {
 fn client_that_goes_leaves_nothing() {
     let daemon = Daemon::start(&[]);
     let mut stream = daemon.raw();
-    stream.write_all(&message(op::WATCH, b"/a\0token\0")).unwrap();
-    stream.write_all(&message(op::TRANSACTION_START, b"\0")).unwrap();
-    reply(&mut stream);
+    stream.send(op::WATCH, 0, b"/a\0token\0");
+    stream.send(op::TRANSACTION_START, 0, b"\0");
+    stream.receive();
     drop(stream);
     let mut client = daemon.client();
     eventually(|| client.control(&["memreport"]).unwrap().contains("clients: 1"));
@@ -278,8 +233,7 @@ fn signals_end_it_and_remove_its_files() {
         let daemon = Daemon::start(&["--pid-file", pid.to_str().unwrap()]);
         assert_eq!(std::fs::read_to_string(&pid).unwrap(), format!("{}\n", daemon.child.id()));
         let (socket, mut client) = (daemon.socket(), daemon.client());
-        let output = daemon.end(signal);
-        assert!(output.status.success(), "{output:?}");
+        assert!(daemon.end(signal).success());
         assert!(!socket.exists() && !pid.exists());
         assert!(matches!(client.read("/"), Err(ClientError::Connection(_))));
     }
@@ -288,12 +242,12 @@ fn signals_end_it_and_remove_its_files() {
 #[test]
 fn second_server_is_refused_and_a_killed_ones_socket_replaced() {
     let mut daemon = Daemon::start(&[]);
-    let second = program(daemon.directory.path()).output().unwrap();
+    let second = program(daemon.1.path()).output().unwrap();
     assert!(!second.status.success());
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by a running program"));
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
-    daemon.child = program(daemon.directory.path()).spawn().unwrap();
+    daemon.child = program(daemon.1.path()).spawn().unwrap();
     eventually(|| Client::connect(&daemon.socket()).is_ok());
 }
 
