@@ -431,7 +431,7 @@ proptest::proptest! {
         // Whatever it was told before, and however the answers to that are ordered.
         while rig.front.receive().is_some() {}
         // It may have asked for subchannels, which are offered.
-        while rig.driver.next().is_some() {}
+        while rig.driver.guest.next().is_some() {}
         proptest::prop_assert_eq!(word(&rig.ask(&words(&[kind::INIT, version::V61, version::V61])), 12), status::SUCCESS);
         rig.lend_receive_buffer();
     }
