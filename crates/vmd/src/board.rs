@@ -350,11 +350,13 @@ pub fn memory_map(config: &MachineConfig) -> Vec<E820Range> {
 /// Puts the ACPI and SMBIOS tables into memory, for kernels that start without firmware; the RSDP's address. Nothing else is there:
 /// the memory map reserves the range. Firmware builds its own from fw_cfg, but with Xen's dialect it takes those that are there.
 pub fn place_tables(config: &MachineConfig, identity: Uuid, start: Start, memory: &GuestMemory) -> Option<u64> {
+    let with_firmware = start == Start::Firmware;
+    if with_firmware && !config.dialects.contains(DialectName::Xen) {
+        return None;
+    }
     let (acpi, smbios) = (acpi_tables(config), smbios_tables(config, identity));
-    if start == Start::Firmware {
-        if config.dialects.contains(DialectName::Xen) {
-            firmware::place(memory, &acpi.place(firmware::ACPI), &smbios.place(firmware::SMBIOS), &memory_map(config));
-        }
+    if with_firmware {
+        firmware::place(memory, &acpi.place(firmware::ACPI), &smbios.place(firmware::SMBIOS), &memory_map(config));
         return None;
     }
     memory.write_slice(&smbios.place(smbios::DEFAULT_BASE), GuestAddress(smbios::DEFAULT_BASE.into())).ok()?;

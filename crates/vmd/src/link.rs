@@ -82,13 +82,8 @@ impl Link {
         card: impl FnOnce(Option<&mut (dyn Network + '_)>) -> Result<Worked, NetError<Broken>>,
     ) -> Result<Worked, Broken> {
         let worked = match &mut self.network {
-            Some(network) => match if network.has_unsent() { network.send_unsent() } else { Ok(()) } {
-                Err(error) if !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    Err(NetError::Network(error))
-                }
-                _ => card(Some(&mut Wire(network.as_mut()))),
-            },
             None => card(None),
+            Some(network) => send_rest(network.as_mut()).map_err(NetError::Network).and_then(|()| card(Some(&mut Wire(network.as_mut())))),
         };
         match worked {
             Ok(worked) => Ok(worked),
@@ -100,4 +95,16 @@ impl Link {
             }
         }
     }
+}
+
+/// Sends what an earlier turn left, as far as the network takes it now.
+///
+/// # Errors
+/// When the network is gone.
+fn send_rest(network: &mut dyn NetBackend) -> io::Result<()> {
+    let sent = if network.has_unsent() { network.send_unsent() } else { Ok(()) };
+    sent.or_else(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
+        _ => Err(error),
+    })
 }

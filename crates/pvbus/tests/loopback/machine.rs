@@ -8,13 +8,14 @@ use std::time::Duration;
 use abi::hypervisor::PRESENT;
 use abi::xen::hvm::{SPECIAL_PAGES, SPECIAL_PAGES_SIZE};
 use devices::DeviceMap;
-use dialects::Dialect;
+use dialects::{Dialect, Processors};
 use pvbus::hal::{Cpuid, Gate, Registers, Transfer, Width};
 use pvbus::{Dma, Hal, HalError, Nanos};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vmm::backend::EoiFlag;
 use vmm::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI};
 use vmm::time::{Clock, StepClock, Timers};
-use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, Paging, PortCall};
+use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, Paging, PortCall, VcpuId};
 
 const PAGE: u64 = 4096;
 const MEMORY: u64 = 1024 * PAGE;
@@ -26,6 +27,18 @@ const EXCHANGE: u64 = 0x100;
 pub const EPOCH: Duration = Duration::from_micros(1_785_369_600_123_456);
 
 type Work = Box<dyn FnMut() + Send>;
+
+/// Vectors of interrupts that were sent.
+#[derive(Default)]
+pub struct Interrupts(pub Mutex<Vec<u32>>);
+
+impl Processors for Interrupts {
+    fn signal_msi(&self, _address: u64, data: u32) {
+        self.0.lock().unwrap().push(data);
+    }
+    fn wake(&self, _id: VcpuId) {}
+    fn set_eoi_flag(&self, _id: VcpuId, _flag: Option<Arc<dyn EoiFlag>>) {}
+}
 
 pub struct Machine {
     pub memory: GuestMemory,

@@ -7,17 +7,15 @@ mod disk;
 mod hostile;
 mod liar;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use abi::hypervisor::FIRST_BASE;
-use dialects::Processors;
 use dialects::hyperv::vmbus::{Device, VmBus};
 use dialects::hyperv::{Crash, Hyperv};
 use pvbus::{Event, Hal, Nanos, Tree};
-use vmm::backend::EoiFlag;
-use vmm::{Frequencies, VcpuId};
+use vmm::Frequencies;
 
-use crate::machine::Machine;
+use crate::machine::{Interrupts, Machine};
 
 const HZ: u64 = 1_000_000_000;
 const SECOND: Nanos = 1_000_000_000;
@@ -31,17 +29,6 @@ struct Rig {
     bus: Arc<VmBus>,
     /// Vectors of interrupts that were sent.
     interrupts: Arc<Interrupts>,
-}
-
-#[derive(Default)]
-struct Interrupts(Mutex<Vec<u32>>);
-
-impl Processors for Interrupts {
-    fn signal_msi(&self, _address: u64, data: u32) {
-        self.0.lock().unwrap().push(data);
-    }
-    fn wake(&self, _id: VcpuId) {}
-    fn set_eoi_flag(&self, _id: VcpuId, _flag: Option<Arc<dyn EoiFlag>>) {}
 }
 
 impl dialects::hyperv::Machine for Interrupts {

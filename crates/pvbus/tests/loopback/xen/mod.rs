@@ -5,22 +5,19 @@ mod negotiation;
 mod net;
 mod store;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use abi::hypervisor::FIRST_BASE;
 use abi::xen::hvm::STORE_PAGE;
-use dialects::Processors;
 use dialects::kvm::clock::PvClock;
 use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
 use dialects::xen::{Shutdown, Xen};
 use pvbus::{Event, Hal, Tree};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::VcpuId;
-use vmm::backend::EoiFlag;
 use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
 
-use crate::machine::Machine;
+use crate::machine::{Interrupts, Machine};
 
 const HZ: u64 = 1_000_000_000;
 const SECOND: u64 = 1_000_000_000;
@@ -35,18 +32,6 @@ struct Rig {
     xen: Arc<Xen>,
     store: SharedStore,
     host: Session,
-}
-
-/// Interrupts that were sent.
-#[derive(Default)]
-struct Interrupts(Mutex<Vec<u32>>);
-
-impl Processors for Interrupts {
-    fn signal_msi(&self, _address: u64, data: u32) {
-        self.0.lock().unwrap().push(data);
-    }
-    fn wake(&self, _id: VcpuId) {}
-    fn set_eoi_flag(&self, _id: VcpuId, _flag: Option<Arc<dyn EoiFlag>>) {}
 }
 
 impl dialects::xen::Machine for Interrupts {
