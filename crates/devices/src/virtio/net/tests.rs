@@ -2,7 +2,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use abi::virtio::feature;
 use abi::virtio::net::*;
@@ -410,14 +410,22 @@ fn arp(target: [u8; 4], sender: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-/// Waits for an ARP answer about `target`, past whatever else comes.
-fn wait_for_arp_answer(driver: &mut Driver, target: [u8; 4]) {
-    for _ in 0..50 {
-        let room = offer(driver, 2048);
-        driver.wait(RX);
-        let frame = driver.bytes(room + HEADER_BYTES as u64, 42);
-        if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == target {
-            return;
+/// Asks for `target` until it answers, as every host does: a link that has just come up loses what is sent at first. Passes over whatever else comes.
+fn ask_until_answered(driver: &mut Driver, target: [u8; 4], sender: [u8; 4]) {
+    let mut room = offer(driver, 2048);
+    for _ in 0..40 {
+        send(driver, &arp(target, sender));
+        let again = Instant::now() + Duration::from_millis(250);
+        while Instant::now() < again {
+            if driver.poll(RX).is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            let frame = driver.bytes(room + HEADER_BYTES as u64, 42);
+            if frame[12..14] == [8, 6] && frame[20..22] == [0, 2] && frame[28..32] == target {
+                return;
+            }
+            room = offer(driver, 2048);
         }
     }
     panic!("no answer");
@@ -437,8 +445,7 @@ fn passt_answers_the_guest() {
     let passt = Passt::start(&[]).unwrap();
     let mut driver = Driver::start(Box::new(Net::new(Box::new(passt), Mac([2, 0, 0, 0, 0, 1]))), 0);
     // passt answers for every address but the guest's own.
-    send(&mut driver, &arp([192, 0, 2, 77], [192, 0, 2, 78]));
-    wait_for_arp_answer(&mut driver, [192, 0, 2, 77]);
+    ask_until_answered(&mut driver, [192, 0, 2, 77], [192, 0, 2, 78]);
 }
 
 #[test]
@@ -471,8 +478,7 @@ fn the_kernel_answers_through_a_tap() {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         assert!(second.unwrap().contains("cannot attach"));
         let mut driver = Driver::start(Box::new(Net::new(Box::new(tap.unwrap()), Mac([2, 0, 0, 0, 0, 1]))), 0);
-        send(&mut driver, &arp([198, 51, 100, 1], [198, 51, 100, 2]));
-        wait_for_arp_answer(&mut driver, [198, 51, 100, 1]);
+        ask_until_answered(&mut driver, [198, 51, 100, 1], [198, 51, 100, 2]);
     }));
     ip(&["link", "del", name]);
     outcome.unwrap();
