@@ -8,6 +8,8 @@ mod common;
 #[allow(dead_code)]
 #[path = "rig/initrd.rs"]
 mod initrd;
+#[path = "common/program.rs"]
+mod program;
 #[path = "common/shell.rs"]
 mod shell;
 
@@ -96,6 +98,60 @@ fn daemon_has_the_host_s_keys_and_the_store_has_the_guest_s() {
     assert!(!pool(&mut guest, 0).contains("deep"));
     guest.shell(": > /var/lib/hyperv/.kvp_pool_1");
     guest.until("the guest's key is gone", |guest| guest.try_vmctl(&["kv", "get", "data/hyperv/Guest/said/by-guest"]).status == Some(2));
+}
+
+/// What the guest's `hostctl` prints, and its status.
+fn hostctl(guest: &mut Guest, arguments: &str) -> (String, i32) {
+    let text = guest.shell(&format!("hostctl {arguments} 2>&1; echo \"status $?\"")).replace('\r', "");
+    let (said, status) = text.rsplit_once("status ").unwrap_or_else(|| panic!("no status in «{text}»"));
+    (said.trim_end().to_owned(), status.parse().unwrap_or_else(|_| panic!("status «{status}»")))
+}
+
+#[test]
+fn hostctl_reads_and_writes_the_pools_and_tells_what_is_missing_before_the_daemon_runs() {
+    let program = std::fs::read(program::build_static(program::HOSTCTL).join("small/hostctl")).unwrap();
+    let mut guest =
+        Guest::start_with(&HYPERV, &["--kv", "hostname=web1", "--kv", "a.b=deep"], |initrd| initrd.file("bin/hostctl", 0o755, &program));
+    let done = |text: &str| (text.to_owned(), 0);
+    let (detected, status) = hostctl(&mut guest, "detect");
+    assert!(status == 0 && detected.contains("Hyper-V") && detected.contains("key/value pools"), "{detected}");
+
+    // Without the daemon: the pool of the guest is a file, the host's keys have not come.
+    assert_eq!(hostctl(&mut guest, "set Guest/early 'hello host'"), done(""));
+    assert_eq!(hostctl(&mut guest, "get Guest/early"), done("hello host"));
+    for missing in ["get External/hostname", "ls External/", "get Guest/Parameters/VirtualMachineName"] {
+        let (said, status) = hostctl(&mut guest, missing);
+        assert!(status == 3 && said.contains("hv_kvp_daemon") && said.contains("has not run here"), "{missing}: {status} {said}");
+    }
+
+    guest.shell("(/usr/sbin/hv_kvp_daemon -n &)");
+    wait_for_pool(&mut guest, 0, "a.b deep hostname web1");
+    wait_for_pool(&mut guest, 3, "VirtualMachineName machine");
+    assert_eq!(hostctl(&mut guest, "External/hostname"), done("web1"));
+    assert_eq!(hostctl(&mut guest, "get External/a.b"), done("deep"));
+    assert_eq!(hostctl(&mut guest, "get Guest/Parameters/VirtualMachineName"), done("machine"));
+    assert_eq!(hostctl(&mut guest, "ls"), done("External\nGuest\nAuto\nGuest/Parameters"));
+    assert_eq!(hostctl(&mut guest, "ls External/"), done("a.b\nhostname"));
+    assert_eq!(hostctl(&mut guest, "ls Guest/"), done("early"));
+    let (parameters, _) = hostctl(&mut guest, "Guest/Parameters/");
+    assert!(parameters.lines().any(|name| name == "VirtualMachineName"), "{parameters}");
+    assert_eq!(hostctl(&mut guest, "get External/absent").1, 3);
+
+    let (refusal, status) = hostctl(&mut guest, "set External/hostname other");
+    assert!(status == 5 && refusal.contains("of which only Guest can be written"), "{status} {refusal}");
+    // The daemon computes these when the host asks: the host has them, no file of the guest does.
+    let (refusal, status) = hostctl(&mut guest, "get Auto/OSName");
+    assert!(status == 1 && refusal.contains("hv_kvp_daemon computes it"), "{status} {refusal}");
+    guest.until("the host has the Auto keys", |guest| has_key(guest, "data/hyperv/Auto/OSName", "Linux"));
+
+    guest.until("the host sees the early key", |guest| has_key(guest, "data/hyperv/Guest/early", "hello host"));
+    assert_eq!(hostctl(&mut guest, "Guest/late 'once more'"), done(""));
+    assert_eq!(hostctl(&mut guest, "Guest/late"), done("once more"));
+    guest.until("the host sees the late key", |guest| has_key(guest, "data/hyperv/Guest/late", "once more"));
+    assert_eq!(hostctl(&mut guest, "rm Guest/late"), done(""));
+    guest.until("the late key is gone", |guest| guest.try_vmctl(&["kv", "get", "data/hyperv/Guest/late"]).status == Some(2));
+    guest.vmctl(&["kv", "set", "hostname", "web2"]);
+    assert_eq!(guest.shell("until [ \"$(hostctl External/hostname)\" = web2 ]; do usleep 50000; done; hostctl External/hostname"), "web2");
 }
 
 #[test]

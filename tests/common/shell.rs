@@ -35,9 +35,14 @@ pub struct Guest {
 impl Guest {
     /// Boots it until its modules are there, and somebody does what he reads at the serial port.
     pub fn start(kind: &Kind, more: &[&str]) -> Guest {
+        Guest::start_with(kind, more, |own| own.file("bin/traffic", 0o755, &guest_program("traffic")))
+    }
+
+    /// The same with the files that `add` puts into its RAM disk.
+    pub fn start_with(kind: &Kind, more: &[&str], add: impl FnOnce(&mut Initrd)) -> Guest {
         let work = tempfile::tempdir_in(guest("")).unwrap();
         let mut own = Initrd::default();
-        own.file("bin/traffic", 0o755, &guest_program("traffic"));
+        add(&mut own);
         own.script(&init(kind.modules));
         let image = initrd_with(work.path(), &[kind.initrd], &own.finish());
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));

@@ -131,8 +131,11 @@ fn found(value: Result<Vec<u8>, StoreError>) -> Result<Option<Vec<u8>>, StoreErr
 /// What a refusal of `key` is told as; of the store's name where there is no key.
 fn refused(key: &[u8], store: &dyn Opened) -> impl FnOnce(StoreError) -> Error {
     let key = if key.is_empty() { store.kind().to_string() } else { String::from_utf8_lossy(key).into_owned() };
-    let rules = store.rules();
-    move |error| Error::Store { key, error, rules }
+    let (rules, absence) = (store.rules(), store.absence());
+    move |error| {
+        let rules = if error == StoreError::NotFound { absence } else { rules };
+        Error::Store { key, error, rules }
+    }
 }
 
 /// The bytes of a new value. From a file, a newline at its end is not part of it, except as raw bytes.

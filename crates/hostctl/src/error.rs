@@ -36,7 +36,7 @@ pub enum Error {
         key: String,
         /// Why.
         error: StoreError,
-        /// What the store takes.
+        /// What the store takes, or why keys may be missing in it.
         rules: &'static str,
     },
     /// A file or device of the system.
@@ -79,7 +79,9 @@ impl Error {
         let device = device.unwrap_or("/dev/pvbus0");
         let text = self.errno();
         match self {
-            Error::Store { error: StoreError::NotFound | StoreError::NoMemory, .. } => format!("ioctl: {text}"),
+            Error::Store { error: StoreError::NotFound, rules: "", .. } | Error::Store { error: StoreError::NoMemory, .. } => {
+                format!("ioctl: {text}")
+            }
             Error::Store { error: StoreError::Refused(reason), .. } => format!("ioctl: {reason}"),
             Error::Store { .. } | Error::NoStore(_) => format!("ioctl: {text}\nhostctl: {self}"),
             Error::NoInterface(_) | Error::Denied(_) => format!("open: {device}: {text}\nhostctl: {self}"),
@@ -119,7 +121,9 @@ impl core::error::Error for Error {}
 /// A store's rules, where they explain the refusal.
 fn rules_of(error: &StoreError, rules: &str) -> String {
     match error {
-        StoreError::BadKey | StoreError::Denied | StoreError::TooLong | StoreError::Unsupported if !rules.is_empty() => {
+        StoreError::NotFound | StoreError::BadKey | StoreError::Denied | StoreError::TooLong | StoreError::Unsupported
+            if !rules.is_empty() =>
+        {
             format!(" ({rules})")
         }
         _ => String::new(),
@@ -132,6 +136,10 @@ mod tests {
 
     fn store(error: StoreError) -> Error {
         Error::Store { key: "k".into(), error, rules: "keys are numbers" }
+    }
+
+    fn absent(rules: &'static str) -> Error {
+        Error::Store { key: "k".into(), error: StoreError::NotFound, rules }
     }
 
     #[test]
@@ -148,7 +156,9 @@ mod tests {
 
     #[test]
     fn openbsd_s_form_has_the_error_number_s_text_first() {
-        assert_eq!(store(StoreError::NotFound).as_openbsd(None), "ioctl: No such file or directory");
+        assert_eq!(absent("").as_openbsd(None), "ioctl: No such file or directory");
+        let explained = "ioctl: No such file or directory\nhostctl: k: there is no such key (none has come)";
+        assert_eq!(absent("none has come").as_openbsd(None), explained);
         assert_eq!(Error::NoStore("KVM has none".into()).as_openbsd(None), "ioctl: No such device or address\nhostctl: KVM has none");
         assert_eq!(Error::NoInterface("none".into()).as_openbsd(None), "open: /dev/pvbus0: No such device\nhostctl: none");
         assert_eq!(Error::Input("value too long").as_openbsd(None), "value too long");
@@ -157,6 +167,6 @@ mod tests {
     #[test]
     fn rules_are_told_where_they_explain() {
         assert_eq!(store(StoreError::BadKey).to_string(), "k: not a key of this store (keys are numbers)");
-        assert_eq!(store(StoreError::NotFound).to_string(), "k: there is no such key");
+        assert_eq!(absent("").to_string(), "k: there is no such key");
     }
 }

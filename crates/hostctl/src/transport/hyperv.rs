@@ -56,14 +56,16 @@ impl Pools {
         [&self.directory, format!("/.kvp_pool_{}", pool.number()).as_bytes()].concat()
     }
 
-    /// All records of `pool`; none when there is no file yet. Of the Auto pool there are none in any file.
+    /// All records of `pool`. Of the Auto pool there are none in any file; the host's pools are there once the daemon has run, which makes
+    /// their files before all else.
     fn records(&self, pool: Pool) -> Result<Vec<Record>, StoreError> {
         if pool == Pool::Auto {
             return Err(StoreError::Unsupported);
         }
         let file = match File::open(&self.path(pool), Access::Read) {
             Ok(file) => file,
-            Err(Errno::ENOENT) => return Ok(Vec::new()),
+            Err(Errno::ENOENT) if pool == Pool::Guest => return Ok(Vec::new()),
+            Err(Errno::ENOENT) => return Err(StoreError::NotFound),
             Err(errno) => return Err(refusal(errno)),
         };
         self.lock(&file, false)?;
@@ -149,6 +151,13 @@ impl Opened for Pools {
     fn rules(&self) -> &'static str {
         "Hyper-V's keys are Pool/key with the pools External, Guest, Auto and Guest/Parameters, of which only Guest can be written, and Auto is \
          in no file: hv_kvp_daemon computes it when the host asks; keys are 255 and values 1023 characters at most, text without zero bytes"
+    }
+
+    fn absence(&self) -> &'static str {
+        if file::exists(&self.path(Pool::External)) {
+            return "";
+        }
+        "hv_kvp_daemon of Debian's hyperv-daemons, which brings the host's keys, has not run here"
     }
 }
 
@@ -237,7 +246,7 @@ mod tests {
         let (_directory, mut pools) = pools();
         assert_eq!(pools.list(b"").unwrap(), Pool::ALL.map(|pool| pool.name().as_bytes()));
         assert_eq!(pools.list(b"External/").unwrap(), [b"userdata".as_slice(), b"empty"]);
-        assert!(pools.list(b"Guest/Parameters").unwrap().is_empty());
+        assert!(pools.list(b"Guest").unwrap().is_empty());
         assert_eq!(pools.read_or_list(b"External/").unwrap(), b"userdata\nempty");
     }
 
@@ -247,6 +256,18 @@ mod tests {
         assert_eq!(pools.read(b"Auto/OSName"), Err(StoreError::Unsupported));
         assert_eq!(pools.list(b"Auto"), Err(StoreError::Unsupported));
         assert!(pools.rules().contains("hv_kvp_daemon computes it"));
+    }
+
+    #[test]
+    fn host_s_pools_without_the_daemon_are_missing_and_say_why() {
+        let (directory, mut pools) = pools();
+        assert_eq!(pools.absence(), "");
+        std::fs::remove_file(directory.path().join(".kvp_pool_0")).unwrap();
+        assert_eq!(pools.read(b"External/userdata"), Err(StoreError::NotFound));
+        assert_eq!(pools.list(b"External"), Err(StoreError::NotFound));
+        assert!(pools.absence().contains("hv_kvp_daemon"));
+        // It may come while somebody waits for a key.
+        assert!(pools.watch(b"External/userdata").is_ok());
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub trait Opened: Store {
     /// What keys and values the store takes, to be told with a refusal. Half a sentence.
     fn rules(&self) -> &'static str;
 
+    /// Why keys may be missing that the host has, to be told with a key that is not there. Half a sentence, or nothing.
+    fn absence(&self) -> &'static str {
+        ""
+    }
+
     /// Asks the host to tell of changes at or below `key`, where hosts do that.
     ///
     /// # Errors
