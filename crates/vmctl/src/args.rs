@@ -196,7 +196,7 @@ pub struct StopArguments {
     /// Do not ask: pull the plug, or press the reset button. With --wait, only when the guest did not obey in time.
     #[arg(long)]
     pub force: bool,
-    /// Wait so many seconds for the guest to obey.
+    /// Wait so many seconds for the guest to listen, and to obey.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, allow_hyphen_values = true)]
     pub wait: Option<Duration>,
 }

@@ -6,16 +6,16 @@ use anyhow::bail;
 use vmd::power::{Via, Wish};
 use vmd::socket::Connection;
 use vmd::socket::connection::ConnectionError;
-use vmd::socket::protocol::{Reply, Request};
+use vmd::socket::protocol::{Refusal, Reply, Request};
 use vmd::status::{Rest, Status};
 
 use crate::STATUS_TIME_OUT;
 use crate::args::{RestArguments, StatusArguments, StopArguments, SyncArguments};
 
-/// How often the machine is asked whether it has rebooted.
+/// How often the machine is asked whether it has rebooted, or a guest that did not listen whether it does now.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// Asks or forces; the exit status.
+/// Asks or forces; the exit status. With patience, a guest that is still booting is asked until it listens.
 ///
 /// # Errors
 /// What the socket or the machine refused, in words for people.
@@ -26,9 +26,10 @@ pub fn stop(arguments: &StopArguments) -> anyhow::Result<u8> {
         return force(&mut connection, arguments.reboot);
     }
     let wish = if arguments.reboot { Wish::Reboot } else { Wish::Shutdown };
-    match (ask(&mut connection, wish, arguments.via), arguments.wait) {
+    let deadline = Instant::now() + arguments.wait.unwrap_or_default();
+    match (ask_until(&mut connection, wish, arguments.via, deadline), arguments.wait) {
         (Ok(()), None) => Ok(0),
-        (Ok(()), Some(patience)) if obeys(&mut connection, before.boots, arguments.reboot, patience)? => {
+        (Ok(()), Some(_)) if obeys(&mut connection, before.boots, arguments.reboot, deadline)? => {
             eprintln!("vmctl: the machine has {}", if arguments.reboot { "rebooted" } else { "ended" });
             Ok(0)
         }
@@ -112,12 +113,20 @@ fn status(connection: &mut Connection) -> anyhow::Result<Status> {
 }
 
 fn ask(connection: &mut Connection, wish: Wish, via: Via) -> anyhow::Result<()> {
-    match connection.call(&Request::Ask { wish, via })? {
-        Reply::Asked(via) => {
-            eprintln!("vmctl: asked the guest {wish}, by {via}");
-            Ok(())
+    ask_until(connection, wish, via, Instant::now())
+}
+
+/// Asks at least once, and again while the guest does not listen yet.
+fn ask_until(connection: &mut Connection, wish: Wish, via: Via, deadline: Instant) -> anyhow::Result<()> {
+    loop {
+        match connection.call(&Request::Ask { wish, via })? {
+            Reply::Asked(via) => {
+                eprintln!("vmctl: asked the guest {wish}, by {via}");
+                return Ok(());
+            }
+            Reply::Refused { kind: Refusal::NotReady, .. } if Instant::now() < deadline => std::thread::sleep(GLANCE),
+            reply => return refused(reply),
         }
-        reply => refused(reply),
     }
 }
 
@@ -131,9 +140,8 @@ fn force(connection: &mut Connection, reboot: bool) -> anyhow::Result<u8> {
     }
 }
 
-/// Whether the machine ends, or has come up once more than `boots` times, before patience does.
-fn obeys(connection: &mut Connection, boots: u64, reboot: bool, patience: Duration) -> anyhow::Result<bool> {
-    let deadline = Instant::now() + patience;
+/// Whether the machine ends, or has come up once more than `boots` times, before the deadline.
+fn obeys(connection: &mut Connection, boots: u64, reboot: bool, deadline: Instant) -> anyhow::Result<bool> {
     loop {
         match connection.call(&Request::Status) {
             Ok(Reply::Status(status)) if reboot && status.boots > boots => return Ok(true),

@@ -15,6 +15,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use devices::virtio::vmmci::{self, RequestError};
+use dialects::hyperv::ic::ShutdownError;
 use dialects::vmware::{self, PowerRequest};
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +126,22 @@ pub enum PowerError {
     /// Nobody listens.
     #[error("the guest listens to nobody who could ask it {0}")]
     Deaf(Wish),
+}
+
+impl PowerError {
+    /// Whether a guest that is still booting gives it, so that the same request may be taken later.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            PowerError::NotRunning
+                | PowerError::NoXenDriver
+                | PowerError::NoButton
+                | PowerError::Deaf(_)
+                | PowerError::Vmware(vmware::PowerError::NoTools | vmware::PowerError::NotTaken)
+                | PowerError::Hyperv(AskError::Shutdown(ShutdownError::NoDriver))
+                | PowerError::Vmmci(RequestError::NoDriver)
+        )
+    }
 }
 
 /// Asks the guest; by which way.

@@ -158,7 +158,7 @@ pub enum Refusal {
     Power,
     /// The device cannot be plugged in or out.
     Device,
-    /// The machine is not ready to tell.
+    /// The machine is not ready to tell, or its guest does not listen yet: later it may.
     NotReady,
     /// Not a request of this protocol. The connection ends.
     BadRequest,
@@ -195,7 +195,8 @@ impl From<StoreError> for Reply {
 
 impl From<PowerError> for Reply {
     fn from(error: PowerError) -> Reply {
-        Reply::refused(Refusal::Power, error.to_string())
+        let kind = if error.may_pass() { Refusal::NotReady } else { Refusal::Power };
+        Reply::refused(kind, error.to_string())
     }
 }
 
