@@ -442,6 +442,7 @@ fn what_the_guest_says_is_in_the_store_as_long_as_it_says_it() {
         let read = |path: &str| store.read(Client::Host, path).ok();
         assert_eq!(read("data/hyperv/Guest/said/by-guest").as_deref(), Some(&b"hello"[..]));
         assert_eq!(read("data/hyperv/Auto/OSName").as_deref(), Some(&b"Debian"[..]));
+        let_time_pass(&mut pools, &mut bench);
         pools.records[1] = vec![pair("said.by-guest", "bye")];
         bench.wait(4 * SECOND);
         assert_eq!(pools.serve(&mut bench), 0, "not so often");
@@ -450,6 +451,32 @@ fn what_the_guest_says_is_in_the_store_as_long_as_it_says_it() {
         assert_eq!(read("data/hyperv/Guest/said/by-guest").as_deref(), Some(&b"bye"[..]));
         assert_eq!(read("data/hyperv/Guest/other"), None);
         assert_eq!(read("data/hyperv/Auto/OSName").as_deref(), Some(&b"Debian"[..]));
+    }
+}
+
+/// So much that the guest is asked as seldom as at all.
+fn let_time_pass(pools: &mut Pools, bench: &mut Bench<Kvp>) {
+    for _ in 0..8 {
+        bench.wait(5 * SECOND);
+        pools.serve(bench);
+    }
+}
+
+#[test]
+fn guest_that_was_just_told_something_is_asked_soon() {
+    let store = store(&[("vm-data/a", "1")]);
+    let mut pools = Pools::default();
+    let mut bench = kvp(&store);
+    pools.serve(&mut bench);
+    for question in ["first", "second"] {
+        let_time_pass(&mut pools, &mut bench);
+        store.write(Client::Host, "vm-data/a", question.as_bytes()).unwrap();
+        bench.component.work();
+        pools.serve(&mut bench);
+        pools.records[1] = vec![pair("said", question)];
+        bench.wait(SECOND / 10);
+        assert_eq!(pools.serve(&mut bench), 2, "the pool Guest, and no other");
+        assert_eq!(store.read(Client::Host, "data/hyperv/Guest/said").unwrap(), question.as_bytes());
     }
 }
 

@@ -8,7 +8,8 @@
 //!   data/hyperv/Auto/OSName          <----- Auto           what its daemon tells about it
 //! ```
 //!
-//! The guest cannot begin an exchange: its pools are enumerated every few seconds. What is in its External pool from an earlier time, and not in the
+//! The guest cannot begin an exchange: its pools are enumerated every few seconds, and the pool Guest more often at first and after the guest was
+//! told something, as it may have an answer. What is in its External pool from an earlier time, and not in the
 //! store, is deleted when it connects. A pool holds text with less than 256 letters of key and 1024 of value (UTF-16): a key of the store that is
 //! longer, or no text, is not there for the guest.
 
@@ -31,6 +32,8 @@ pub use view::REPORTS;
 
 /// Nanoseconds between two enumerations of the guest's pools.
 const PERIOD: u64 = 5_000_000_000;
+/// Nanoseconds until the pool Guest is enumerated when the guest was told something; from there on they double, up to [`PERIOD`].
+const SOON: u64 = 100_000_000;
 /// More keys of a pool are not asked for.
 const MAX_KEYS: u32 = 1024;
 
@@ -55,6 +58,10 @@ pub struct Kvp {
     asked: Option<Request>,
     walks: VecDeque<Walk>,
     next_walk: u64,
+    /// Nanoseconds from the next walk to the one after it.
+    pause: u64,
+    /// When the pool Auto is due, which costs a daemon more than the others.
+    next_auto: u64,
 }
 
 /// An enumeration of one of the guest's pools.
@@ -82,7 +89,8 @@ impl Kvp {
         // The path is one; without a watch the guest would still learn of changes, only later.
         let watch = store.watch(VM_DATA, Arc::new(observer)).ok();
         let (told, queue, walks) = Default::default();
-        Kvp { store, watch, is_changed, facts, told, has_refused: false, queue, asked: None, walks, next_walk: 0 }
+        let (next_walk, next_auto, pause) = (0, 0, SOON);
+        Kvp { store, watch, is_changed, facts, told, has_refused: false, queue, asked: None, walks, next_walk, pause, next_auto }
     }
 
     /// The device.
@@ -123,10 +131,15 @@ impl Kvp {
         if now < self.next_walk {
             return None;
         }
-        self.next_walk = now + PERIOD;
+        self.next_walk = now + self.pause;
+        self.pause = PERIOD.min(2 * self.pause);
         // Its daemon may have been busy.
         self.is_changed.fetch_or(std::mem::take(&mut self.has_refused), Ordering::AcqRel);
-        self.walks.extend([Walk::of(pool::GUEST), Walk::of(pool::AUTO)]);
+        self.walks.push_back(Walk::of(pool::GUEST));
+        if now >= self.next_auto {
+            self.next_auto = now + PERIOD;
+            self.walks.push_back(Walk::of(pool::AUTO));
+        }
         Some(Request::Enumerate { pool: pool::GUEST, index: 0 })
     }
 
@@ -159,7 +172,7 @@ impl Service for Kvp {
     fn ready(&mut self, _version: Version, now: u64) {
         self.is_changed.store(true, Ordering::Release);
         self.walks = [Walk::of(pool::EXTERNAL)].into();
-        self.next_walk = now;
+        (self.next_walk, self.next_auto, self.pause) = (now, now, SOON);
     }
 
     fn next(&mut self, now: u64) -> Next {
@@ -169,12 +182,13 @@ impl Service for Kvp {
         Next::Ask(body)
     }
 
-    fn answered(&mut self, status: u32, body: &[u8], _now: u64) {
+    fn answered(&mut self, status: u32, body: &[u8], now: u64) {
         let verdict = record::verdict(status, body);
         match (self.asked.take(), verdict) {
             (Some(Request::Enumerate { .. }), _) => self.walked(verdict, body),
             (Some(Request::Set { pool, key, value }), status::OK) => {
                 self.told.insert((pool, key), value);
+                (self.next_walk, self.pause) = (self.next_walk.min(now + SOON), SOON);
             }
             (Some(Request::Delete { pool, key }), _) => {
                 self.told.remove(&(pool, key));
