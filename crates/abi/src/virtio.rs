@@ -289,6 +289,16 @@ pub mod net {
 
     /// Header flag: `csum_start` and `csum_offset` are valid.
     pub const HDR_F_NEEDS_CSUM: u8 = 1;
+    /// Header flag of received packets: the checksum is known to be right.
+    pub const HDR_F_DATA_VALID: u8 = 2;
+    /// `gso_type`: the packet is not to be cut.
+    pub const GSO_NONE: u8 = 0;
+    /// `gso_type`: TCP over IPv4.
+    pub const GSO_TCPV4: u8 = 1;
+    /// `gso_type`: TCP over IPv6.
+    pub const GSO_TCPV6: u8 = 4;
+    /// Bit of `gso_type`: the first segment keeps its mark of congestion.
+    pub const GSO_ECN: u8 = 0x80;
 
     /// Control class: receive modes.
     pub const CTRL_RX: u8 = 0;

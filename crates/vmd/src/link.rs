@@ -2,9 +2,10 @@
 
 use std::io;
 
-use devices::net::{GuestOffloads, NetBackend};
+use devices::net::NetBackend;
 use devices::virtio::worker::Bell;
-use dialects::network::{Abilities, NetError, Network, Offloads, Worked};
+use dialects::network::{NetError, Network, Worked};
+use frames::Offloads;
 use rustix::event::PollFlags;
 
 /// A network, as long as there is one.
@@ -43,14 +44,6 @@ impl Link {
         self.network = None;
     }
 
-    /// What the network does for a card.
-    pub fn abilities(&self) -> Abilities {
-        self.network.as_ref().map_or(Abilities::default(), |network| Abilities {
-            offloads: network.has_offloads(),
-            long_packets: network.takes_long_packets(),
-        })
-    }
-
     /// Sleeps until there is something to do after `worked`. `false`: it is time to end.
     pub fn wait(&self, bell: &Bell, worked: Worked) -> bool {
         let Some(network) = &self.network else { return worked.more || bell.wait() };
@@ -69,8 +62,7 @@ impl Link {
             return Ok(());
         }
         self.offloads = offloads;
-        let Offloads { checksum, tso4, tso6 } = offloads;
-        self.network.as_mut().map_or(Ok(()), |network| network.set_guest_offloads(GuestOffloads { checksum, tso4, tso6 }))
+        self.network.as_mut().map_or(Ok(()), |network| network.set_guest_offloads(offloads))
     }
 
     /// Lets `card` work with the network; without one, what is sent is lost.

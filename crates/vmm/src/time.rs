@@ -93,6 +93,8 @@ struct Armed {
     /// (deadline, timer id), earliest first.
     queue: BTreeSet<(u64, usize)>,
     timers: Vec<Slot>,
+    /// Until when the thread sleeps; `None` while it does not.
+    sleeps_until: Option<u64>,
     stopped: bool,
 }
 
@@ -133,8 +135,11 @@ impl Timers {
         if let Some(deadline) = deadline {
             armed.timers[timer.0].deadline = Some(deadline);
             armed.queue.insert((deadline, timer.0));
-            // Only an earlier wake-up needs the thread's attention; a later one it finds out by itself.
-            if armed.queue.first() == Some(&(deadline, timer.0)) {
+            // Only an earlier deadline than it sleeps for needs the thread's attention; that there is a later one instead it finds out by itself. A
+            // guest arms its timer whenever it goes to sleep, and most often for later.
+            if armed.sleeps_until.is_some_and(|until| deadline < until) {
+                armed.sleeps_until = None;
+                drop(armed);
                 self.changed.notify_all();
             }
         }
@@ -170,16 +175,15 @@ impl Timers {
     fn run(&self) {
         loop {
             self.run_due();
-            let armed = self.lock();
+            let mut armed = self.lock();
             if armed.stopped {
                 return;
             }
-            let now = self.clock.now();
-            match armed.queue.first() {
-                Some(&(deadline, _)) if deadline <= now => {}
-                Some(&(deadline, _)) => drop(self.changed.wait_timeout(armed, Duration::from_nanos(deadline - now))),
-                None => drop(self.changed.wait(armed)),
-            }
+            let until = armed.queue.first().map_or(u64::MAX, |&(deadline, _)| deadline);
+            let Some(time) = until.checked_sub(self.clock.now()).filter(|time| *time > 0) else { continue };
+            armed.sleeps_until = Some(until);
+            let woken = self.changed.wait_timeout(armed, Duration::from_nanos(time));
+            woken.unwrap_or_else(PoisonError::into_inner).0.sleeps_until = None;
         }
     }
 
@@ -236,5 +240,27 @@ mod tests {
         timers.run_due();
         assert_eq!(*recorder.0.lock().unwrap(), [2, 1]);
         assert_eq!(timers.next_deadline(), None);
+    }
+
+    #[test]
+    fn thread_that_sleeps_for_a_late_timer_hears_of_an_earlier_one() {
+        let clock = Arc::new(HostClock::new());
+        let timers = Timers::new(clock.clone());
+        let recorder = Arc::new(Recorder::default());
+        let client: Arc<dyn TimerClient> = recorder.clone();
+        let [late, early] = [1, 2].map(|token| timers.timer(Arc::downgrade(&client), token));
+        let thread = timers.spawn().unwrap();
+        let hour = clock.now() + 3_600_000_000_000;
+        timers.arm(late, Some(hour));
+        for rounds in 1..=100 {
+            timers.arm(early, Some(hour - 1));
+            timers.arm(early, Some(clock.now() + 100_000));
+            while recorder.0.lock().unwrap().len() < rounds {
+                std::thread::yield_now();
+            }
+        }
+        timers.stop();
+        thread.join().unwrap();
+        assert_eq!(*recorder.0.lock().unwrap(), [2; 100]);
     }
 }

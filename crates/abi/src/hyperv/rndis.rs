@@ -266,6 +266,20 @@ pub mod info {
     pub const LSO: u32 = 2;
     /// Tag of a VLAN: priority in bits 0 to 2, CFI in bit 3, number from bit 4.
     pub const VLAN: u32 = 6;
+    /// Which part of a packet this is; [`super::part`]. Bit 31 says that it is between host and guest only (`RNDIS_PKTINFO_ID`).
+    pub const PART: u32 = 1 << 31 | 1;
+}
+
+/// Bits of a fact about a part (`struct rndis_pktinfo_id`).
+pub mod part {
+    /// Version 1 of the fact (`RNDIS_PKTINFO_ID_V1`).
+    pub const V1: u32 = 1;
+    /// It is a part of a packet; all parts are in one packet of the channel (`RNDIS_PKTINFO_SUBALLOC`).
+    pub const IS_PART: u32 = 1 << 8;
+    /// The first.
+    pub const FIRST: u32 = 1 << 9;
+    /// The last.
+    pub const LAST: u32 = 1 << 10;
 }
 
 /// Bits of a checksum fact (`struct ndis_tcp_ip_checksum_info`).
@@ -392,8 +406,10 @@ pub struct Offload {
     pub flags: U32,
     /// IPsec version 2: none; since revision 2.
     pub ipsec_v2: [U32; 8],
-    /// Coalescing, IPv4 and IPv6: none; since revision 3.
-    pub rsc: [u8; 4],
+    /// Received segments are put together: over IPv4, over IPv6; since revision 3.
+    pub rsc: [u8; 2],
+    /// Zero.
+    pub padding: [u8; 2],
     /// GRE: none.
     pub gre: [U32; 2],
 }
@@ -435,6 +451,13 @@ pub struct OffloadParameters {
 }
 
 const _: () = assert!(size_of::<OffloadParameters>() == 9);
+
+/// Where in `struct ndis_offload_params` of revision 3 it is said whether received segments are to be put together, over IPv4 and over IPv6.
+pub const RSC_PARAMETERS: core::ops::Range<usize> = 22..24;
+/// Value there: they are not (`NDIS_OFFLOAD_PARAMETERS_RSC_DISABLED`). Zero is [`offload_parameter::NO_CHANGE`] here, too.
+pub const RSC_DISABLED: u8 = 1;
+/// Value there: they are.
+pub const RSC_ENABLED: u8 = 2;
 
 /// `struct ndis_recv_scale_cap`.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]

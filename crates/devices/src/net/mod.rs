@@ -1,8 +1,8 @@
 //! Networks: what carries a network card's frames on the host, for the cards of every dialect.
 //!
 //! [`NetBackend`] is what a card sees: a descriptor to sleep on, and packets in and out. A packet is a virtio network header
-//! ([`abi::virtio::net::Header`], 12 bytes) and an Ethernet frame; backends without offloads ignore the header of what they are
-//! given and make one of zeroes. [`passt`] connects to the host's network as an ordinary user would, with NAT and DHCP in a
+//! ([`abi::virtio::net::Header`], 12 bytes) and an Ethernet frame; every backend does what the header of a packet leaves to it, so
+//! that all cards offer checksums and segmentation to their guests. [`passt`] connects to the host's network as an ordinary user would, with NAT and DHCP in a
 //! helper process; [`tap`] is a kernel interface that an administrator made.
 
 mod passt;
@@ -14,31 +14,25 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use abi::virtio::net::HEADER_BYTES;
+use frames::Offloads;
 
 use crate::DeviceBus;
 pub use passt::Passt;
 pub use tap::Tap;
-
-/// Longest Ethernet frame: an IP packet of 65535 bytes and its header, with room for a VLAN tag.
-pub const MAX_FRAME: usize = 65535 + 18;
-/// Longest packet: frame and virtio header.
-pub const MAX_PACKET: usize = HEADER_BYTES + MAX_FRAME;
-/// Shortest frame that has an Ethernet header.
-pub const MIN_FRAME: usize = 14;
 
 /// Something that carries frames. Used by one thread at a time; nothing here blocks.
 pub trait NetBackend: Send {
     /// Sleeps on this: readable when [`NetBackend::receive`] may have something, writable when [`NetBackend::send`] may go on.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Sends a packet: header and frame. [`io::ErrorKind::WouldBlock`]: not now, and nothing of it was sent.
+    /// Sends a packet: header and frame. What its header leaves to the network is done. [`io::ErrorKind::WouldBlock`]: not now, and
+    /// nothing of it was sent.
     ///
     /// # Errors
     /// What the host says; other errors than `WouldBlock` and `InvalidInput` are for ever.
     fn send(&mut self, packet: &[u8]) -> io::Result<()>;
 
-    /// The next packet into `packet`, which has room for [`MAX_PACKET`] bytes; `None` when there is none now.
+    /// The next packet into `packet`, which has room for [`frames::MAX_PACKET`] bytes; `None` when there is none now.
     ///
     /// # Errors
     /// When nothing will come any more; the text says why.
@@ -57,35 +51,11 @@ pub trait NetBackend: Send {
         Ok(())
     }
 
-    /// Whether checksums and segmentation can be left to this backend.
-    fn has_offloads(&self) -> bool {
-        false
-    }
-
-    /// Which of them the guest takes on received packets.
+    /// What of a received packet is left to the guest from now on.
     ///
     /// # Errors
     /// What the host says.
-    fn set_guest_offloads(&mut self, offloads: GuestOffloads) -> io::Result<()> {
-        let _ = offloads;
-        Ok(())
-    }
-
-    /// Whether TCP packets that are longer than the MTU, complete and not cut, are taken all the same.
-    fn takes_long_packets(&self) -> bool {
-        false
-    }
-}
-
-/// What a guest can do itself with a received packet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct GuestOffloads {
-    /// Complete checksums.
-    pub checksum: bool,
-    /// Take TCP over IPv4 larger than the MTU.
-    pub tso4: bool,
-    /// Take TCP over IPv6 larger than the MTU.
-    pub tso6: bool,
+    fn set_guest_offloads(&mut self, offloads: Offloads) -> io::Result<()>;
 }
 
 /// An Ethernet address.

@@ -3,23 +3,35 @@
 //! passt ends by itself when its socket closes, however this process ends. A parent-death signal would not do: the kernel drops
 //! it when passt changes its user from root to nobody. What passt says on its error output is kept in memory and goes into the
 //! error when it ends.
+//!
+//! Checksums that the guest left blank are completed here. Long TCP packets go as they are: passt makes a stream of bytes of them, and
+//! its own MTU is 65520. In the other direction its frames come through memory of this host, from the process that made their
+//! checksums, so that a guest is told that these are right, as a card says it that has looked; and segments that came together reach
+//! a guest that takes long packets as one.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Seek, SeekFrom, Write};
 use std::net::{TcpListener, UdpSocket};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use abi::virtio::net::HEADER_BYTES;
+use abi::virtio::net::{HDR_F_DATA_VALID, HEADER_BYTES, Header};
+use frames::checksum;
+use frames::merge::LongPacket;
+use frames::{MAX_FRAME, MIN_FRAME, Offloads};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{SendFlags, send, sockopt};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Forward, MAX_FRAME, MIN_FRAME, NetBackend, NetError};
+use super::{Forward, NetBackend, NetError};
 
 /// Bytes of the length before each frame.
 const LENGTH_BYTES: usize = 4;
+/// Longest frame that passt takes; a longer one ends the connection (`L2_MAX_LEN_PASST` in its `tap.h`).
+const MAX_SENT: usize = 65535;
 /// What is read from the socket at once.
 const RECEIVE_BYTES: usize = 256 << 10;
 /// What may wait in the socket, each way.
@@ -40,6 +52,8 @@ pub struct Passt {
     /// The rest of a frame that the socket took in part.
     unsent: Vec<u8>,
     unsent_start: usize,
+    /// What is left to the guest.
+    offloads: Offloads,
 }
 
 struct Process {
@@ -88,7 +102,8 @@ impl Passt {
     fn over(socket: UnixStream, process: Option<Process>) -> io::Result<Passt> {
         socket.set_nonblocking(true)?;
         let received = vec![0; RECEIVE_BYTES].into_boxed_slice();
-        Ok(Passt { socket, process, received, start: 0, end: 0, unsent: Vec::new(), unsent_start: 0 })
+        let (start, end, unsent, unsent_start) = (0, 0, Vec::new(), 0);
+        Ok(Passt { socket, process, received, start, end, unsent, unsent_start, offloads: Offloads::default() })
     }
 
     fn send_rest(&mut self) -> io::Result<()> {
@@ -100,15 +115,40 @@ impl Passt {
         Ok(())
     }
 
-    /// The length of the frame at `start`, if all of it is there.
-    fn whole_frame(&self) -> io::Result<Option<usize>> {
+    /// Where the frame at `start` is, if all of it is there.
+    fn whole_frame(&self) -> io::Result<Option<Range<usize>>> {
         let waiting = &self.received[self.start..self.end];
         let Some(length) = waiting.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u32::from_be_bytes(*length) as usize;
         if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("passt sent a frame of {length} bytes")));
         }
-        Ok((waiting.len() >= LENGTH_BYTES + length).then_some(length))
+        let from = self.start + LENGTH_BYTES;
+        Ok((waiting.len() >= LENGTH_BYTES + length).then_some(from..from + length))
+    }
+
+    /// Makes a packet of the frame at `first`, and of what follows and belongs to it; its length.
+    fn hand_out(&mut self, first: Range<usize>, packet: &mut [u8]) -> usize {
+        let (head, room) = packet.split_at_mut(HEADER_BYTES);
+        let mut length = first.len();
+        room[..length].copy_from_slice(&self.received[first.clone()]);
+        self.start = first.end;
+        let mut header = Header::default();
+        if self.offloads.checksum && checksum::place(&room[..length]).is_some() {
+            header.flags = HDR_F_DATA_VALID;
+        }
+        if let Some(mut long) = LongPacket::begin(room, length, self.offloads) {
+            // A length that is impossible is found when it is that frame's turn.
+            while let Ok(Some(next)) = self.whole_frame()
+                && long.push(&self.received[next.clone()])
+            {
+                self.start = next.end;
+            }
+            length = long.frame_length();
+            header = long.finish().unwrap_or(header);
+        }
+        head.copy_from_slice(header.as_bytes());
+        HEADER_BYTES + length
     }
 
     fn ended(&mut self) -> io::Error {
@@ -123,24 +163,29 @@ impl NetBackend for Passt {
     }
 
     fn send(&mut self, packet: &[u8]) -> io::Result<()> {
-        let frame = packet.get(HEADER_BYTES..).unwrap_or_default();
-        if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
+        let (header, frame) = Header::read_from_prefix(packet).map_err(|_| io::ErrorKind::InvalidInput)?;
+        if !(MIN_FRAME..=MAX_SENT).contains(&frame.len()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let length = (frame.len() as u32).to_be_bytes();
+        let blank = checksum::left_blank(&header, frame).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (at, bytes) = blank.as_ref().map_or((frame.len(), [].as_slice()), |(at, bytes)| (*at, bytes.as_slice()));
+        let pieces = [&length, &frame[..at], bytes, &frame[at + bytes.len()..]];
         let sent = self.send_rest().and_then(|()| {
             loop {
-                match (&self.socket).write_vectored(&[IoSlice::new(&length), IoSlice::new(frame)]) {
+                match (&self.socket).write_vectored(&pieces.map(IoSlice::new)) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     result => break result,
                 }
             }
         });
         match sent {
-            Ok(sent) => {
-                let (of_length, of_frame) = (sent.min(LENGTH_BYTES), sent.saturating_sub(LENGTH_BYTES));
-                self.unsent.extend_from_slice(&length[of_length..]);
-                self.unsent.extend_from_slice(&frame[of_frame..]);
+            Ok(mut sent) => {
+                for piece in pieces {
+                    let (gone, rest) = piece.split_at(sent.min(piece.len()));
+                    sent -= gone.len();
+                    self.unsent.extend_from_slice(rest);
+                }
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
@@ -161,12 +206,8 @@ impl NetBackend for Passt {
 
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>> {
         loop {
-            if let Some(length) = self.whole_frame()? {
-                let from = self.start + LENGTH_BYTES;
-                packet[..HEADER_BYTES].fill(0);
-                packet[HEADER_BYTES..HEADER_BYTES + length].copy_from_slice(&self.received[from..from + length]);
-                self.start = from + length;
-                return Ok(Some(HEADER_BYTES + length));
+            if let Some(first) = self.whole_frame()? {
+                return Ok(Some(self.hand_out(first, packet)));
             }
             self.received.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -181,9 +222,9 @@ impl NetBackend for Passt {
         }
     }
 
-    fn takes_long_packets(&self) -> bool {
-        // It makes a stream of bytes of them, and its own MTU is 65520.
-        true
+    fn set_guest_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
+        self.offloads = offloads;
+        Ok(())
     }
 }
 
@@ -245,6 +286,9 @@ impl Drop for Process {
 
 #[cfg(test)]
 mod tests {
+    use abi::virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM};
+    use frames::MAX_PACKET;
+
     use super::*;
 
     fn pair() -> (Passt, UnixStream) {
@@ -264,7 +308,7 @@ mod tests {
             stream.extend_from_slice(&(len as u32).to_be_bytes());
             stream.extend_from_slice(&vec![byte; len]);
         }
-        let mut room = vec![0; super::super::MAX_PACKET];
+        let mut room = vec![0; MAX_PACKET];
         let mut got = Vec::new();
         for piece in stream.chunks(999) {
             other.write_all(piece).unwrap();
@@ -301,7 +345,71 @@ mod tests {
         for length in [0u32, 13, MAX_FRAME as u32 + 1, u32::MAX] {
             let (mut passt, mut other) = pair();
             other.write_all(&length.to_be_bytes()).unwrap();
-            assert_eq!(passt.receive(&mut vec![0; super::super::MAX_PACKET]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+            assert_eq!(passt.receive(&mut vec![0; MAX_PACKET]).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    /// A frame of a TCP connection with `data`, from there on in its stream.
+    fn segment(at: u32, data: &[u8]) -> Vec<u8> {
+        let mut frame = vec![2; 12];
+        frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 81]);
+        frame.extend(at.to_be_bytes());
+        frame.extend([0, 0, 0, 9, 0x50, 16, 1, 0, 0, 0, 0, 0]);
+        frame.extend(data);
+        checksum::set_length(&mut frame).unwrap();
+        let place = checksum::place(&frame).unwrap();
+        checksum::prepare(&mut frame, place).unwrap();
+        checksum::complete(&mut frame, place);
+        frame
+    }
+
+    #[test]
+    fn blank_checksums_are_completed() {
+        let (mut passt, mut other) = pair();
+        let whole = segment(1, &[7; 3001]);
+        let mut blank = whole.clone();
+        let place = checksum::place(&blank).unwrap();
+        checksum::prepare(&mut blank, place).unwrap();
+        let header = Header {
+            flags: HDR_F_NEEDS_CSUM,
+            gso_type: GSO_TCPV4,
+            gso_size: 1460.into(),
+            csum_start: place.start.into(),
+            csum_offset: place.offset.into(),
+            ..Header::default()
+        };
+        passt.send(&[header.as_bytes(), &blank].concat()).unwrap();
+        let mut got = vec![0; LENGTH_BYTES + whole.len()];
+        other.read_exact(&mut got).unwrap();
+        assert_eq!(got[LENGTH_BYTES..], whole);
+        // What no header may say, and what passt would not take, is that packet's loss.
+        let wild = Header { csum_start: 4000.into(), ..header };
+        let too_long = packet(MAX_SENT + 1, 0);
+        for bad in [[wild.as_bytes(), &blank].concat(), too_long, vec![0; 5]] {
+            assert_eq!(passt.send(&bad).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+        assert!(!passt.has_unsent());
+    }
+
+    #[test]
+    fn segments_that_came_together_are_one_packet_for_who_takes_it() {
+        let segments = [0, 1, 2].map(|n| segment(n * 1000, &[n as u8; 1000]));
+        for (offloads, lengths, flags) in [
+            (Offloads::default(), vec![1054; 3], 0),
+            (Offloads { checksum: true, ..Offloads::default() }, vec![1054; 3], HDR_F_DATA_VALID),
+            (Offloads { checksum: true, tso4: true, tso6: true }, vec![3054], HDR_F_NEEDS_CSUM),
+        ] {
+            let (mut passt, mut other) = pair();
+            passt.set_guest_offloads(offloads).unwrap();
+            for segment in &segments {
+                other.write_all(&[&(segment.len() as u32).to_be_bytes(), segment.as_slice()].concat()).unwrap();
+            }
+            let mut room = vec![0; MAX_PACKET];
+            for length in lengths {
+                assert_eq!(passt.receive(&mut room).unwrap(), Some(HEADER_BYTES + length));
+                assert_eq!(room[0], flags);
+            }
+            assert_eq!(passt.receive(&mut room).unwrap(), None);
         }
     }
 

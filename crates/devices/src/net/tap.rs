@@ -9,8 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use abi::virtio::net::HEADER_BYTES;
+use frames::{MIN_FRAME, Offloads};
 
-use super::{GuestOffloads, MIN_FRAME, NetBackend, NetError};
+use super::{NetBackend, NetError};
 
 const TUN_PATH: &str = "/dev/net/tun";
 
@@ -56,7 +57,7 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ as _, &size) }).map_err(error("header size"))?;
         let mut tap = Tap { file };
-        tap.set_guest_offloads(GuestOffloads::default()).map_err(error("offloads"))?;
+        tap.set_guest_offloads(Offloads::default()).map_err(error("offloads"))?;
         Ok(tap)
     }
 }
@@ -93,11 +94,7 @@ impl NetBackend for Tap {
         }
     }
 
-    fn has_offloads(&self) -> bool {
-        true
-    }
-
-    fn set_guest_offloads(&mut self, offloads: GuestOffloads) -> io::Result<()> {
+    fn set_guest_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
         let mut flags = 0;
         for (wanted, flag) in [(offloads.checksum, TUN_F_CSUM), (offloads.tso4, TUN_F_TSO4), (offloads.tso6, TUN_F_TSO6)] {
             if wanted {

@@ -1,29 +1,15 @@
 //! A network of the host, as the cards of every dialect see it.
 //!
-//! A packet is a virtio network header ([`abi::virtio::net::Header`]) and an Ethernet frame, as the host's networks take it; [`checksum`] finds and
-//! completes checksums that a guest left blank, for networks that cannot.
+//! A packet is a virtio network header ([`abi::virtio::net::Header`]) and an Ethernet frame ([`frames`]). Every network completes checksums that a
+//! guest left blank, and cuts long TCP packets or takes them as they are.
 
-pub(crate) mod checksum;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 use std::io;
 
-use abi::virtio::net::HEADER_BYTES;
-
-/// Longest Ethernet frame: an IP packet of 65535 bytes and its header, with room for a VLAN tag.
-pub(crate) const MAX_FRAME: usize = 65535 + 18;
-/// Longest packet: virtio header and frame.
-pub(crate) const MAX_PACKET: usize = HEADER_BYTES + MAX_FRAME;
-/// Shortest frame that has an Ethernet header.
-pub(crate) const MIN_FRAME: usize = 14;
-
 /// Packets moved in one direction before the other has its turn.
 pub(crate) const BUDGET: usize = 64;
-/// `gso_type` of a packet's header: TCP over IPv4 (virtio 1.2 section 5.1.6).
-pub(crate) const GSO_TCPV4: u8 = 1;
-/// And TCP over IPv6.
-pub(crate) const GSO_TCPV6: u8 = 4;
 /// Addresses and ports of TCP and UDP over IPv4 without options, in the frame.
 const FLOW: std::ops::Range<usize> = 26..38;
 
@@ -40,26 +26,6 @@ pub trait Network {
     /// # Errors
     /// When nothing will come any more.
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<Option<usize>>;
-}
-
-/// What a network does for a card.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Abilities {
-    /// It makes checksums and cuts TCP packets, as their headers say.
-    pub offloads: bool,
-    /// It takes TCP packets that are longer than the MTU as they are.
-    pub long_packets: bool,
-}
-
-/// What a guest can do itself with a received packet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Offloads {
-    /// Complete checksums.
-    pub checksum: bool,
-    /// Take TCP over IPv4 larger than the MTU.
-    pub tso4: bool,
-    /// Take TCP over IPv6 larger than the MTU.
-    pub tso6: bool,
 }
 
 /// What ends the work on a card.

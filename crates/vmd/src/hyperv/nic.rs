@@ -137,7 +137,7 @@ fn serve(bus: &Arc<VmBus>, mac: Mac, link: Link, state: &State, bell: &Bell) -> 
     let Mac([a, b, c, d, e, f]) = mac;
     let instance = Guid::from_u128(INSTANCE | u128::from(u64::from_be_bytes([0, 0, a, b, c, d, e, f])));
     let ring = bell.clone();
-    let card = Netvsc::new(instance, mac.0, link.abilities());
+    let card = Netvsc::new(instance, mac.0);
     let mut card = bus.attach(Card { card, link }, Arc::new(move || ring.ring()));
     let mut is_rescinded = false;
     let mut worked = Worked::default();

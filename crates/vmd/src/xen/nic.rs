@@ -27,7 +27,7 @@ pub(super) fn keys(names: &Names, mac: Mac) -> DeviceKeys {
 pub(super) fn serve(slot: Slot, network: Box<dyn NetBackend>) {
     let mut link = Link::new(network);
     let bell = slot.bell();
-    let driver = Netback::new(slot.xen(), link.abilities().offloads, slot.peer());
+    let driver = Netback::new(slot.xen(), slot.peer());
     let mut served = slot.begin(driver);
     let mut worked = Worked::default();
     while link.wait(&bell, worked) && served.goes_on() {

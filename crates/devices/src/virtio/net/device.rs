@@ -11,6 +11,7 @@ use abi::virtio::net::{
     Config, F_CSUM, F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_VQ, F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_TSO4, F_HOST_TSO6, F_MAC,
     F_MRG_RXBUF, F_STATUS, S_LINK_UP,
 };
+use frames::Offloads;
 use rustix::event::PollFlags;
 use serde_json::Value;
 use vmm::memory::GuestMemory;
@@ -22,7 +23,7 @@ use super::super::worker::{Bell, Worker};
 use super::super::{Activation, VirtioDevice, read_config_bytes};
 use super::control::{self, Address};
 use super::packet::{PumpError, Pumped, Receiver, Sender};
-use crate::net::{GuestOffloads, Mac, NetBackend};
+use crate::net::{Mac, NetBackend};
 
 /// Sizes of receive, transmit and control queue.
 const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
@@ -35,7 +36,6 @@ pub struct Net {
     own_mac: Mac,
     address: Address,
     link_up: Arc<AtomicBool>,
-    has_offloads: bool,
     /// `None` while the worker has it.
     network: Option<Box<dyn NetBackend>>,
     worker: Option<Worker<Traffic>>,
@@ -44,14 +44,7 @@ pub struct Net {
 impl Net {
     /// A card with address `mac` on `network`.
     pub fn new(network: Box<dyn NetBackend>, mac: Mac) -> Net {
-        Net {
-            own_mac: mac,
-            address: Address::new(mac),
-            link_up: Arc::new(AtomicBool::new(true)),
-            has_offloads: network.has_offloads(),
-            network: Some(network),
-            worker: None,
-        }
+        Net { own_mac: mac, address: Address::new(mac), link_up: Arc::new(AtomicBool::new(true)), network: Some(network), worker: None }
     }
 }
 
@@ -61,9 +54,9 @@ impl VirtioDevice for Net {
     }
 
     fn features(&self) -> u64 {
-        let always = F_MAC | F_STATUS | F_MRG_RXBUF | F_CTRL_VQ | F_CTRL_RX | F_CTRL_MAC_ADDR;
+        let card = F_MAC | F_STATUS | F_MRG_RXBUF | F_CTRL_VQ | F_CTRL_RX | F_CTRL_MAC_ADDR;
         let offloads = F_CSUM | F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_HOST_TSO4 | F_HOST_TSO6;
-        if self.has_offloads { always | offloads } else { always }
+        card | offloads
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -83,7 +76,7 @@ impl VirtioDevice for Net {
             return Err(std::io::Error::other("the network was lost when the card's thread failed"));
         };
         let has = |feature| features & feature != 0;
-        let offloads = GuestOffloads { checksum: has(F_GUEST_CSUM), tso4: has(F_GUEST_TSO4), tso6: has(F_GUEST_TSO6) };
+        let offloads = Offloads { checksum: has(F_GUEST_CSUM), tso4: has(F_GUEST_TSO4), tso6: has(F_GUEST_TSO6) };
         if let Err(error) = network.set_guest_offloads(offloads) {
             self.network = Some(network);
             return Err(error);

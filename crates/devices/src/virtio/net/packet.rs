@@ -6,10 +6,11 @@
 use std::io;
 
 use abi::virtio::net::HEADER_BYTES;
+use frames::{MAX_PACKET, MIN_FRAME};
 use vmm::memory::GuestMemory;
 
 use super::super::queue::{Chain, Ring, RingError};
-use crate::net::{MAX_PACKET, MIN_FRAME, NetBackend};
+use crate::net::NetBackend;
 
 /// Where `num_buffers` is in the header.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;

@@ -2,17 +2,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use abi::virtio::feature;
 use abi::virtio::net::*;
 use abi::virtio::pci::common;
+use frames::{MAX_PACKET, Offloads};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::driver::{Driver, NEXT, WRITE, queue_base};
 use super::*;
-use crate::net::{GuestOffloads, MAX_PACKET, Mac, NetBackend, Passt, Tap};
+use crate::net::{Mac, NetBackend, Passt, Tap};
 
 const RX: u16 = 0;
 const TX: u16 = 1;
@@ -21,7 +23,7 @@ const CONTROL: u16 = 2;
 /// A network of datagrams: header and frame in each.
 struct Wire {
     socket: UnixDatagram,
-    offloads: bool,
+    offloads: Arc<Mutex<Offloads>>,
 }
 
 impl NetBackend for Wire {
@@ -39,11 +41,8 @@ impl NetBackend for Wire {
             Err(error) => Err(error),
         }
     }
-    fn has_offloads(&self) -> bool {
-        self.offloads
-    }
-    fn set_guest_offloads(&mut self, offloads: GuestOffloads) -> io::Result<()> {
-        assert!(self.offloads || offloads == GuestOffloads::default());
+    fn set_guest_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
+        *self.offloads.lock().unwrap() = offloads;
         Ok(())
     }
 }
@@ -52,7 +51,7 @@ fn wire() -> (Box<Wire>, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    (Box::new(Wire { socket: ours, offloads: false }), theirs)
+    (Box::new(Wire { socket: ours, offloads: Arc::default() }), theirs)
 }
 
 fn start(without: u64) -> (Driver, UnixDatagram) {
@@ -280,14 +279,16 @@ fn the_control_queue_changes_the_address_until_reset() {
 }
 
 #[test]
-fn offloads_are_offered_only_where_the_network_has_them() {
-    let (mut driver, _other) = start(0);
-    assert_eq!(driver.offered() & (F_CSUM | F_GUEST_CSUM | F_HOST_TSO4 | F_GUEST_TSO4), 0);
-    let (mut network, _other) = wire();
-    network.offloads = true;
-    let mut driver = Driver::start(Box::new(Net::new(network, Mac::default_for(0))), 0);
+fn network_hears_which_offloads_the_driver_takes() {
     let all = F_CSUM | F_GUEST_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_GUEST_TSO4 | F_GUEST_TSO6;
-    assert_eq!(driver.offered() & all, all);
+    let takes = |checksum, tso4, tso6| Offloads { checksum, tso4, tso6 };
+    for (without, told) in [(0, takes(true, true, true)), (F_GUEST_TSO6, takes(true, true, false)), (all, Offloads::default())] {
+        let (network, _other) = wire();
+        let offloads = Arc::clone(&network.offloads);
+        let mut driver = Driver::start(Box::new(Net::new(network, Mac::default_for(0))), without);
+        assert_eq!(driver.offered() & all, all);
+        assert_eq!(*offloads.lock().unwrap(), told);
+    }
 }
 
 #[test]

@@ -5,12 +5,12 @@
 use abi::hyperv::rndis::{
     CONNECTIONLESS, ChecksumOffload, Complete, ENCAPSULATION_ETHERNET, FILTER_ALL_MULTICAST, FILTER_BROADCAST, FILTER_DIRECTED,
     FILTER_MULTICAST, FILTER_PROMISCUOUS, HEADER_SIZE, Header, IndicateStatus, Initialize, InitializeComplete, LSO_IPV6_ALL, LsoV2,
-    MAJOR_VERSION, OFFLOAD_SIZES, ObjectHeader, Offload, OffloadParameters, Query, QueryComplete, RSS_CAPABILITIES_SIZE, ResetComplete,
-    RssCapabilities, RssParameters, checksum_offload, message, object, offload_parameter, oid, rss, status,
+    MAJOR_VERSION, OFFLOAD_SIZES, ObjectHeader, Offload, OffloadParameters, Query, QueryComplete, RSC_DISABLED, RSC_ENABLED,
+    RSC_PARAMETERS, RSS_CAPABILITIES_SIZE, ResetComplete, RssCapabilities, RssParameters, checksum_offload, message, object,
+    offload_parameter, oid, rss, status,
 };
+use frames::MAX_FRAME;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
-
-use crate::network::MAX_FRAME;
 
 /// Most messages in one NVSP packet, and the power of two that they are aligned to; as Hyper-V says.
 pub(super) const MAX_PACKETS: u32 = 8;
@@ -59,8 +59,6 @@ type Value<T> = Result<T, u32>;
 pub(super) struct Adapter {
     permanent_address: [u8; 6],
     address: [u8; 6],
-    /// Whether TCP packets may be longer than the MTU.
-    cuts: bool,
     /// Most channels.
     max_queues: u32,
     /// Longest frame without a VLAN's tag.
@@ -69,21 +67,23 @@ pub(super) struct Adapter {
     filter: u32,
     /// Whether the guest wants to know which checksums are right.
     pub trusts_checksums: bool,
+    /// Whether it takes segments that were put together, over IPv4 and over IPv6.
+    pub coalesces: [bool; 2],
     /// Which channel takes which packets; empty when all go to the first.
     table: Vec<u8>,
 }
 
 impl Adapter {
-    pub fn new(address: [u8; 6], cuts: bool, max_queues: u32, mtu: u32) -> Adapter {
+    pub fn new(address: [u8; 6], max_queues: u32, mtu: u32) -> Adapter {
         Adapter {
             permanent_address: address,
             address,
-            cuts,
             max_queues,
             mtu,
             has_link: true,
             filter: 0,
             trusts_checksums: false,
+            coalesces: [false; 2],
             table: Vec::new(),
         }
     }
@@ -93,6 +93,7 @@ impl Adapter {
         self.address = self.permanent_address;
         self.filter = 0;
         self.trusts_checksums = false;
+        self.coalesces = [false; 2];
         self.table.clear();
     }
 
@@ -180,7 +181,7 @@ impl Adapter {
             oid::PERMANENT_ADDRESS => Ok(self.permanent_address.to_vec()),
             oid::CURRENT_ADDRESS => Ok(self.address.to_vec()),
             oid::MAXIMUM_LIST_SIZE => number(MAX_GROUPS),
-            oid::OFFLOAD_CAPABILITIES => Ok(self.offload(input)),
+            oid::OFFLOAD_CAPABILITIES => Ok(offload(input)),
             oid::RSS_CAPABILITIES => {
                 let header = ObjectHeader { kind: object::RSS_CAPABILITIES, revision: 2, size: (RSS_CAPABILITIES_SIZE as u16).into() };
                 let capabilities = RssCapabilities {
@@ -213,41 +214,17 @@ impl Adapter {
         }
     }
 
-    /// What the card can do for the guest, in the revision that the guest asks for.
-    fn offload(&self, input: &[u8]) -> Vec<u8> {
-        let asked = ObjectHeader::read_from_prefix(input).map_or(1, |(header, _)| header.revision);
-        let revision = usize::from(asked).clamp(1, OFFLOAD_SIZES.len());
-        let size = OFFLOAD_SIZES.get(revision - 1).copied().unwrap_or(size_of::<Offload>());
-        let segments = checksum_offload::TCP | checksum_offload::TCP_OPTIONS | checksum_offload::UDP;
-        let encapsulated = |flags: u32| [ENCAPSULATION_ETHERNET.into(), flags.into()];
-        let (ipv4, ipv6) = (segments | checksum_offload::IPV4, segments | checksum_offload::IPV6_EXTENSIONS);
-        let mut offload = Offload {
-            header: ObjectHeader { kind: object::OFFLOAD, revision: revision as u8, size: (size as u16).into() },
-            checksum: ChecksumOffload {
-                ipv4_tx: encapsulated(ipv4),
-                ipv4_rx: encapsulated(segments),
-                ipv6_tx: encapsulated(ipv6),
-                ipv6_rx: encapsulated(segments),
-            },
-            ..Offload::default()
-        };
-        if self.cuts {
-            offload.lso_v2 = LsoV2 {
-                ipv4_encapsulation: ENCAPSULATION_ETHERNET.into(),
-                ipv4_max_size: MAX_LSO.into(),
-                ipv4_min_segments: 2.into(),
-                ipv6_encapsulation: ENCAPSULATION_ETHERNET.into(),
-                ipv6_max_size: MAX_LSO.into(),
-                ipv6_min_segments: 2.into(),
-                ipv6_options: LSO_IPV6_ALL.into(),
-            };
-        }
-        offload.as_bytes().get(..size).unwrap_or_default().to_vec()
-    }
-
     /// Whatever is sent says for itself what is to be done with it; what is received depends on this.
     fn set_offloads(&mut self, input: &[u8]) -> Value<()> {
         let (parameters, _) = OffloadParameters::read_from_prefix(input).map_err(|_| status::INVALID_DATA)?;
+        for (coalesces, value) in self.coalesces.iter_mut().zip(input.get(RSC_PARAMETERS).unwrap_or_default()) {
+            match *value {
+                offload_parameter::NO_CHANGE => {}
+                RSC_DISABLED => *coalesces = false,
+                RSC_ENABLED => *coalesces = true,
+                _ => return Err(status::INVALID_DATA),
+            }
+        }
         for value in [parameters.tcp4_checksum, parameters.udp4_checksum, parameters.tcp6_checksum, parameters.udp6_checksum] {
             match value {
                 offload_parameter::NO_CHANGE => {}
@@ -293,6 +270,37 @@ fn initialize(request: &Initialize) -> InitializeComplete {
         alignment_exponent: ALIGNMENT_EXPONENT.into(),
         reserved: [0.into(); 2],
     }
+}
+
+/// What the card can do for the guest, in the revision that the guest asks for.
+fn offload(input: &[u8]) -> Vec<u8> {
+    let asked = ObjectHeader::read_from_prefix(input).map_or(1, |(header, _)| header.revision);
+    let revision = usize::from(asked).clamp(1, OFFLOAD_SIZES.len());
+    let size = OFFLOAD_SIZES.get(revision - 1).copied().unwrap_or(size_of::<Offload>());
+    let segments = checksum_offload::TCP | checksum_offload::TCP_OPTIONS | checksum_offload::UDP;
+    let encapsulated = |flags: u32| [ENCAPSULATION_ETHERNET.into(), flags.into()];
+    let (ipv4, ipv6) = (segments | checksum_offload::IPV4, segments | checksum_offload::IPV6_EXTENSIONS);
+    let offload = Offload {
+        header: ObjectHeader { kind: object::OFFLOAD, revision: revision as u8, size: (size as u16).into() },
+        checksum: ChecksumOffload {
+            ipv4_tx: encapsulated(ipv4),
+            ipv4_rx: encapsulated(segments),
+            ipv6_tx: encapsulated(ipv6),
+            ipv6_rx: encapsulated(segments),
+        },
+        lso_v2: LsoV2 {
+            ipv4_encapsulation: ENCAPSULATION_ETHERNET.into(),
+            ipv4_max_size: MAX_LSO.into(),
+            ipv4_min_segments: 2.into(),
+            ipv6_encapsulation: ENCAPSULATION_ETHERNET.into(),
+            ipv6_max_size: MAX_LSO.into(),
+            ipv6_min_segments: 2.into(),
+            ipv6_options: LSO_IPV6_ALL.into(),
+        },
+        rsc: [1; 2],
+        ..Offload::default()
+    };
+    offload.as_bytes().get(..size).unwrap_or_default().to_vec()
 }
 
 /// The value that comes with a request.

@@ -6,8 +6,8 @@
 //!           <--transfer pages-- buffers.rs (the guest's receive buffer) <-- packet.rs <--frame-- network
 //! ```
 //!
-//! Outside, a packet is a virtio network header and a frame, as the host's networks take it ([`crate::network`]). Checksums are made and looked at here
-//! or left to the network; segmentation is offered where the network cuts. Specification: Linux `drivers/net/hyperv`, OpenVMM `netvsp`, as
+//! Outside, a packet is a virtio network header and a frame, as the host's networks take it ([`crate::network`]). What is sent
+//! leaves checksums and segmentation to the network; checksums of what is received are completed or looked at here. Specification: Linux `drivers/net/hyperv`, OpenVMM `netvsp`, as
 //! [`abi::hyperv::netvsc`] and [`abi::hyperv::rndis`] have them.
 
 mod buffers;
@@ -23,13 +23,14 @@ use std::collections::VecDeque;
 use abi::hyperv::netvsc::{CHANNEL_CONTROL, CHANNEL_DATA, ReceiveBufferComplete, SendBufferComplete, Subchannel, kind, status, version};
 use abi::hyperv::vmbus::{Guid, USER_BYTES, guid};
 use abi::virtio::net::HEADER_BYTES;
+use frames::{MAX_FRAME, MAX_PACKET, Offloads};
 
 use self::buffers::{ReceiveBuffer, SECTION_SIZE, SendBuffer};
 use self::control::Adapter;
 use self::nvsp::Message;
 use self::transmit::{Progress, Transmitter};
 use super::vmbus::{BrokenRing, Channel, Kind, Offer, Outgoing, Packet, PacketBuf};
-use crate::network::{Abilities, BUDGET, MAX_FRAME, MAX_PACKET, Network, Offloads, Worked, flow};
+use crate::network::{BUDGET, Network, Worked, flow};
 
 /// Most subchannels.
 const MAX_SUBCHANNELS: u16 = 3;
@@ -82,16 +83,16 @@ impl Queue {
 }
 
 impl Netvsc {
-    /// A card of this name and address; `network` is what the network does for it.
-    pub fn new(instance: Guid, address: [u8; 6], network: Abilities) -> Netvsc {
+    /// A card of this name and address.
+    pub fn new(instance: Guid, address: [u8; 6]) -> Netvsc {
         Netvsc {
             instance,
-            adapter: Adapter::new(address, network.offloads || network.long_packets, u32::from(MAX_SUBCHANNELS) + 1, DEFAULT_MTU),
+            adapter: Adapter::new(address, u32::from(MAX_SUBCHANNELS) + 1, DEFAULT_MTU),
             channels: Vec::new(),
             version: None,
             send: None,
             receive: None,
-            transmitter: Transmitter::new(network),
+            transmitter: Transmitter::new(),
             transmitting: None,
             answers: VecDeque::new(),
             received: vec![0; MAX_PACKET].into_boxed_slice(),
@@ -126,7 +127,8 @@ impl Netvsc {
 
     /// What the guest can do itself with a received packet: what is left blank is completed before it gets there.
     pub fn guest_offloads(&self) -> Offloads {
-        Offloads { checksum: self.version.is_some(), ..Offloads::default() }
+        let [tso4, tso6] = self.adapter.coalesces;
+        Offloads { checksum: self.version.is_some(), tso4, tso6 }
     }
 
     /// Whether a driver receives frames.
@@ -308,7 +310,7 @@ impl Netvsc {
                 self.answers.clear();
                 break;
             };
-            if !deliver(receive, queue, self.version, CHANNEL_CONTROL, &[answer])? {
+            if !deliver(receive, queue, self.version, CHANNEL_CONTROL, [[answer.as_slice(), &[], &[]]].into_iter())? {
                 break;
             }
             self.answers.pop_front();
@@ -332,12 +334,14 @@ impl Netvsc {
                 continue;
             }
             let index = self.adapter.queue(flow(frame));
-            let Some((head, [first, rest])) = packet::wrap(packet, self.adapter.trusts_checksums) else { continue };
+            let Some(received) = packet::Received::new(packet, self.adapter.trusts_checksums) else { continue };
             // A subchannel that the guest has not opened yet is the first's to replace.
             let place = self.channels.iter().position(|queue| usize::from(queue.channel.index()) == index);
             let place = place.or_else(|| self.channels.iter().position(|queue| queue.channel.index() == 0));
             let (Some(receive), Some(queue)) = (&mut self.receive, place.and_then(|place| self.channels.get_mut(place))) else { continue };
-            if !deliver(receive, queue, self.version, CHANNEL_DATA, &[&head, first, rest])? {
+            let messages = received.messages(receive.part_size as usize);
+            let messages = messages.iter().map(|(head, [first, rest])| [head.as_slice(), first, rest]);
+            if !deliver(receive, queue, self.version, CHANNEL_DATA, messages)? {
                 self.waiting = Some(length);
                 return Ok(Worked::default());
             }
@@ -346,20 +350,20 @@ impl Netvsc {
     }
 }
 
-/// Gives the guest an RNDIS message, in pieces; `false` when there is no room in its buffer or ring. One that can never have room is lost.
-fn deliver(
+/// Gives the guest RNDIS messages, each in pieces; `false` when there is no room in its buffer or ring. What can never have room is lost.
+fn deliver<'p>(
     receive: &mut ReceiveBuffer,
     queue: &mut Queue,
     version: Option<u32>,
     channel: u32,
-    pieces: &[&[u8]],
+    messages: impl ExactSizeIterator<Item = [&'p [u8]; 3]>,
 ) -> Result<bool, BrokenRing> {
-    if !receive.has_room() {
+    if !receive.has_room(messages.len().min(receive.parts as usize)) {
         return Ok(false);
     }
-    let Some((transaction, range)) = receive.put(queue.channel.memory(), pieces)? else { return Ok(true) };
+    let Some((transaction, ranges)) = receive.put(queue.channel.memory(), messages)? else { return Ok(true) };
     let payload = nvsp::rndis(version, channel);
-    let sent = queue.channel.send(&Outgoing::transfer_pages(transaction, receive.id, &[range], &payload))?;
+    let sent = queue.channel.send(&Outgoing::transfer_pages(transaction, receive.id, &ranges, &payload))?;
     if !sent {
         receive.complete(transaction);
     }

@@ -1,16 +1,15 @@
 //! Packets in RNDIS messages, from and to the packets of the host's networks.
 //!
 //! [`unwrap`] makes a packet of the guest's message where it lies: what a network takes, a virtio header and a frame, is shorter than what RNDIS puts
-//! before a frame. [`wrap`] makes the header of a message for a packet from the network.
+//! before a frame. [`Received`] is a packet from the network, of which it makes messages.
 
 use std::ops::Range;
 
-use abi::hyperv::rndis::{HEADER_SIZE, Header, PACKET_INFO_SIZE, Packet, PacketInfo, checksum as fact, info, lso, message};
-use abi::virtio::net::{self, HDR_F_NEEDS_CSUM, HEADER_BYTES};
+use abi::hyperv::rndis::{HEADER_SIZE, Header, PACKET_INFO_SIZE, Packet, PacketInfo, checksum as fact, info, lso, message, part};
+use abi::virtio::net::{self, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM, HEADER_BYTES};
+use frames::checksum::{self, Place, TYPE_VLAN};
+use frames::{MAX_FRAME, MIN_FRAME};
 use zerocopy::{FromBytes, IntoBytes};
-
-use crate::network::checksum::{self, Place, TYPE_VLAN};
-use crate::network::{Abilities, GSO_TCPV4, GSO_TCPV6, MAX_FRAME, MIN_FRAME};
 
 /// Bytes of both Ethernet addresses, behind which a VLAN's tag is.
 const ADDRESSES: usize = 12;
@@ -18,8 +17,8 @@ const ADDRESSES: usize = 12;
 const TAG: usize = 4;
 /// Bytes of a fact with its value.
 const FACT: usize = PACKET_INFO_SIZE + 4;
-/// Most bytes before a frame in a message to the guest: checksum and VLAN are told.
-pub(super) const MAX_WRAPPING: usize = HEADER_SIZE + size_of::<Packet>() + 2 * FACT;
+/// Most bytes before a frame in a message to the guest: checksum, VLAN and part are told.
+pub(super) const MAX_WRAPPING: usize = HEADER_SIZE + size_of::<Packet>() + 3 * FACT;
 
 /// What the guest says of a packet.
 #[derive(Debug, Default)]
@@ -29,9 +28,8 @@ struct Facts {
     vlan: Option<u32>,
 }
 
-/// Where in `buffer` the packet of the message at `message` is, ready for a network; `None` when it makes no sense. What a network is able
-/// to do is left to it.
-pub(super) fn unwrap(buffer: &mut [u8], message: Range<usize>, network: Abilities) -> Option<Range<usize>> {
+/// Where in `buffer` the packet of the message at `message` is, ready for a network; `None` when it makes no sense.
+pub(super) fn unwrap(buffer: &mut [u8], message: Range<usize>) -> Option<Range<usize>> {
     let bytes = buffer.get(message.clone())?;
     let body = bytes.get(HEADER_SIZE..)?;
     let (packet, _) = Packet::read_from_prefix(body).ok()?;
@@ -51,7 +49,7 @@ pub(super) fn unwrap(buffer: &mut [u8], message: Range<usize>, network: Abilitie
         let [kind_high, kind_low] = TYPE_VLAN.to_be_bytes();
         *buffer.get_mut(start + ADDRESSES..)?.first_chunk_mut()? = [kind_high, kind_low, high, low];
     }
-    let header = describe(buffer.get_mut(start..end)?, &facts, network)?;
+    let header = describe(buffer.get_mut(start..end)?, &facts)?;
     start -= HEADER_BYTES;
     *buffer.get_mut(start..)?.first_chunk_mut::<HEADER_BYTES>()? = zerocopy::transmute!(header);
     Some(start..end)
@@ -81,22 +79,18 @@ fn facts(body: &[u8], packet: &Packet) -> Option<Facts> {
     Some(facts)
 }
 
-/// The virtio header of a frame. What the network does not do is done here.
-fn describe(frame: &mut [u8], facts: &Facts, network: Abilities) -> Option<net::Header> {
+/// The virtio header of a frame.
+fn describe(frame: &mut [u8], facts: &Facts) -> Option<net::Header> {
     let mut header = net::Header::default();
     if let Some(word) = facts.lso {
         // Version 1 was never offered.
-        if !(network.offloads || network.long_packets) || word & lso::V2 == 0 {
+        if word & lso::V2 == 0 {
             return None;
         }
         let size = u16::try_from(word & lso::MSS).ok().filter(|size| *size > 0)?;
         // Guests leave the length of the whole to who cuts it.
         checksum::set_length(frame)?;
         let place = checksum::place(frame).filter(|place| place.is_tcp())?;
-        if !network.offloads {
-            complete(frame, place)?;
-            return Some(header);
-        }
         let tcp = usize::from(place.start);
         // TCP's header length is in the upper half of its byte 12, in words.
         let words = frame.get(tcp + 12)? >> 4;
@@ -111,11 +105,7 @@ fn describe(frame: &mut [u8], facts: &Facts, network: Abilities) -> Option<net::
     }
     if facts.checksum & (fact::TCP | fact::UDP) != 0 {
         let place = checksum::place(frame)?;
-        if network.offloads {
-            blank(frame, place, &mut header)?;
-        } else {
-            complete(frame, place)?;
-        }
+        blank(frame, place, &mut header)?;
     }
     Some(header)
 }
@@ -129,52 +119,89 @@ fn blank(frame: &mut [u8], place: Place, header: &mut net::Header) -> Option<()>
     Some(())
 }
 
-/// Makes a checksum.
-fn complete(frame: &mut [u8], place: Place) -> Option<()> {
-    checksum::prepare(frame, place)?;
-    checksum::complete(frame, place);
-    Some(())
+/// A packet for the guest: facts about it, and its frame without a VLAN's tag, in two pieces.
+pub(super) struct Received<'a> {
+    facts: Vec<u8>,
+    addresses: &'a [u8],
+    rest: &'a [u8],
+    /// Whether it may be given to the guest in parts.
+    is_long: bool,
 }
 
-/// What precedes a frame in a message to the guest; and the frame, without its VLAN's tag, in two pieces. Blank checksums are completed; those that
-/// are right are called right when the guest `trusts` that.
-pub(super) fn wrap<'a>(packet: &'a mut [u8], trusts: bool) -> Option<(Vec<u8>, [&'a [u8]; 2])> {
-    let (head, frame) = packet.split_at_mut_checked(HEADER_BYTES)?;
-    let (header, _) = net::Header::read_from_prefix(head).ok()?;
-    if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
-        return None;
-    }
-    let place = checksum::place(frame);
-    if header.flags & HDR_F_NEEDS_CSUM != 0 {
-        checksum::complete(frame, place?);
-        // The packet may come here again.
-        *head.first_mut()? &= !HDR_F_NEEDS_CSUM;
-    }
-    let frame: &'a [u8] = frame;
-    let mut facts = Vec::with_capacity(2 * FACT);
-    if let Some(place) = place.filter(|place| trusts && checksum::is_right(frame, *place)) {
-        push_fact(&mut facts, info::CHECKSUM, if place.is_tcp() { fact::TCP_SUCCEEDED } else { fact::UDP_SUCCEEDED });
-    }
-    let (addresses, rest) = frame.split_at_checked(ADDRESSES)?;
-    let rest = match rest.split_first_chunk() {
-        Some(([a, b, c, d], inner)) if u16::from_be_bytes([*a, *b]) == TYPE_VLAN => {
-            let tag = u32::from(u16::from_be_bytes([*c, *d]));
-            push_fact(&mut facts, info::VLAN, tag >> 13 | tag >> 9 & 8 | (tag & 0xfff) << 4);
-            inner
+impl<'a> Received<'a> {
+    /// Looks at a packet of a network. A blank checksum is completed; one that is right is called right when the guest `trusts` that.
+    pub fn new(packet: &'a mut [u8], trusts: bool) -> Option<Received<'a>> {
+        let (head, frame) = packet.split_at_mut_checked(HEADER_BYTES)?;
+        let (header, _) = net::Header::read_from_prefix(head).ok()?;
+        if !(MIN_FRAME..=MAX_FRAME).contains(&frame.len()) {
+            return None;
         }
-        _ => rest,
-    };
-    let length = (addresses.len() + rest.len()) as u32;
+        let place = checksum::place(frame);
+        let mut is_valid = header.flags & HDR_F_DATA_VALID != 0;
+        if header.flags & HDR_F_NEEDS_CSUM != 0 {
+            checksum::complete(frame, place?);
+            is_valid = true;
+            // The packet may come here again.
+            *head.first_mut()? = HDR_F_DATA_VALID;
+        }
+        let frame: &'a [u8] = frame;
+        let mut facts = Vec::with_capacity(2 * FACT);
+        if let Some(place) = place.filter(|place| trusts && (is_valid || checksum::is_right(frame, *place))) {
+            push_fact(&mut facts, info::CHECKSUM, if place.is_tcp() { fact::TCP_SUCCEEDED } else { fact::UDP_SUCCEEDED });
+        }
+        let (addresses, rest) = frame.split_at_checked(ADDRESSES)?;
+        let rest = match rest.split_first_chunk() {
+            Some(([a, b, c, d], inner)) if u16::from_be_bytes([*a, *b]) == TYPE_VLAN => {
+                let tag = u32::from(u16::from_be_bytes([*c, *d]));
+                push_fact(&mut facts, info::VLAN, tag >> 13 | tag >> 9 & 8 | (tag & 0xfff) << 4);
+                inner
+            }
+            _ => rest,
+        };
+        Some(Received { facts, addresses, rest, is_long: header.gso_type != GSO_NONE })
+    }
+
+    /// Its messages: one; or one for each part of a long packet, when a message has no more than `room` bytes. Each in three pieces: what precedes the
+    /// frame, and the frame.
+    pub fn messages(&self, room: usize) -> Vec<(Vec<u8>, [&'a [u8]; 2])> {
+        let room = room.saturating_sub(MAX_WRAPPING + self.addresses.len());
+        if !self.is_long || self.rest.len() <= room || room == 0 {
+            return vec![(wrapping(&self.facts, self.addresses.len() + self.rest.len()), [self.addresses, self.rest])];
+        }
+        let parts = self.rest.chunks(room);
+        let last = parts.len() - 1;
+        let message = |(number, part): (usize, &'a [u8])| {
+            let mut bits = part::V1 | part::IS_PART;
+            if number == last {
+                bits |= part::LAST;
+            }
+            let mut facts = Vec::with_capacity(3 * FACT);
+            let mut addresses = [].as_slice();
+            // What is said of the packet, is said of its first part.
+            if number == 0 {
+                bits |= part::FIRST;
+                facts.extend_from_slice(&self.facts);
+                addresses = self.addresses;
+            }
+            push_fact(&mut facts, info::PART, bits);
+            (wrapping(&facts, addresses.len() + part.len()), [addresses, part])
+        };
+        parts.enumerate().map(message).collect()
+    }
+}
+
+/// What precedes `length` bytes of a frame in a message to the guest.
+fn wrapping(facts: &[u8], length: usize) -> Vec<u8> {
     let packet = Packet {
         data_offset: ((size_of::<Packet>() + facts.len()) as u32).into(),
-        data_length: length.into(),
+        data_length: (length as u32).into(),
         info_offset: (if facts.is_empty() { 0 } else { size_of::<Packet>() as u32 }).into(),
         info_length: (facts.len() as u32).into(),
         ..Packet::default()
     };
-    let whole = (HEADER_SIZE + size_of::<Packet>() + facts.len()) as u32 + length;
-    let header = Header { kind: message::PACKET.into(), length: whole.into() };
-    Some(([header.as_bytes(), packet.as_bytes(), &facts].concat(), [addresses, rest]))
+    let whole = HEADER_SIZE + size_of::<Packet>() + facts.len() + length;
+    let header = Header { kind: message::PACKET.into(), length: (whole as u32).into() };
+    [header.as_bytes(), packet.as_bytes(), facts].concat()
 }
 
 fn push_fact(facts: &mut Vec<u8>, kind: u32, value: u32) {

@@ -15,10 +15,9 @@ use super::buffers::SendBuffer;
 use super::control::{MAX_PACKETS, MAX_TRANSFER};
 use super::packet;
 use crate::hyperv::vmbus::{GpaRanges, NotMemory};
-use crate::network::{Abilities, Network};
+use crate::network::Network;
 
 pub(super) struct Transmitter {
-    abilities: Abilities,
     buffer: Box<[u8]>,
     /// What of it has not been looked at yet.
     rest: Range<usize>,
@@ -42,9 +41,9 @@ pub(super) enum Progress {
 }
 
 impl Transmitter {
-    pub fn new(abilities: Abilities) -> Transmitter {
+    pub fn new() -> Transmitter {
         let buffer = vec![0; MAX_TRANSFER].into_boxed_slice();
-        Transmitter { abilities, buffer, rest: 0..0, messages: 0, waiting: None, status: status::SUCCESS }
+        Transmitter { buffer, rest: 0..0, messages: 0, waiting: None, status: status::SUCCESS }
     }
 
     /// Forgets what is under way.
@@ -106,7 +105,7 @@ impl Transmitter {
             if kind != message::PACKET {
                 return Ok(Progress::Control(message));
             }
-            self.waiting = packet::unwrap(&mut self.buffer, message, self.abilities);
+            self.waiting = packet::unwrap(&mut self.buffer, message);
             if self.waiting.is_none() {
                 self.status = status::INVALID_RNDIS_PACKET;
             }

@@ -1,10 +1,10 @@
 //! Netback: a network for the guest's netfront (`io/netif.h`).
 //!
-//! Several queues, separate event channels for both directions, receive by copy, checksums and segmentation left to the network where it can.
-//! Outside, a packet is a virtio network header ([`abi::virtio::net::Header`]) and an Ethernet frame, as the host's networks take it.
+//! Several queues, separate event channels for both directions, receive by copy, checksums and segmentation left to the network.
+//! Outside, a packet is a virtio network header and an Ethernet frame ([`crate::network`]).
 //!
 //! ```text
-//!   netfront --tx ring--> transmit.rs --packet--> network     blank checksums are completed for a network that cannot
+//!   netfront --tx ring--> transmit.rs --packet--> network     a packet's header says what is left to the network
 //!   netfront <--rx ring-- receive.rs  <--packet-- network     a packet takes as many of the guest's buffers as it needs
 //! ```
 
@@ -16,11 +16,12 @@ mod transmit;
 use std::sync::Arc;
 
 use abi::xen::io::netif::{RX_SLOT, TX_SLOT};
+use frames::Offloads;
 
 use super::ring::{BackRing, BrokenRing};
 use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Peer, Xen};
-use crate::network::{Network, Offloads, Worked};
+use crate::network::{Network, Worked};
 use receive::Receiver;
 use transmit::Transmitter;
 
@@ -32,8 +33,6 @@ pub type NetError = crate::network::NetError<BrokenRing>;
 /// One card's backend.
 pub struct Netback {
     xen: Arc<Xen>,
-    /// Whether checksums and segmentation can be left to the network.
-    has_offloads: bool,
     /// Called when the guest has sent something.
     bell: Peer,
     queues: Vec<Queue>,
@@ -51,8 +50,8 @@ struct Queue {
 
 impl Netback {
     /// A backend for a network; `bell` is rung when the guest has sent something, and [`Netback::work`] is to be called.
-    pub fn new(xen: Arc<Xen>, has_offloads: bool, bell: Peer) -> Netback {
-        Netback { xen, has_offloads, bell, queues: Vec::new(), guest: Offloads::default(), receiver: Receiver::new() }
+    pub fn new(xen: Arc<Xen>, bell: Peer) -> Netback {
+        Netback { xen, bell, queues: Vec::new(), guest: Offloads::default(), receiver: Receiver::new() }
     }
 
     /// What the connected guest can do; nothing when none is.
@@ -101,19 +100,22 @@ impl Netback {
             self.xen.unbind(tx_port);
             return Err(error.into());
         }
-        Ok(Queue { transmitter: Transmitter::new(self.has_offloads), tx, rx, tx_port, rx_port })
+        Ok(Queue { transmitter: Transmitter::new(), tx, rx, tx_port, rx_port })
     }
 }
 
 impl Driver for Netback {
     fn offers(&self) -> Vec<(&'static str, String)> {
-        let cuts = u32::from(self.has_offloads).to_string();
-        let mut offers =
-            vec![("feature-gso-tcpv4", cuts.clone()), ("feature-gso-tcpv6", cuts), ("multi-queue-max-queues", MAX_QUEUES.to_string())];
-        for always in ["feature-sg", "feature-rx-copy", "feature-ipv6-csum-offload", "feature-split-event-channels"] {
-            offers.push((always, "1".into()));
-        }
-        offers.push(("feature-rx-flip", "0".into()));
+        let has = [
+            "feature-sg",
+            "feature-gso-tcpv4",
+            "feature-gso-tcpv6",
+            "feature-rx-copy",
+            "feature-ipv6-csum-offload",
+            "feature-split-event-channels",
+        ];
+        let mut offers: Vec<_> = has.into_iter().map(|name| (name, "1".into())).collect();
+        offers.extend([("feature-rx-flip", "0".into()), ("multi-queue-max-queues", MAX_QUEUES.to_string())]);
         offers
     }
 

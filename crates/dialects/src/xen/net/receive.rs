@@ -3,15 +3,16 @@
 //! The guest has put buffers of a page each into the ring; a packet takes as many as it needs, and one slot more when it says how to be cut. Slots are
 //! answered in the order of their requests. Packets of one flow stay in one queue, so that they stay in order.
 
-use abi::virtio::net::{HDR_F_NEEDS_CSUM, HEADER_BYTES, Header};
+use abi::virtio::net::{GSO_TCPV6, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM, HEADER_BYTES, Header};
 use abi::xen::io::netif::{Extra, RX_SLOT, RxRequest, RxResponse, extra, rx_flag, status};
+use frames::MAX_PACKET;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::PAGE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::{Access, Xen};
 use super::{NetError, Queue};
-use crate::network::{BUDGET, GSO_TCPV6, MAX_PACKET, Network, Worked, flow};
+use crate::network::{BUDGET, Network, Worked, flow};
 
 pub(super) struct Receiver {
     packet: Box<[u8]>,
@@ -90,6 +91,9 @@ fn deliver(xen: &Xen, queue: &mut Queue, header: &Header, frame: &[u8]) -> Resul
         if number == 0 {
             if header.flags & HDR_F_NEEDS_CSUM != 0 {
                 flags |= rx_flag::CSUM_BLANK | rx_flag::DATA_VALIDATED;
+            }
+            if header.flags & HDR_F_DATA_VALID != 0 {
+                flags |= rx_flag::DATA_VALIDATED;
             }
             if header.gso_type != 0 {
                 flags |= rx_flag::EXTRA_INFO;

@@ -5,8 +5,9 @@
 
 use std::io;
 
-use abi::virtio::net::{HDR_F_NEEDS_CSUM, HEADER_BYTES, Header};
+use abi::virtio::net::{GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, HEADER_BYTES, Header};
 use abi::xen::io::netif::{Extra, MAX_SLOTS, TX_SLOT, TxRequest, TxResponse, extra, status, tx_flag};
+use frames::{MAX_FRAME, MAX_PACKET, MIN_FRAME, checksum};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::PAGE_SIZE;
 use zerocopy::{FromBytes, IntoBytes};
@@ -14,13 +15,12 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::super::ring::BackRing;
 use super::super::{Access, Xen};
 use super::NetError;
-use crate::network::{BUDGET, GSO_TCPV4, GSO_TCPV6, MAX_FRAME, MAX_PACKET, MIN_FRAME, Network, Worked, checksum};
+use crate::network::{BUDGET, Network, Worked};
 
 /// One answer; extras have no id.
 type Answer = (u16, i16);
 
 pub(super) struct Transmitter {
-    has_offloads: bool,
     packet: Box<[u8]>,
     /// A packet that the network did not take yet: its length, and what its slots are answered.
     waiting: Option<(usize, Vec<Answer>)>,
@@ -36,8 +36,8 @@ struct Slots {
 }
 
 impl Transmitter {
-    pub fn new(has_offloads: bool) -> Transmitter {
-        Transmitter { has_offloads, packet: vec![0; MAX_PACKET].into_boxed_slice(), waiting: None }
+    pub fn new() -> Transmitter {
+        Transmitter { packet: vec![0; MAX_PACKET].into_boxed_slice(), waiting: None }
     }
 
     /// Sends what is on `ring`.
@@ -102,28 +102,24 @@ impl Transmitter {
             at += size;
         }
         let (header, frame) = self.packet.get_mut(..at)?.split_at_mut(HEADER_BYTES);
-        let described = describe(first, slots.gso.as_ref(), frame, self.has_offloads)?;
+        let described = describe(first, slots.gso.as_ref(), frame)?;
         header.copy_from_slice(described.as_bytes());
         Some(at)
     }
 }
 
-/// The virtio header of a frame. Without offloads a blank checksum is completed here.
-fn describe(first: &TxRequest, gso: Option<&Extra>, frame: &mut [u8], has_offloads: bool) -> Option<Header> {
+/// The virtio header of a frame.
+fn describe(first: &TxRequest, gso: Option<&Extra>, frame: &[u8]) -> Option<Header> {
     let mut header = Header::default();
     let blank = first.flags.get() & tx_flag::CSUM_BLANK != 0;
     if let Some(place) = checksum::place(frame).filter(|_| blank) {
-        if has_offloads {
-            header.flags = HDR_F_NEEDS_CSUM;
-            header.csum_start = place.start.into();
-            header.csum_offset = place.offset.into();
-        } else {
-            checksum::complete(frame, place);
-        }
+        header.flags = HDR_F_NEEDS_CSUM;
+        header.csum_start = place.start.into();
+        header.csum_offset = place.offset.into();
     }
     if let Some(gso) = gso {
-        // Only a network that cuts was offered, and only what has a checksum to be made can be cut.
-        if !has_offloads || header.flags & HDR_F_NEEDS_CSUM == 0 {
+        // Only what has a checksum to be made can be cut.
+        if header.flags & HDR_F_NEEDS_CSUM == 0 {
             return None;
         }
         header.gso_type = match gso.gso_type {

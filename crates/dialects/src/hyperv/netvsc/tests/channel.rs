@@ -4,7 +4,8 @@ use abi::hyperv::netvsc::{CHANNEL_CONTROL, CHANNEL_DATA, NO_SECTION, kind, statu
 use abi::hyperv::ring::kind as packet;
 use abi::hyperv::rndis::{self, FILTER_DIRECTED, message as rndis_kind, oid};
 use abi::hyperv::vmbus::message as vmbus;
-use zerocopy::FromBytes;
+use abi::virtio::net::{GSO_TCPV4, HDR_F_NEEDS_CSUM, Header};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::super::buffers::SECTION_SIZE;
 use super::super::*;
@@ -66,10 +67,7 @@ impl Rig {
     /// A channel that is open, and nothing said.
     fn open() -> Rig {
         let mut driver = Driver::new();
-        let card = Card {
-            card: Netvsc::new(Guid::from_u128(9), MAC, Abilities { offloads: true, long_packets: false }),
-            wire: MemoryWire::default(),
-        };
+        let card = Card { card: Netvsc::new(Guid::from_u128(9), MAC), wire: MemoryWire::default() };
         let mut device = driver.guest.bus.attach(card, std::sync::Arc::new(|| {}));
         let relid = driver.guest.connect()[0].relid.get();
         let front = driver.open(relid);
@@ -286,6 +284,28 @@ fn frame_waits_until_the_guest_gives_parts_back() {
     got[1..].iter().for_each(|transaction| rig.give_back(*transaction));
     while rig.device.work().more {}
     assert_eq!(rig.receive().1.len(), 44 + 54 + parts + 1);
+}
+
+#[test]
+fn long_packet_has_parts_enough_or_waits() {
+    let mut rig = Rig::up();
+    let header = Header { flags: HDR_F_NEEDS_CSUM, gso_type: GSO_TCPV4, gso_size: 1448.into(), ..Header::default() };
+    let long = [header.as_bytes(), &frame(TCP, 4000)].concat();
+    rig.device.device().wire.arriving.push_back(long.clone());
+    rig.device.work();
+    let packet = rig.front.receive().unwrap();
+    assert_eq!((word(&packet.extra, 4), packet.extra.len()), (3, 8 + 3 * 8), "three parts, one transaction");
+    // All but two parts are taken by others.
+    let parts = rig.parts.0 as usize;
+    (0..parts - 1 - 3 - 2).for_each(|_| rig.arrive(&frame(TCP, 1)));
+    rig.device.device().wire.arriving.push_back(long);
+    while rig.device.work().more {}
+    assert!(!rig.device.work().has_room);
+    (0..parts - 6).for_each(|_| drop(rig.receive()));
+    assert!(rig.front.receive().is_none());
+    rig.give_back(packet.transaction);
+    assert!(rig.device.work().has_room);
+    assert_eq!(word(&rig.front.receive().unwrap().extra, 4), 3);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::super::control::Adapter;
 use super::MAC;
 
 fn adapter() -> Adapter {
-    Adapter::new(MAC, false, 4, 1514)
+    Adapter::new(MAC, 4, 1514)
 }
 
 fn words(words: &[u32]) -> Vec<u8> {
@@ -69,13 +69,27 @@ fn offloads_come_in_the_revision_that_is_asked_for() {
         let (_, value) = query(&mut adapter(), oid::OFFLOAD_CAPABILITIES, &[0xa7, revision, size as u8, 0]);
         assert_eq!((value.len(), &value[..4]), (size, [0xa7, revision, size as u8, 0].as_slice()));
     }
-    for (cuts, segmented) in [(true, 2), (false, 0)] {
-        let mut adapter = Adapter::new(MAC, cuts, 4, 1514);
-        let (_, value) = query(&mut adapter, oid::OFFLOAD_CAPABILITIES, &[0xa7, 99, 0, 0]);
-        let offload = Offload::read_from_bytes(&value).unwrap();
-        assert_eq!((offload.lso_v2.ipv4_encapsulation.get(), offload.lso_v2.ipv6_encapsulation.get()), (segmented, segmented));
-        assert_ne!(offload.checksum.ipv4_tx[1].get() & checksum_offload::UDP, 0);
+    let (_, value) = query(&mut adapter(), oid::OFFLOAD_CAPABILITIES, &[0xa7, 99, 0, 0]);
+    let offload = Offload::read_from_bytes(&value).unwrap();
+    assert_eq!((offload.lso_v2.ipv4_encapsulation.get(), offload.lso_v2.ipv6_encapsulation.get()), (2, 2));
+    assert_ne!(offload.checksum.ipv4_tx[1].get() & checksum_offload::UDP, 0);
+    assert_eq!(offload.rsc, [1, 1]);
+}
+
+#[test]
+fn guest_says_whether_segments_are_put_together() {
+    let mut adapter = adapter();
+    // As Linux sends them, and as those did that knew less.
+    let parameters = |rsc: [u8; 2]| [[0x80, 3, 28, 0].as_slice(), &[0; 18], &rsc, &[0; 4]].concat();
+    for (rsc, coalesces) in [([2, 2], [true; 2]), ([1, 0], [false, true]), ([0, 1], [false; 2]), ([2, 2], [true; 2])] {
+        assert_eq!(set(&mut adapter, oid::OFFLOAD_PARAMETERS, &parameters(rsc)), status::SUCCESS);
+        assert_eq!(adapter.coalesces, coalesces);
     }
+    assert_eq!(set(&mut adapter, oid::OFFLOAD_PARAMETERS, &parameters([0; 2])[..22]), status::SUCCESS);
+    assert_eq!(set(&mut adapter, oid::OFFLOAD_PARAMETERS, &parameters([3, 2])), status::INVALID_DATA);
+    assert_eq!(adapter.coalesces, [true; 2], "as before");
+    adapter.reset();
+    assert_eq!(adapter.coalesces, [false; 2]);
 }
 
 #[test]

@@ -1,23 +1,29 @@
 //! RNDIS packets and the host's, without a channel.
 
-use abi::hyperv::rndis::{self, HEADER_SIZE, PacketInfo, checksum as fact, info, lso};
+use abi::hyperv::rndis::{self, HEADER_SIZE, PacketInfo, checksum as fact, info, lso, part};
 use abi::virtio::net::{HDR_F_NEEDS_CSUM, HEADER_BYTES, Header};
+use frames::checksum;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::super::packet::{unwrap, wrap};
+use super::super::packet::{Received, unwrap};
 use super::{TCP, frame, message};
-use crate::network::{Abilities, checksum};
 
 fn fact(kind: u32, value: u32) -> Vec<u8> {
     let fact = PacketInfo { size: 16.into(), kind: kind.into(), offset: 12.into() };
     [fact.as_bytes(), &value.to_le_bytes()].concat()
 }
 
+/// What a guest gets of a packet: the only message's head and frame.
+fn wrap(packet: &mut [u8], trusts: bool) -> (Vec<u8>, Vec<u8>) {
+    let [(head, pieces)] = Received::new(packet, trusts).unwrap().messages(2048).try_into().unwrap();
+    (head, pieces.concat())
+}
+
 /// What a network gets of a message, as header and frame.
-fn sent(message: &[u8], offloads: bool) -> Option<(Header, Vec<u8>)> {
+fn sent(message: &[u8]) -> Option<(Header, Vec<u8>)> {
     let mut buffer = [[0xee; 20].as_slice(), message].concat();
     let range = 20..buffer.len();
-    let packet = unwrap(&mut buffer, range, Abilities { offloads, long_packets: false })?;
+    let packet = unwrap(&mut buffer, range)?;
     let (header, frame) = Header::read_from_prefix(&buffer[packet]).unwrap();
     Some((header, frame.to_vec()))
 }
@@ -29,19 +35,15 @@ fn is_right(frame: &[u8]) -> bool {
 #[test]
 fn frame_is_what_the_offsets_say() {
     let frame = frame(TCP, 40);
-    let (header, got) = sent(&message(&frame, &[]), true).unwrap();
+    let (header, got) = sent(&message(&frame, &[])).unwrap();
     assert_eq!((header.as_bytes(), got), ([0; HEADER_BYTES].as_slice(), frame));
 }
 
 #[test]
-fn checksums_are_made_here_or_left_to_the_network() {
+fn checksums_are_left_to_the_network() {
     for (protocol, bit) in [(TCP, fact::TCP), (17, fact::UDP)] {
-        let frame = frame(protocol, 41);
         let facts = fact(info::CHECKSUM, fact::IPV4 | fact::IP_HEADER | bit | 34 << 16);
-        let (header, got) = sent(&message(&frame, &facts), false).unwrap();
-        assert_eq!(header.flags, 0);
-        assert!(is_right(&got));
-        let (header, mut got) = sent(&message(&frame, &facts), true).unwrap();
+        let (header, mut got) = sent(&message(&frame(protocol, 41), &facts)).unwrap();
         assert_eq!((header.flags, header.csum_start.get()), (HDR_F_NEEDS_CSUM, 34));
         let place = checksum::place(&got).unwrap();
         checksum::complete(&mut got, place);
@@ -50,40 +52,50 @@ fn checksums_are_made_here_or_left_to_the_network() {
 }
 
 #[test]
-fn segments_are_for_networks_that_cut() {
+fn segments_are_cut_by_the_network() {
     let mut frame = frame(TCP, 4000);
     // As Linux leaves it: no length, no checksum.
     frame[16..18].fill(0);
     let facts = fact(info::LSO, 1448 | 34 << 20 | lso::V2);
-    let (header, got) = sent(&message(&frame, &facts), true).unwrap();
+    let (header, got) = sent(&message(&frame, &facts)).unwrap();
     assert_eq!((header.gso_type, header.gso_size.get(), header.hdr_len.get(), header.flags), (1, 1448, 54, HDR_F_NEEDS_CSUM));
     assert_eq!(usize::from(u16::from_be_bytes([got[16], got[17]])), frame.len() - 14);
-    assert!(sent(&message(&frame, &facts), false).is_none());
-    assert!(sent(&message(&frame, &fact(info::LSO, 1448)), true).is_none(), "version 1");
-    assert!(sent(&message(&frame, &fact(info::LSO, lso::V2)), true).is_none(), "segments of nothing");
+    assert!(sent(&message(&frame, &fact(info::LSO, 1448))).is_none(), "version 1");
+    assert!(sent(&message(&frame, &fact(info::LSO, lso::V2))).is_none(), "segments of nothing");
 }
 
 #[test]
-fn packets_are_whole_for_networks_that_take_them_so() {
+fn long_packet_comes_in_parts() {
     let mut frame = frame(TCP, 4000);
-    frame[16..18].fill(0);
-    let mut buffer = message(&frame, &fact(info::LSO, 1448 | 34 << 20 | lso::V2));
-    let range = 0..buffer.len();
-    let packet = unwrap(&mut buffer, range, Abilities { offloads: false, long_packets: true }).unwrap();
-    let (header, got) = buffer[packet].split_at(HEADER_BYTES);
-    assert_eq!((header, got.len()), ([0; HEADER_BYTES].as_slice(), frame.len()));
-    assert!(is_right(got));
+    let place = checksum::place(&frame).unwrap();
+    checksum::prepare(&mut frame, place);
+    let header = Header { flags: HDR_F_NEEDS_CSUM, gso_type: 1, gso_size: 1448.into(), ..Header::default() };
+    let mut packet = [header.as_bytes(), &frame].concat();
+    let messages = Received::new(&mut packet, true).unwrap().messages(1600);
+    let mut got = Vec::new();
+    for (number, (head, pieces)) in messages.iter().enumerate() {
+        assert!(head.len() + pieces.concat().len() <= 1600);
+        let told = &head[HEADER_SIZE + 36..];
+        let known = if number == 0 { fact(info::CHECKSUM, fact::TCP_SUCCEEDED) } else { Vec::new() };
+        let which = part::V1 | part::IS_PART | [part::FIRST, 0, part::LAST][number];
+        assert_eq!(told, [known, fact(info::PART, which)].concat());
+        got.extend(pieces.concat());
+    }
+    assert!(is_right(&got) && got.len() == frame.len());
+    // One that is not to be cut is never in parts.
+    let mut jumbo = [[0; HEADER_BYTES].as_slice(), &frame].concat();
+    assert_eq!(Received::new(&mut jumbo, true).unwrap().messages(1600).len(), 1);
 }
 
 #[test]
 fn tag_goes_into_the_frame_and_out_of_it() {
     let plain = frame(TCP, 40);
-    let (_, tagged) = sent(&message(&plain, &fact(info::VLAN, 5 | 8 | 0x123 << 4)), true).unwrap();
+    let (_, tagged) = sent(&message(&plain, &fact(info::VLAN, 5 | 8 | 0x123 << 4))).unwrap();
     assert_eq!(tagged[12..16], [0x81, 0, 0xb1, 0x23]);
     assert_eq!([&tagged[..12], &tagged[16..]].concat(), plain);
     let mut packet = [[0; HEADER_BYTES].as_slice(), &tagged].concat();
-    let (head, pieces) = wrap(&mut packet, false).unwrap();
-    assert_eq!(pieces.concat(), plain);
+    let (head, got) = wrap(&mut packet, false);
+    assert_eq!(got, plain);
     assert_eq!(head[HEADER_SIZE + 36..], fact(info::VLAN, 5 | 8 | 0x123 << 4));
 }
 
@@ -94,13 +106,12 @@ fn received_checksums_are_called_right_only_when_they_are() {
     checksum::prepare(&mut frame, place);
     let header = Header { flags: HDR_F_NEEDS_CSUM, ..Header::default() };
     let mut blank = [header.as_bytes(), &frame].concat();
-    let (head, pieces) = wrap(&mut blank, true).unwrap();
+    let (head, right) = wrap(&mut blank, true);
     assert_eq!(head[HEADER_SIZE + 36..], fact(info::CHECKSUM, fact::TCP_SUCCEEDED));
-    let right = pieces.concat();
     assert!(is_right(&right));
     for (frame, trusts, told) in [(&right, true, true), (&right, false, false), (&frame, true, false)] {
         let mut packet = [[0; HEADER_BYTES].as_slice(), frame].concat();
-        let (head, _) = wrap(&mut packet, trusts).unwrap();
+        let (head, _) = wrap(&mut packet, trusts);
         assert_eq!(head.len() > HEADER_SIZE + 36, told);
     }
 }
@@ -108,7 +119,7 @@ fn received_checksums_are_called_right_only_when_they_are() {
 #[test]
 fn offsets_that_lie_are_no_packet() {
     let good = message(&frame(TCP, 40), &fact(info::CHECKSUM, 0));
-    assert!(sent(&good, true).is_some());
+    assert!(sent(&good).is_some());
     let mut lies = Vec::new();
     // Data's offset and length; facts' offset and length; a fact's size and offset.
     for (at, values) in [
@@ -126,10 +137,10 @@ fn offsets_that_lie_are_no_packet() {
         }
     }
     for lie in &lies {
-        assert!(sent(lie, true).is_none(), "{lie:x?}");
+        assert!(sent(lie).is_none(), "{lie:x?}");
     }
     for length in 0..good.len() {
-        assert!(sent(&good[..length], true).is_none(), "cut after {length}");
+        assert!(sent(&good[..length]).is_none(), "cut after {length}");
     }
     let header = rndis::Header::read_from_prefix(&good).unwrap().0;
     assert_eq!(header.length.get() as usize, good.len());
@@ -140,11 +151,9 @@ fn frames_that_are_not_what_is_said_of_them_are_refused() {
     let mut arp = frame(TCP, 40);
     arp[12..14].copy_from_slice(&[8, 6]);
     for facts in [fact(info::CHECKSUM, fact::IPV4 | fact::TCP), fact(info::LSO, 1448 | lso::V2)] {
-        for has_offloads in [true, false] {
-            assert!(sent(&message(&arp, &facts), has_offloads).is_none());
-        }
+        assert!(sent(&message(&arp, &facts)).is_none());
     }
     let mut long = frame(TCP, 40);
     long[16..18].copy_from_slice(&[0xff, 0xff]);
-    assert!(sent(&message(&long, &fact(info::CHECKSUM, fact::IPV4 | fact::TCP)), true).is_none(), "a packet longer than its frame");
+    assert!(sent(&message(&long, &fact(info::CHECKSUM, fact::IPV4 | fact::TCP))).is_none(), "a packet longer than its frame");
 }

@@ -1,16 +1,19 @@
 //! Checksums of TCP and UDP over IP, where they are and how they are made (RFC 1071; RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1).
 //!
 //! A guest that leaves a checksum blank has put the sum of the pseudo header into its field, or says where the segment is and has put there what it
-//! liked: then [`prepare`] comes first.
+//! liked: then [`prepare`] comes first. [`left_blank`] is for networks that cannot complete it: what is to be sent in its place.
 
-const ETHERNET: usize = 14;
+use abi::virtio::net::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, Header};
+
+pub(crate) const ETHERNET: usize = 14;
 const VLAN_TAG: usize = 4;
-const TYPE_IPV4: u16 = 0x0800;
-const TYPE_IPV6: u16 = 0x86dd;
-pub(crate) const TYPE_VLAN: u16 = 0x8100;
-const TCP: u8 = 6;
+pub(crate) const TYPE_IPV4: u16 = 0x0800;
+pub(crate) const TYPE_IPV6: u16 = 0x86dd;
+/// Ethernet's type of a VLAN's tag.
+pub const TYPE_VLAN: u16 = 0x8100;
+pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
-const IPV6_HEADER: usize = 40;
+pub(crate) const IPV6_HEADER: usize = 40;
 /// Where in their headers addresses are, and the fields of IPv4 and IPv6 that say how long a packet is.
 const IPV4_ADDRESSES: std::ops::Range<usize> = 12..20;
 const IPV6_ADDRESSES: std::ops::Range<usize> = 8..40;
@@ -28,7 +31,7 @@ const UDP_NONE: u16 = 0;
 
 /// A checksum's place in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub struct Place {
     /// First byte that it covers.
     pub start: u16,
     /// Where it is, from there.
@@ -62,7 +65,7 @@ fn ip(frame: &[u8]) -> Option<(usize, bool)> {
     }
 }
 
-fn word(frame: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn word(frame: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?))
 }
 
@@ -72,7 +75,7 @@ fn set_word(frame: &mut [u8], at: usize, value: u16) -> Option<()> {
 }
 
 /// Finds the place; `None` when the frame is neither TCP nor UDP over IP, or is cut short.
-pub(crate) fn place(frame: &[u8]) -> Option<Place> {
+pub fn place(frame: &[u8]) -> Option<Place> {
     let (ip, is_v6) = ip(frame)?;
     let (protocol, start) =
         if is_v6 { (*frame.get(ip + 6)?, ip + IPV6_HEADER) } else { (*frame.get(ip + 9)?, ip + usize::from(frame.get(ip)? & 0xf) * 4) };
@@ -85,13 +88,13 @@ pub(crate) fn place(frame: &[u8]) -> Option<Place> {
 }
 
 /// Makes a checksum blank: the sum of the pseudo header. `None` when the frame is not what it says.
-pub(crate) fn prepare(frame: &mut [u8], place: Place) -> Option<()> {
+pub fn prepare(frame: &mut [u8], place: Place) -> Option<()> {
     let (sum, _) = pseudo_header(frame, place)?;
     set_word(frame, usize::from(place.start) + usize::from(place.offset), fold(sum))
 }
 
 /// Whether the checksum of a frame is right; `false` also when that cannot be told.
-pub(crate) fn is_right(frame: &[u8], place: Place) -> bool {
+pub fn is_right(frame: &[u8], place: Place) -> bool {
     let is_none = !place.is_tcp() && word(frame, usize::from(place.start) + usize::from(place.offset)) == Some(UDP_NONE);
     let Some((pseudo, end)) = pseudo_header(frame, place).filter(|_| !is_none) else { return false };
     frame.get(place.start.into()..end).is_some_and(|covered| fold(pseudo + sum(covered)) == 0xffff)
@@ -102,7 +105,7 @@ fn pseudo_header(frame: &[u8], place: Place) -> Option<(u64, usize)> {
     let (ip, is_v6) = ip(frame)?;
     let (addresses, end) = if is_v6 {
         (IPV6_ADDRESSES, ip + IPV6_HEADER + usize::from(word(frame, ip + IPV6_LENGTH)?))
-    } else if word(frame, ip + IPV4_FRAGMENT)? & FRAGMENT == 0 {
+    } else if is_unfragmented(frame.get(ip..)?)? {
         (IPV4_ADDRESSES, ip + usize::from(word(frame, ip + IPV4_LENGTH)?))
     } else {
         return None;
@@ -113,8 +116,18 @@ fn pseudo_header(frame: &[u8], place: Place) -> Option<(u64, usize)> {
     Some((sum(addresses) + length as u64 + u64::from(protocol), end))
 }
 
+/// Whether a packet of IPv4 is no fragment; `None` when it is cut short.
+pub(crate) fn is_unfragmented(ip: &[u8]) -> Option<bool> {
+    Some(word(ip, IPV4_FRAGMENT)? & FRAGMENT == 0)
+}
+
+/// Whether a header of IPv4 has its right checksum.
+pub(crate) fn is_right_header(header: &[u8]) -> bool {
+    fold(sum(header)) == 0xffff
+}
+
 /// Says in the IP header how long the packet is, and makes the header's checksum.
-pub(crate) fn set_length(frame: &mut [u8]) -> Option<()> {
+pub fn set_length(frame: &mut [u8]) -> Option<()> {
     let (ip, is_v6) = ip(frame)?;
     if is_v6 {
         let length = u16::try_from(frame.len().checked_sub(ip + IPV6_HEADER)?).ok()?;
@@ -126,7 +139,7 @@ pub(crate) fn set_length(frame: &mut [u8]) -> Option<()> {
 }
 
 /// Makes the checksum of an IPv4 header.
-pub(crate) fn complete_header(frame: &mut [u8]) -> Option<()> {
+pub fn complete_header(frame: &mut [u8]) -> Option<()> {
     let (ip, is_v6) = ip(frame)?;
     if is_v6 {
         return None;
@@ -137,8 +150,37 @@ pub(crate) fn complete_header(frame: &mut [u8]) -> Option<()> {
     set_word(frame, ip + IPV4_CHECKSUM, checksum)
 }
 
+/// A header that leaves to the network what no network does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+/// The checksum that `header` leaves to the network: where in `frame` it belongs, and its bytes.
+///
+/// For networks that take long TCP packets as they are: then nothing more is to be done for one.
+///
+/// # Errors
+/// [`Malformed`]: the place is outside of the frame, or the packet is to be cut in a way that nobody was offered.
+pub fn left_blank(header: &Header, frame: &[u8]) -> Result<Option<(usize, [u8; 2])>, Malformed> {
+    let is_blank = header.flags & HDR_F_NEEDS_CSUM != 0;
+    match header.gso_type & !GSO_ECN {
+        GSO_NONE => {}
+        // What is cut has checksums to be made.
+        GSO_TCPV4 | GSO_TCPV6 if is_blank => {}
+        _ => return Err(Malformed),
+    }
+    if !is_blank {
+        return Ok(None);
+    }
+    let start = usize::from(header.csum_start.get());
+    let at = start + usize::from(header.csum_offset.get());
+    word(frame, at).ok_or(Malformed)?;
+    let checksum = !fold(sum(frame.get(start..).ok_or(Malformed)?));
+    // Zero says "none" in UDP, and its other form is as right in every protocol (Linux' `skb_checksum_help`).
+    Ok(Some((at, if checksum == UDP_NONE { [0xff; 2] } else { checksum.to_be_bytes() })))
+}
+
 /// Completes a blank checksum.
-pub(crate) fn complete(frame: &mut [u8], place: Place) {
+pub fn complete(frame: &mut [u8], place: Place) {
     let Some(covered) = frame.get(usize::from(place.start)..) else { return };
     let mut checksum = !fold(sum(covered));
     if !place.is_tcp() && checksum == UDP_NONE {
@@ -148,9 +190,13 @@ pub(crate) fn complete(frame: &mut [u8], place: Place) {
     let _ = set_word(frame, usize::from(place.start) + usize::from(place.offset), checksum);
 }
 
-/// Sum of the 16-bit words, an odd byte as if a zero followed.
+/// A sum of the 16-bit words, an odd byte as if a zero followed; [`fold`] makes one word of it. By words of twice the width, which come to the same
+/// (RFC 1071 section 2 (C)).
 fn sum(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0))).sum()
+    let (words, rest) = bytes.as_chunks();
+    let mut last = [0; 4];
+    last.iter_mut().zip(rest).for_each(|(place, byte)| *place = *byte);
+    words.iter().map(|word| u64::from(u32::from_be_bytes(*word))).sum::<u64>() + u64::from(u32::from_be_bytes(last))
 }
 
 fn fold(mut sum: u64) -> u16 {
@@ -158,4 +204,56 @@ fn fold(mut sum: u64) -> u16 {
         sum = (sum >> 16) + (sum & 0xffff);
     }
     sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn blank(start: u16, offset: u16) -> Header {
+        Header { flags: HDR_F_NEEDS_CSUM, csum_start: start.into(), csum_offset: offset.into(), ..Header::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn sum_is_that_of_words(bytes in prop::collection::vec(any::<u8>(), 0..50)) {
+            let words = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)));
+            prop_assert_eq!(fold(sum(&bytes)), fold(words.sum()));
+        }
+
+        #[test]
+        fn what_is_left_blank_is_completed_wherever_it_is(frame in prop::collection::vec(any::<u8>(), 0..80), start in 0..90u16, offset in 0..90u16) {
+            match left_blank(&blank(start, offset), &frame) {
+                Ok(Some((at, bytes))) => {
+                    prop_assert_eq!(at, usize::from(start + offset));
+                    let mut complete = frame.clone();
+                    super::complete(&mut complete, Place { start, offset: UDP_CHECKSUM });
+                    if offset == UDP_CHECKSUM {
+                        prop_assert_eq!(&complete[at..at + 2], bytes);
+                    }
+                }
+                Ok(None) => prop_assert!(false),
+                Err(Malformed) => prop_assert!(usize::from(start + offset) + 2 > frame.len()),
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_was_offered_is_left_to_a_network() {
+        let frame = [0; 100];
+        let header = |gso_type, flags| Header { gso_type, ..Header { flags, ..blank(34, 16) } };
+        for (gso_type, flags, is_taken) in [
+            (GSO_NONE, 0, true),
+            (GSO_TCPV4, HDR_F_NEEDS_CSUM, true),
+            (GSO_TCPV6 | GSO_ECN, HDR_F_NEEDS_CSUM, true),
+            (GSO_TCPV4, 0, false),
+            // UDP's fragments and segments.
+            (3, HDR_F_NEEDS_CSUM, false),
+            (5, HDR_F_NEEDS_CSUM, false),
+        ] {
+            assert_eq!(left_blank(&header(gso_type, flags), &frame).is_ok(), is_taken, "{gso_type} {flags}");
+        }
+    }
 }
