@@ -9,33 +9,17 @@
 //! own, time to init is the host's, from the start of the program to the line that init prints. The load of the host is printed
 //! because it decides what the figures are worth.
 
+mod machine;
 mod measure;
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
 
+use machine::{MIB, Sample, run};
 use measure::{load, median};
 
 /// Loops and how often they go round: about a second each for the slower side.
 const LOOPS: [(&str, u64); 5] = [("shell", 20_000), ("memory", 1_000), ("syscall", 100_000), ("fault", 40_000), ("fork", 100)];
-/// A run that is not done by then is broken.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// Mappings at least this large are the guest's memory.
-const GUEST_MAPPING: u64 = 256 << 20;
-
-/// What one run gave.
-#[derive(Debug, Default, Clone)]
-struct Sample {
-    /// Seconds by name.
-    seconds: BTreeMap<String, f64>,
-    /// Instructions of the whole run.
-    instructions: Option<f64>,
-    /// Bytes resident besides guest memory, when init ran.
-    overhead: Option<f64>,
-}
 
 fn main() {
     let pairs = std::env::args().skip(1).find_map(|argument| argument.parse::<usize>().ok()).unwrap_or(5);
@@ -72,7 +56,7 @@ fn main() {
     }
     println!("shell loop: {:.0} million guest instructions a second", median(rates));
     let overhead = median(ours.iter().filter_map(|sample| sample.overhead).collect());
-    println!("monitor beyond guest memory, with one disk and one network card: {:.1} MiB resident", overhead / f64::from(1 << 20));
+    println!("monitor beyond guest memory, with one disk and one network card: {:.1} MiB resident", overhead / MIB);
 }
 
 fn vmctl(kernel: &Path, initrd: &Path, disk: &Path, cmdline: &str) -> Command {
@@ -89,58 +73,4 @@ fn qemu(kernel: &Path, initrd: &Path, disk: &Path, cmdline: &str) -> Command {
     command.args(["-nic", "user,model=virtio-net-pci"]);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd).args(["-append", cmdline]);
     command
-}
-
-/// Runs one machine and takes down what it says.
-fn run(mut command: Command) -> Sample {
-    let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let smaps = PathBuf::from(format!("/proc/{}/smaps", child.id()));
-    let stdout = child.stdout.take().expect("a pipe");
-    let stderr = child.stderr.take().expect("a pipe");
-    let errors = std::thread::spawn(move || {
-        let mut text = String::new();
-        // Whatever was said before it broke off is enough.
-        let _ = BufReader::new(stderr).read_to_string(&mut text);
-        text
-    });
-    let mut sample = Sample::default();
-    for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).into_owned();
-        if line.contains("INIT REACHED") {
-            sample.seconds.insert("init".into(), start.elapsed().as_secs_f64());
-            sample.overhead = std::fs::read_to_string(&smaps).ok().map(|text| resident_beyond_guest(&text));
-        } else if let Some((_, rest)) = line.split_once("LOOP ") {
-            let words: Vec<&str> = rest.split_whitespace().collect();
-            if let [name, _, nanoseconds] = words[..] {
-                sample.seconds.insert(name.into(), nanoseconds.parse::<f64>().expect("nanoseconds") / 1e9);
-            }
-        }
-        assert!(start.elapsed() < PATIENCE, "{command:?} is not done after {PATIENCE:?}");
-    }
-    let status = child.wait().expect("its end");
-    let errors = errors.join().expect("its errors");
-    assert!(status.success(), "{command:?}: {status}\n{errors}");
-    let count = errors.lines().find_map(|line| line.strip_prefix("instructions "));
-    sample.instructions = count.and_then(|count| count.trim().parse().ok());
-    sample
-}
-
-/// Resident bytes of all mappings but the guest's memory, out of /proc/PID/smaps.
-fn resident_beyond_guest(smaps: &str) -> f64 {
-    let kib = |line: &str| line.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0) * 1024;
-    let (mut size, mut sum) = (0, 0);
-    for line in smaps.lines() {
-        if line.starts_with("Size:") {
-            size = kib(line);
-        } else if line.starts_with("Rss:") && size < GUEST_MAPPING {
-            sum += kib(line);
-        }
-    }
-    sum as f64
 }
