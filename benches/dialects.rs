@@ -10,12 +10,14 @@
 //! each round: its second line is what the figures are worth on this host. Each round begins one machine later than the last, so that none is
 //! always measured behind the same other.
 
+#[path = "../tests/common/mod.rs"]
+mod common;
 mod machine;
 mod measure;
 
-use std::path::Path;
 use std::process::Command;
 
+use common::guest;
 use machine::{MIB, Sample, run};
 use measure::{load, median};
 
@@ -55,10 +57,9 @@ fn main() {
 
 /// Boots Debian's kernel, which has to say that it took what it was to take.
 fn boot(dialect: &str, parameter: &str, taken: &str) -> Sample {
-    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
     command.args(["run", "--backend", "soft", "--stats", "--memory", "512M", "--dialect", dialect]);
-    command.arg("--kernel").arg(guest.join("vmlinuz")).arg("--initrd").arg(guest.join("initrd-busybox.gz"));
+    command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd-busybox.gz"));
     command.args(["--cmdline", &format!("console=ttyS0 panic=-1 {parameter}")]);
     let sample = run(command);
     let says = format!("Booting paravirtualized kernel on {taken}");
