@@ -9,12 +9,15 @@
 //! own, time to init is the host's, from the start of the program to the line that init prints. The load of the host is printed
 //! because it decides what the figures are worth.
 
+#[path = "../tests/common/mod.rs"]
+mod common;
 mod machine;
 mod measure;
 
 use std::path::Path;
 use std::process::Command;
 
+use common::guest;
 use machine::{MIB, Sample, run};
 use measure::{load, median};
 
@@ -23,10 +26,8 @@ const LOOPS: [(&str, u64); 5] = [("shell", 20_000), ("memory", 1_000), ("syscall
 
 fn main() {
     let pairs = std::env::args().skip(1).find_map(|argument| argument.parse::<usize>().ok()).unwrap_or(5);
-    let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
-    let (kernel, initrd) = (guest.join("vmlinuz"), guest.join("initrd-busybox.gz"));
-    assert!(kernel.exists() && initrd.exists(), "no guest; make it with: tests/common/guest/make target/guest");
-    let disk = guest.join("bench.raw");
+    let (kernel, initrd) = (guest("vmlinuz"), guest("initrd-busybox.gz"));
+    let disk = kernel.with_file_name("bench.raw");
     std::fs::File::create(&disk).and_then(|file| file.set_len(64 << 20)).expect("a disk image");
 
     let loops: String = LOOPS.iter().map(|(name, count)| format!(" {name}={count}")).collect();

@@ -26,6 +26,8 @@ const FRAGMENT: u16 = 0x3fff;
 /// Where the checksum is in a TCP and in a UDP header.
 const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
+/// Where a TCP header says how long it is (RFC 9293 section 3.1).
+pub(crate) const TCP_DATA_OFFSET: usize = 12;
 /// UDP's word for "no checksum", which a checksum of zero must not look like.
 const UDP_NONE: u16 = 0;
 
@@ -48,6 +50,19 @@ impl Place {
     pub fn is_tcp(self) -> bool {
         self.offset == TCP_CHECKSUM
     }
+
+    /// Says in a packet's header that the checksum is left to who gets the packet.
+    pub fn leave_blank(self, header: &mut Header) {
+        header.flags = HDR_F_NEEDS_CSUM;
+        header.csum_start = self.start.into();
+        header.csum_offset = self.offset.into();
+    }
+}
+
+/// Where the data of a TCP segment is whose header begins at `tcp`; `None` when it is cut short. What the header says need not be in the frame.
+pub fn tcp_data(frame: &[u8], tcp: usize) -> Option<usize> {
+    // The upper half says how long the header is, in words.
+    Some(tcp + usize::from(frame.get(tcp + TCP_DATA_OFFSET)? >> 4) * 4)
 }
 
 /// Where a frame's IP header is, and whether it is IPv6.

@@ -8,19 +8,18 @@
 
 use std::ops::Range;
 
-use abi::virtio::net::{GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, Header};
+use abi::virtio::net::{GSO_TCPV4, GSO_TCPV6, Header};
 
 use crate::Offloads;
-use crate::checksum::{self, ETHERNET, IPV6_HEADER, Place, TCP, TYPE_IPV4, TYPE_IPV6, word};
+use crate::checksum::{self, ETHERNET, IPV6_HEADER, Place, TCP, TCP_DATA_OFFSET, TYPE_IPV4, TYPE_IPV6, word};
 
 /// Version 4, and a header without options.
 const IPV4_PLAIN: u8 = 0x45;
 const IPV4_HEADER: usize = 20;
 /// Most that IP's length says.
 const MAX_IP: usize = 65535;
-/// Places in a TCP header (RFC 9293 section 3.1), and its length without options.
+/// Other places in a TCP header (RFC 9293 section 3.1), and its length without options.
 const SEQUENCE: usize = 4;
-const DATA_OFFSET: usize = 12;
 const FLAGS: usize = 13;
 const CHECKSUM: Range<usize> = 16..18;
 const TCP_HEADER: usize = 20;
@@ -96,15 +95,14 @@ impl<'a> LongPacket<'a> {
         let place = Place::of_segment(tcp as u16, true);
         checksum::set_length(frame)?;
         checksum::prepare(frame, place)?;
-        Some(Header {
-            flags: HDR_F_NEEDS_CSUM,
+        let mut header = Header {
             gso_type: if is_v6 { GSO_TCPV6 } else { GSO_TCPV4 },
             hdr_len: (data as u16).into(),
             gso_size: (self.size as u16).into(),
-            csum_start: place.start.into(),
-            csum_offset: place.offset.into(),
-            num_buffers: 0.into(),
-        })
+            ..Header::default()
+        };
+        place.leave_blank(&mut header);
+        Some(header)
     }
 
     /// Whether the headers are equal where they have to be.
@@ -135,11 +133,11 @@ impl Shape {
             (IPV4_HEADER, is_whole && *ip.first()? == IPV4_PLAIN && *ip.get(9)? == TCP && checksum::is_right_header(ip.get(..IPV4_HEADER)?))
         };
         let tcp = ETHERNET + header;
-        // The upper half says how long the header is, in words; the lower is reserved.
-        let words = *frame.get(tcp + DATA_OFFSET)?;
+        // The lower half is reserved.
+        let is_plain = is_plain && frame.get(tcp + TCP_DATA_OFFSET)? & 0xf == 0;
         let flags = *frame.get(tcp + FLAGS)?;
-        let shape = Shape { is_v6, tcp, data: tcp + usize::from(words >> 4) * 4 };
-        (is_plain && words & 0xf == 0 && flags & !PSH == ACK && (tcp + TCP_HEADER..frame.len()).contains(&shape.data)).then_some(shape)
+        let shape = Shape { is_v6, tcp, data: checksum::tcp_data(frame, tcp)? };
+        (is_plain && flags & !PSH == ACK && (tcp + TCP_HEADER..frame.len()).contains(&shape.data)).then_some(shape)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Long packets against a model that cuts them again.
 
-use abi::virtio::net::Header;
+use abi::virtio::net::{HDR_F_NEEDS_CSUM, Header};
 use proptest::prelude::*;
 
 use super::*;

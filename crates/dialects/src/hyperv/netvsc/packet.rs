@@ -91,10 +91,7 @@ fn describe(frame: &mut [u8], facts: &Facts) -> Option<net::Header> {
         // Guests leave the length of the whole to who cuts it.
         checksum::set_length(frame)?;
         let place = checksum::place(frame).filter(|place| place.is_tcp())?;
-        let tcp = usize::from(place.start);
-        // TCP's header length is in the upper half of its byte 12, in words.
-        let words = frame.get(tcp + 12)? >> 4;
-        header.hdr_len = u16::try_from(tcp + usize::from(words) * 4).ok()?.into();
+        header.hdr_len = u16::try_from(checksum::tcp_data(frame, place.start.into())?).ok()?.into();
         header.gso_type = if word & lso::IPV6 == 0 { GSO_TCPV4 } else { GSO_TCPV6 };
         header.gso_size = size.into();
         blank(frame, place, &mut header)?;
@@ -113,9 +110,7 @@ fn describe(frame: &mut [u8], facts: &Facts) -> Option<net::Header> {
 /// Leaves a checksum to the network.
 fn blank(frame: &mut [u8], place: Place, header: &mut net::Header) -> Option<()> {
     checksum::prepare(frame, place)?;
-    header.flags = HDR_F_NEEDS_CSUM;
-    header.csum_start = place.start.into();
-    header.csum_offset = place.offset.into();
+    place.leave_blank(header);
     Some(())
 }
 

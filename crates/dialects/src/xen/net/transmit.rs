@@ -113,9 +113,7 @@ fn describe(first: &TxRequest, gso: Option<&Extra>, frame: &[u8]) -> Option<Head
     let mut header = Header::default();
     let blank = first.flags.get() & tx_flag::CSUM_BLANK != 0;
     if let Some(place) = checksum::place(frame).filter(|_| blank) {
-        header.flags = HDR_F_NEEDS_CSUM;
-        header.csum_start = place.start.into();
-        header.csum_offset = place.offset.into();
+        place.leave_blank(&mut header);
     }
     if let Some(gso) = gso {
         // Only what has a checksum to be made can be cut.
@@ -128,10 +126,7 @@ fn describe(first: &TxRequest, gso: Option<&Extra>, frame: &[u8]) -> Option<Head
             _ => return None,
         };
         header.gso_size = gso.gso_size.get().into();
-        // TCP's header length is in the upper half of its byte 12, in words.
-        let tcp = usize::from(header.csum_start.get());
-        let words = frame.get(tcp + 12)? >> 4;
-        header.hdr_len = u16::try_from(tcp + usize::from(words) * 4).ok()?.into();
+        header.hdr_len = u16::try_from(checksum::tcp_data(frame, header.csum_start.get().into())?).ok()?.into();
     }
     Some(header)
 }
