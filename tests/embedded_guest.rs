@@ -39,6 +39,16 @@ fn answer(session: &mut Session, command: &str) -> String {
     session.wait_for(PROMPT)
 }
 
+/// Waits for the prompt and for what another thread makes the guest say before it or behind it; returns what the guest said up to the prompt.
+#[track_caller]
+fn prompt_and(session: &mut Session, said: &str) -> String {
+    let boot = session.wait_for(PROMPT);
+    if !boot.contains(said) {
+        session.wait_for(said);
+    }
+    boot
+}
+
 #[test]
 fn prompt_runs_commands_and_powers_off() {
     let directory = TempDir::new().unwrap();
@@ -175,12 +185,7 @@ fn xen_domain_reads_and_writes_keys_and_its_disk() {
     std::fs::write(&disk, bytes).unwrap();
     let disk = format!("{},bus=xen", disk.display());
     let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--disk", &disk]));
-    let boot = guest.wait_for(PROMPT);
-    // The backend is another thread, which connects before the prompt or behind it.
-    const CONNECTED: &str = "xbf0 at xen0: disk, 1MB, 512 bytes/sector, 2048 sectors\r\n";
-    if !boot.contains(CONNECTED) {
-        guest.wait_for(CONNECTED);
-    }
+    let boot = prompt_and(&mut guest, "xbf0 at xen0: disk, 1MB, 512 bytes/sector, 2048 sectors\r\n");
     assert!(boot.contains("xen0 at pvbus0: features 0x30c, 64 grant table frames, event channel 1\r\n"), "{boot}");
     assert_eq!(answer(&mut guest, "hostctl -f /dev/pvbus0 name"), "machine\r\n");
     assert_eq!(answer(&mut guest, "hostctl data/said \"by the guest\""), "");
@@ -200,8 +205,7 @@ fn xen_domain_fetches_pages_over_its_network() {
     let small = common::serve(b"a page of the host\x1b[2J".to_vec());
     let large = common::serve((0..4_000_000_u32).map(|at| at as u8).collect());
     let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", "user,bus=xen,mac=52:54:00:aa:bb:cc"]));
-    guest.wait_for("xnf0 at xen0: address 52:54:00:aa:bb:cc\r\n");
-    guest.wait_for(PROMPT);
+    prompt_and(&mut guest, "xnf0 at xen0: address 52:54:00:aa:bb:cc\r\n");
     let page = answer(&mut guest, &format!("http http://gateway:{small}/index.html"));
     assert!(page.contains("a page of the host\\u{1b}[2J\r\n200 OK, 22 bytes in "), "{page}");
     let page = answer(&mut guest, &format!("http -q gateway:{large}"));
@@ -352,8 +356,7 @@ fn xen_domain_answers_pings_and_hears_refusals() {
     };
     let directory = TempDir::new().unwrap();
     let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", &format!("tap:{},bus=xen", tap.0)]));
-    guest.wait_for("xnf0 at xen0");
-    guest.wait_for(PROMPT);
+    prompt_and(&mut guest, "xnf0 at xen0");
     assert_eq!(answer(&mut guest, "net 198.51.100.2/24 198.51.100.1"), "xnf0: 198.51.100.2/24, gateway 198.51.100.1\r\n");
     let pings = answer(&mut guest, "ping gateway 3");
     assert_eq!(pings.matches("64 bytes from 198.51.100.1: seq ").count(), 3, "{pings}");
