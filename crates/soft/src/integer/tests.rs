@@ -36,7 +36,7 @@ impl Guest {
             cpuid: CpuidTable::default(),
             timers: Timers::new(Arc::new(HostClock::new())),
             deterministic: false,
-        });
+        }, u32::MAX);
         let mut cpu = Cpu::new(0, shared);
         cpu.seg[CS].base = 0;
         if bits != 16 {

@@ -219,7 +219,7 @@ fn guest() -> (Cpu, GuestMemory) {
         cpuid: CpuidTable::default(),
         timers: Timers::new(Arc::new(HostClock::new())),
         deterministic: false,
-    });
+    }, u32::MAX);
     let mut cpu = Cpu::new(0, shared);
     cpu.efer = efer::LME | efer::LMA;
     memory.write_obj(0x9003_u64, GuestAddress(0x8000)).unwrap();
