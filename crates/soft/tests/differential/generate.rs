@@ -150,7 +150,7 @@ impl Random {
 /// Makes the cases of one class.
 pub struct Generator {
     class: Class,
-    random: Random,
+    pub random: Random,
     fx: [u8; 512],
 }
 
@@ -196,7 +196,7 @@ impl Generator {
     }
 
     /// Random bytes until they are an instruction to test.
-    fn instruction(&mut self) -> (Vec<u8>, Instruction) {
+    pub fn instruction(&mut self) -> (Vec<u8>, Instruction) {
         loop {
             let mut bytes = Vec::with_capacity(24);
             let random = &mut self.random;
@@ -222,7 +222,8 @@ impl Generator {
         }
     }
 
-    fn value(&mut self) -> u64 {
+    /// A value that some instruction finds interesting.
+    pub fn value(&mut self) -> u64 {
         let random = &mut self.random;
         let value = match random.below(8) {
             0 => random.below(64),
@@ -244,7 +245,8 @@ impl Generator {
         }
     }
 
-    fn state(&mut self) -> State {
+    /// A random state.
+    pub fn state(&mut self) -> State {
         let mut gpr = [0; 16];
         for register in &mut gpr {
             *register = self.value();
