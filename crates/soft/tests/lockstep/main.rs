@@ -38,10 +38,12 @@ use state::State;
 pub const SECOND: u64 = 0x10_0000;
 /// Programs when nobody asks for another number: about ten seconds of them.
 const DEFAULT_CASES: u64 = 10_000;
-/// Runs of a program; more than the larger of [`THRESHOLDS`] at each of the addresses.
-const RUNS: u64 = 8;
+/// Runs of a program: enough for all of [`THRESHOLDS`].
+const RUNS: u64 = 6;
 /// Executions after which the guests that are compared with the interpreter translate.
 const THRESHOLDS: [u32; 2] = [0, 3];
+/// Vector of the INT3 at a program's end.
+const BREAKPOINT: u8 = 3;
 
 fn from_environment(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
@@ -113,4 +115,6 @@ fn translated_programs_equal_interpreted_ones() {
         "{cases} programs from seed {seed}, {RUNS} runs each, {instructions} instructions, {endless} without end; ends by vector {ends:?}"
     );
     assert!(endless * 1000 <= cases, "too many programs do not end");
+    let whole = ends[usize::from(BREAKPOINT)];
+    assert!(whole * 2 > RUNS * cases && whole * 10 < RUNS * cases * 9 || cases < DEFAULT_CASES, "{whole} runs came to the program's end");
 }

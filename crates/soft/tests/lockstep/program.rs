@@ -136,7 +136,12 @@ impl Writer {
         if self.reserved.contains(&register) {
             return false;
         }
-        self.assembler.mov(gpr64::get_gpr64(register).unwrap(), value).unwrap();
+        // The shortest form, as compilers do it.
+        match (u32::try_from(value), i32::try_from(value as i64)) {
+            (Ok(value), _) => self.assembler.mov(gpr32::get_gpr32(R::EAX + number as u32).unwrap(), value).unwrap(),
+            (_, Ok(value)) => self.assembler.mov(gpr64::get_gpr64(register).unwrap(), i64::from(value)).unwrap(),
+            _ => self.assembler.mov(gpr64::get_gpr64(register).unwrap(), value).unwrap(),
+        }
         self.known[number] = Some(value);
         true
     }
@@ -376,7 +381,7 @@ impl Writer {
             }
         }
         self.known[value.number()] = None;
-        self.known[iced_x86::Register::from(other).number()] = None;
+        self.known[R::from(other).number()] = None;
     }
 
     /// Something may be skipped.

@@ -39,7 +39,8 @@ impl Side {
     /// A machine that translates after so many executions.
     pub fn new(translate_after: u32) -> Side {
         let mut guest = Guest::new(Soft::translating_after(translate_after));
-        for linear in [State::CODE, State::CODE + SECOND] {
+        // The third time only for stores into code that runs at the second address.
+        for linear in [State::CODE, State::CODE + SECOND, State::CODE + 2 * SECOND] {
             guest.map(linear, guest::CODE, USER_ALL);
             guest.map(linear + PAGE as u64, CODE_2, USER_ALL);
         }
