@@ -134,7 +134,7 @@ pub(super) fn fuse(insns: &[Instruction], op: &mut Op) -> u8 {
 }
 
 /// The low four bits of the opcode of Jcc, SETcc and CMOVcc.
-pub(super) fn condition_code(insn: &Instruction) -> u8 {
+pub(crate) fn condition_code(insn: &Instruction) -> u8 {
     match insn.condition_code() {
         ConditionCode::o => 0,
         ConditionCode::no => 1,
