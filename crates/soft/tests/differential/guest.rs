@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use iced_x86::code_asm::{CodeAssembler, byte_ptr};
 use soft::Soft;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
@@ -29,8 +30,9 @@ const DIRECTORY: u64 = TABLES + 0x2000;
 /// What lies below is mapped one to one for the supervisor.
 const SUPERVISOR_END: u64 = 0x10_0000;
 
-/// Bases of the two segments that have one. Nothing in the comparison with the host refers to them.
-pub const FS_BASE: u64 = State::DATA - 0x100;
+/// Bases of the two segments that have one. Nothing in the comparison with the host refers to them. This one is so small that without it
+/// an operand in the data is in the data still.
+pub const FS_BASE: u64 = 0x140;
 /// So far off that only a register in the operand brings it back to the data.
 pub const GS_BASE: u64 = 0x7fff_0000_0000;
 
@@ -59,6 +61,12 @@ pub struct Guest {
     pub vcpu: Box<dyn Vcpu>,
     next_table: u64,
 }
+
+/// Linear address of code that makes the TLB know the data's writable pages before the instruction is executed, and leaves registers, flags
+/// and data alone: two times NOT for each, and a jump to the instruction.
+const WARM_UP: u64 = 0x1800_0000;
+/// Its guest physical address.
+const WARM_UP_PAGE: u64 = 0x28000;
 
 /// Nothing is outside.
 pub struct NoBus;
@@ -104,6 +112,13 @@ impl Guest {
         }
         guest.map(State::CODE, CODE, PRESENT | USER);
         guest.map_data(State::DATA);
+        guest.map(WARM_UP, WARM_UP_PAGE, PRESENT | USER);
+        let mut warm_up = CodeAssembler::new(64).unwrap();
+        for page in [State::DATA, State::DATA, State::DATA + 0x1000, State::DATA + 0x1000] {
+            warm_up.not(byte_ptr(page)).unwrap();
+        }
+        warm_up.jmp(State::CODE).unwrap();
+        guest.memory.write_slice(&warm_up.assemble(WARM_UP).unwrap(), GuestAddress(WARM_UP_PAGE)).unwrap();
         guest
     }
 
@@ -162,6 +177,7 @@ impl Guest {
     /// Executes `bytes` once, in a block as any other code. The instruction must not branch into its own bytes.
     pub fn execute_in_block(&mut self, bytes: &[u8], state: &State) -> Outcome {
         self.load(bytes, state);
+        self.vcpu.set_registers(&Registers { rip: WARM_UP, ..registers(state) }, RegisterMask::GPR).unwrap();
         let exit = self.vcpu.run(&NoBus, Entry::default()).unwrap();
         assert_eq!(exit, Exit::Halt, "{bytes:02x?}");
         let registers = self.vcpu.registers(RegisterMask::all()).unwrap();

@@ -80,6 +80,11 @@ fn integer_instructions_equal_the_host() {
 }
 
 #[test]
+fn common_instructions_equal_the_host() {
+    check(Class::Common);
+}
+
+#[test]
 fn bmi_and_adx_instructions_equal_the_host() {
     let host_has_them = is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("bmi2") && is_x86_feature_detected!("adx");
     if host_has_them {

@@ -29,7 +29,9 @@ pub fn is_makers_choice(case: &Case, host: &Outcome, guest: &Outcome) -> bool {
     let prefetch = format!("{:?}", instruction.code()).ends_with("0F0D");
     // With REX.B it is an exchange of RAX and R8 for AMD.
     let pause = instruction.mnemonic() == Mnemonic::Pause;
-    branch || string || prefetch || pause || faulted && has_media_state(instruction)
+    // When a near call to an address that is not canonical faults, Intel's have written the return address and AMD's have not.
+    let call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) && faulted;
+    branch || call || string || prefetch || pause || faulted && has_media_state(instruction)
 }
 
 /// Whether it works on x87, MMX or SSE registers.

@@ -7,7 +7,7 @@
 
 use iced_x86::code_asm::*;
 use iced_x86::{
-    Encoder, FlowControl, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind, Register as R, RflagsBits,
+    Code, Encoder, FlowControl, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind, Register as R, RflagsBits,
 };
 
 use crate::SECOND;
@@ -46,6 +46,7 @@ impl Program {
             info: InstructionInfoFactory::new(),
             // Half of the programs are to come to their end.
             faulty: integer.random.below(2) == 0,
+            common: Generator::new(Class::Common, seed),
             other: Generator::new(other, seed),
             integer,
             other_class: other,
@@ -53,6 +54,9 @@ impl Program {
             reserved: Vec::new(),
             in_function: false,
         };
+        if writer.random().below(4) > 0 {
+            writer.warm_up();
+        }
         let mut left = 1 + writer.random().below(LONGEST);
         if writer.random().below(3) == 0 {
             while left > 0 {
@@ -76,6 +80,7 @@ struct Writer {
     assembler: CodeAssembler,
     info: InstructionInfoFactory,
     integer: Generator,
+    common: Generator,
     other: Generator,
     other_class: Class,
     faulty: bool,
@@ -90,6 +95,24 @@ struct Writer {
 impl Writer {
     fn random(&mut self) -> &mut Random {
         &mut self.integer.random
+    }
+
+    /// Makes the TLB know the data's pages at the address that the program calls them by, and at the one beside its code, so that what
+    /// follows does not have to ask the page tables.
+    fn warm_up(&mut self) {
+        for page in [State::DATA, State::DATA + 0x1000] {
+            for base in [R::None, R::RIP] {
+                let operand = MemoryOperand::with_base_displ_size(base, page as i64, 8);
+                let not = Instruction::with1(Code::Not_rm8, operand).unwrap();
+                self.assembler.add_instruction(not).unwrap();
+                self.assembler.add_instruction(not).unwrap();
+            }
+        }
+        self.assembler.cmp(byte_ptr(State::DATA + 0x2000), al).unwrap();
+        let mut start = self.assembler.create_label();
+        self.assembler.jmp(start).unwrap();
+        self.assembler.set_label(&mut start).unwrap();
+        self.assembler.nop().unwrap();
     }
 
     /// Up to `most` constructs or instructions while instructions are left.
@@ -173,9 +196,12 @@ impl Writer {
 
     /// One instruction of the generators, unless it does not fit here.
     fn instruction(&mut self, left: &mut u64) {
-        let other = self.random().below(6) == 0;
-        let (_, instruction) = if other { self.other.instruction() } else { self.integer.instruction() };
-        let string = other && self.other_class == Class::String;
+        let (generator, string) = match self.random().below(8) {
+            0 => (&mut self.other, self.other_class == Class::String),
+            1 | 2 => (&mut self.integer, false),
+            _ => (&mut self.common, false),
+        };
+        let (_, instruction) = generator.instruction();
         if let Some(instruction) = self.fitted(instruction, string) {
             self.emit(instruction);
             *left -= 1;
@@ -534,6 +560,17 @@ impl Writer {
         // The immediate of MOV r32 is behind the opcode, and behind REX where the register needs that.
         let at = i32::from(destination.number() >= 8) + 1 + self.random().below(2) as i32;
         let at = at + if self.random().below(3) == 0 { SECOND as i32 } else { 0 };
+        // In a loop it may be only a later round that writes there.
+        if self.random().below(2) == 0 {
+            let elsewhere = self.register(&[pointer]);
+            self.set(elsewhere, State::DATA + 64);
+            let elsewhere = gpr64::get_gpr64(elsewhere).unwrap();
+            if self.random().below(2) == 0 {
+                self.assembler.cmovb(register, elsewhere).unwrap();
+            } else {
+                self.assembler.cmovs(register, elsewhere).unwrap();
+            }
+        }
         if self.random().below(2) == 0 {
             self.assembler.mov(byte_ptr(register + at), u32::from(value)).unwrap();
         } else {

@@ -12,7 +12,7 @@ use crate::program::Program;
 use crate::state::State;
 
 /// Guest physical address of the second code page, apart from the first one.
-const CODE_2: u64 = guest::CODE + 0x8000;
+const CODE_2: u64 = guest::CODE + 0x4000;
 const PAGE: usize = 4096;
 /// What an exception pushes at most: SS, RSP, RFLAGS, CS, RIP and an error code.
 const FRAME: usize = 6;

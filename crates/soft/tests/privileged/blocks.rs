@@ -214,8 +214,11 @@ fn loop_that_rewrites_an_instruction_of_its_own_block_each_round_sees_every_chan
 }
 
 #[test]
-fn loop_that_rewrites_the_block_it_jumps_to_each_round_sees_every_change() {
+fn loop_that_rewrites_the_block_after_the_next_each_round_sees_every_change() {
     let mut m = Machine::new();
+    // The block between is on a page of its own, where nothing is written: it stays linked.
+    let between = DATA + 0x1000;
+    m.code(between, |a| a.jmp(rbx).unwrap());
     m.code(CODE, |a| {
         let (mut again, mut changed) = (a.create_label(), a.create_label());
         a.xor(eax, eax).unwrap();
@@ -223,8 +226,7 @@ fn loop_that_rewrites_the_block_it_jumps_to_each_round_sees_every_change() {
         a.lea(rbx, ptr(changed)).unwrap();
         a.set_label(&mut again).unwrap();
         a.mov(dword_ptr(rbx + 1), ecx).unwrap();
-        a.jmp(changed).unwrap();
-        a.hlt().unwrap();
+        a.jmp(between).unwrap();
         a.set_label(&mut changed).unwrap();
         a.mov(edx, 0x0102_0304).unwrap();
         a.add(eax, edx).unwrap();
@@ -233,6 +235,29 @@ fn loop_that_rewrites_the_block_it_jumps_to_each_round_sees_every_change() {
         a.hlt().unwrap();
     });
     assert_eq!(m.run_to_halt().gpr[0], 1000 * 1001 / 2);
+}
+
+#[test]
+fn loop_whose_last_rounds_store_into_it_sees_the_first_of_those_stores() {
+    let mut m = Machine::new();
+    m.code(CODE, |a| {
+        let (mut again, mut changed) = (a.create_label(), a.create_label());
+        a.xor(eax, eax).unwrap();
+        a.mov(ecx, 1000).unwrap();
+        a.mov(rbx, DATA).unwrap();
+        a.lea(rsi, ptr(changed)).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.cmp(ecx, 1).unwrap();
+        a.cmove(rbx, rsi).unwrap();
+        a.mov(dword_ptr(rbx + 1), ecx).unwrap();
+        a.set_label(&mut changed).unwrap();
+        a.mov(edx, 0x10_0000).unwrap();
+        a.add(eax, edx).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run_to_halt().gpr[0], 999 * 0x10_0000 + 1);
 }
 
 #[test]
