@@ -238,14 +238,15 @@ fn loop_that_rewrites_the_block_after_the_next_each_round_sees_every_change() {
 }
 
 #[test]
-fn loop_whose_last_rounds_store_into_it_sees_the_first_of_those_stores() {
+fn loop_whose_last_round_stores_into_the_running_block_sees_that_store() {
     let mut m = Machine::new();
     m.code(CODE, |a| {
-        let (mut again, mut changed) = (a.create_label(), a.create_label());
+        let (mut again, mut changed, mut next) = (a.create_label(), a.create_label(), a.create_label());
         a.xor(eax, eax).unwrap();
         a.mov(ecx, 1000).unwrap();
         a.mov(rbx, DATA).unwrap();
         a.lea(rsi, ptr(changed)).unwrap();
+        a.jmp(again).unwrap();
         a.set_label(&mut again).unwrap();
         a.cmp(ecx, 1).unwrap();
         a.cmove(rbx, rsi).unwrap();
@@ -253,6 +254,9 @@ fn loop_whose_last_rounds_store_into_it_sees_the_first_of_those_stores() {
         a.set_label(&mut changed).unwrap();
         a.mov(edx, 0x10_0000).unwrap();
         a.add(eax, edx).unwrap();
+        a.jmp(next).unwrap();
+        // A second block: when the first one is reached again, it has to be known to be the running one.
+        a.set_label(&mut next).unwrap();
         a.dec(ecx).unwrap();
         a.jnz(again).unwrap();
         a.hlt().unwrap();
