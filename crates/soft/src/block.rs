@@ -89,8 +89,7 @@ impl JumpEntry {
     pub const VALUE: i32 = offset_of!(JumpEntry, value) as i32;
     /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
     pub const FOLD_SHIFT: u8 = 12;
-    const NONE: JumpEntry =
-        JumpEntry { va: 0, space: u64::MAX, running: [0; 2], ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
+    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, running: [0; 2], ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
 
     /// Whether what the block was decoded from has not changed.
     #[inline(always)]

@@ -135,7 +135,10 @@ fn second<T: Host, const IMM: bool, const FUSED: u8>(cpu: &Cpu, op: &Op) -> T {
     if IMM { immediate::<T, FUSED>(op) } else { T::read_reg(cpu, op.b) }
 }
 
-extern "sysv64-unwind" fn mem_second<B: Binary, T: Host, const K: u8, const IMM: bool, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn mem_second<B: Binary, T: Host, const K: u8, const IMM: bool, const FUSED: u8>(
+    cpu: &mut Cpu,
+    op: Cursor,
+) -> Outcome {
     let b = second::<T, IMM, FUSED>(cpu, &op);
     let before = cpu.status_flags;
     if !B::STORES {

@@ -40,7 +40,6 @@ pub(super) enum Miss {
     Leave { branch: i32 },
 }
 
-
 /// The code of a block in the making.
 pub(super) struct Emitter<'a> {
     pub code: Code,

@@ -140,7 +140,12 @@ impl Emitter<'_> {
             Mnemonic::Cdqe | Mnemonic::Cwde => {
                 let accumulator = self.read(RAX);
                 let from = insn.mnemonic() == Mnemonic::Cdqe;
-                self.code.op(if from { 8 } else { 4 }, if from { &[0x63] } else { &[0x0f, 0xbf] }, Code::number(accumulator), Place::Reg(accumulator));
+                self.code.op(
+                    if from { 8 } else { 4 },
+                    if from { &[0x63] } else { &[0x0f, 0xbf] },
+                    Code::number(accumulator),
+                    Place::Reg(accumulator),
+                );
                 self.written(RAX, accumulator);
                 self.flags_in_host = flags_ready;
             }
