@@ -24,7 +24,7 @@ const MAX_VCPUS: u32 = 64;
 
 /// How often a run of instructions is interpreted before it is translated, when nobody says otherwise: translating costs as much as
 /// interpreting the run some fifty times, and most of what a boot executes is executed less often than that.
-const TRANSLATE_AFTER: u32 = 0;
+const TRANSLATE_AFTER: u32 = 128;
 
 /// The software CPU as a backend.
 #[derive(Debug, Clone, Copy)]
