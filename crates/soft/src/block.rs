@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::offset_of;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
@@ -20,7 +21,7 @@ use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width,
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
 use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
-use crate::translator::{self, Translator};
+use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
 
 /// Instructions in a block at most.
@@ -110,6 +111,8 @@ pub(crate) struct BlockCache {
     ops: usize,
     /// The running block's range in its page, and in the second one.
     running: [Range; 2],
+    /// The link that a translated branch has just followed in vain.
+    link: Option<NonNull<Link>>,
 }
 
 // SAFETY: the pointers lead into the code maps of the machine's memory, which the processor keeps alive (`Cpu::vm`) and which
@@ -136,6 +139,8 @@ impl BlockCache {
     pub const JUMP_CACHE: usize = offset_of!(BlockCache, jumps);
     /// Where the running block's range is.
     pub const RUNNING: usize = offset_of!(BlockCache, running);
+    /// Where the link that was followed in vain is to be put.
+    pub const LINK: usize = offset_of!(BlockCache, link);
 
     pub fn new() -> BlockCache {
         BlockCache {
@@ -146,6 +151,7 @@ impl BlockCache {
             translator: Translator::default(),
             ops: 0,
             running: [[0; 2]; 2],
+            link: None,
         }
     }
 
@@ -164,6 +170,7 @@ impl BlockCache {
         self.by_address.clear();
         self.jumps.fill(JumpEntry::NONE);
         self.translator.clear();
+        self.link = None;
         self.ops = 0;
     }
 
@@ -194,7 +201,7 @@ impl Cpu {
         let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
         let space = self.space();
         self.regs[RIP_BASE] = self.rip;
-        if !single {
+        if !single && self.blocks.link.is_none() {
             let jump = &self.blocks.jumps[jump_index(va)];
             if jump.va == va && jump.space == space && jump.is_fresh() {
                 self.blocks.running[0] = jump.running;
@@ -215,7 +222,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn translate_block(&mut self, index: usize) {
-        let attention = self.attention.address() as u64;
+        let attention = self.attention.address();
         let BlockCache { blocks, translator, ops, .. } = &mut self.blocks;
         let block = &mut blocks[index];
         let mut bytes = vec![0; usize::from(block.len)];
@@ -223,7 +230,8 @@ impl Cpu {
         if !BlockCache::is_fresh(block) {
             return;
         }
-        match translator::translate(translator, &block.ops, &bytes, attention) {
+        let source = Source { ops: &block.ops, bytes: &bytes, gpa: block.gpa, state: block.state, attention };
+        match translator::translate(translator, &source) {
             Some(entries) => entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler),
             None => {
                 block.ops[0].run = translator::cold;
@@ -288,6 +296,7 @@ impl Cpu {
     }
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
+        let link = self.blocks.link.take();
         let block = &self.blocks.blocks[index as usize];
         let running = [block.gpa, block.gpa + u64::from(block.len)];
         self.blocks.running[0] = running;
@@ -298,6 +307,10 @@ impl Cpu {
                 if !single {
                     let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
                     self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, running, ops, state, value };
+                    if let Some(link) = link {
+                        let [gpa, end] = running;
+                        self.blocks.translator.links.fill(link, gpa, end, ops, value);
+                    }
                 }
             }
         }

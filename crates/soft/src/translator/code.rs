@@ -228,19 +228,6 @@ impl Code {
         Jump(self.bytes.len())
     }
 
-    /// A jump, to be completed.
-    pub fn jump(&mut self) -> Jump {
-        self.bytes.extend_from_slice(&[0xe9, 0, 0, 0, 0]);
-        Jump(self.bytes.len())
-    }
-
-    /// A jump to what stands at `target` already.
-    pub fn jump_back(&mut self, target: usize) {
-        let Jump(end) = self.jump();
-        let distance = target as i32 - end as i32;
-        self.bytes[end - 4..end].copy_from_slice(&distance.to_le_bytes());
-    }
-
     /// Completes a jump: it leads here.
     pub fn land(&mut self, Jump(end): Jump) {
         let distance = (self.bytes.len() - end) as i32;

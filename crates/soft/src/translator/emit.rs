@@ -14,12 +14,15 @@
 //! jumps there, as [`crate::op::Cursor::next`] would.
 
 use std::mem::offset_of;
+use std::ptr::NonNull;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
 use crate::block::{BlockCache, JUMPS, JumpEntry};
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
 use crate::mmu::Tlb;
 use crate::op::{Handler, Op, Outcome};
+
+use super::{Link, Links, Source};
 
 /// Where copies of guest registers are kept.
 const COPIES: [Reg; 5] = [R8, R9, R10, R11, SI];
@@ -40,14 +43,17 @@ pub(super) enum Miss {
     Leave { branch: i32 },
 }
 
+/// A way out of an op: see [`Miss`]; with the link that is to be filled.
+type Exit = (usize, Miss, Option<NonNull<Link>>);
+
 /// The code of a block in the making.
 pub(super) struct Emitter<'a> {
     pub code: Code,
+    source: &'a Source<'a>,
     ops: &'a [Op],
     /// By op: the handler that interprets it.
     handlers: &'a [Handler],
-    /// Address of the word of [`crate::attention`].
-    attention: u64,
+    links: &'a mut Links,
     /// Guest register by host register in [`COPIES`].
     copies: [Option<u8>; COPIES.len()],
     /// Bit by place in [`COPIES`]: used by the instruction under way.
@@ -55,7 +61,8 @@ pub(super) struct Emitter<'a> {
     next_copy: usize,
     /// The host's arithmetic flags are the guest's.
     pub flags_in_host: bool,
-    cold: Vec<(usize, Miss, Jump)>,
+    /// By op and what happens, with the link that was followed in vain: the jumps there.
+    cold: Vec<(Exit, Jump)>,
 }
 
 /// What an [`Emitter`] goes back to when an instruction turns out to have no translation.
@@ -83,12 +90,13 @@ fn flags(byte: usize) -> Place {
 }
 
 impl<'a> Emitter<'a> {
-    pub fn new(ops: &'a [Op], handlers: &'a [Handler], attention: u64) -> Emitter<'a> {
+    pub fn new(source: &'a Source<'a>, handlers: &'a [Handler], links: &'a mut Links) -> Emitter<'a> {
         Emitter {
             code: Code::default(),
-            ops,
+            source,
+            ops: source.ops,
             handlers,
-            attention,
+            links,
             copies: [None; COPIES.len()],
             pinned: 0,
             next_copy: 0,
@@ -243,7 +251,7 @@ impl<'a> Emitter<'a> {
         self.code.alu(alu::OR, 8, CX, of_tlb(Tlb::KEY));
         self.code.alu(alu::CMP, 8, CX, Place::At(DX, if write { Tlb::WRITE_TAG } else { Tlb::READ_TAG }));
         let miss = self.code.jump_if(condition::NOT_EQUAL);
-        self.cold.push((k, Miss::Handler, miss));
+        self.cold.push(((k, Miss::Handler, None), miss));
         self.code.alu(alu::ADD, 8, AX, Place::At(DX, Tlb::ADDEND));
     }
 
@@ -258,7 +266,7 @@ impl<'a> Emitter<'a> {
     /// op `k` is left by `miss`. Changes RCX.
     pub fn look_up(&mut self, k: usize, miss: Miss) {
         let code = &mut self.code;
-        let mut unequal = |code: &mut Code| self.cold.push((k, miss, code.jump_if(condition::NOT_EQUAL)));
+        let mut unequal = |code: &mut Code| self.cold.push(((k, miss, None), code.jump_if(condition::NOT_EQUAL)));
         code.op(4, &[0x8b], Code::number(DX), Place::Reg(AX));
         code.shift(5, 4, Place::Reg(DX), JumpEntry::FOLD_SHIFT);
         code.alu(alu::XOR, 4, DX, Place::Reg(AX));
@@ -275,19 +283,56 @@ impl<'a> Emitter<'a> {
         code.load(4, CX, Place::At(CX, 0));
         code.alu(alu::CMP, 4, CX, Place::At(DX, JumpEntry::VALUE));
         unequal(code);
-        code.set(CX, self.attention);
+        self.look_around((k, miss, None));
+    }
+
+    /// Leaves by `exit` when something wants the processor's attention, or the stack is used up. Changes RCX.
+    fn look_around(&mut self, exit: Exit) {
+        let code = &mut self.code;
+        code.set(CX, self.source.attention as u64);
         code.alu_constant(alu::CMP, 4, Place::At(CX, 0), 0);
-        unequal(code);
+        self.cold.push((exit, code.jump_if(condition::NOT_EQUAL)));
         // CMP RSP, [floor]: handlers that call the next one instead of jumping to it use up the stack.
         code.op(8, &[0x3b], 4, Place::At(DI, offset_of!(Cpu, stack_floor) as i32));
-        self.cold.push((k, miss, self.code.jump_if(condition::BELOW)));
+        self.cold.push((exit, code.jump_if(condition::BELOW)));
+    }
+
+    /// Op `k`, the last, is done, and the next block begins at linear address RAX.
+    fn arrive(&mut self, k: usize) {
+        self.code.store(8, guest(RIP_BASE), AX);
+        self.code.alu_constant(alu::ADD, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), self.ops[k].seq.into());
+    }
+
+    /// Goes to the block at linear address RAX, `distance` from this one's start, behind op `k`; when that cannot be, leaves by `miss`.
+    pub fn go_on(&mut self, k: usize, distance: i32, miss: Miss) {
+        let gpa = self.source.gpa.wrapping_add_signed(distance.into());
+        if (gpa ^ self.source.gpa) >> 12 != 0 {
+            self.look_up(k, miss);
+            self.enter(k);
+            return;
+        }
+        let link = self.links.add(gpa);
+        let exit = (k, miss, Some(link));
+        self.code.set(DX, link.as_ptr() as u64);
+        self.code.set(CX, self.source.state as u64);
+        self.code.load(4, CX, Place::At(CX, 0));
+        self.code.alu(alu::CMP, 8, CX, Place::At(DX, Link::VALUE));
+        self.cold.push((exit, self.code.jump_if(condition::NOT_EQUAL)));
+        self.look_around(exit);
+        self.arrive(k);
+        let code = &mut self.code;
+        let [from, to] = [0, 8].map(|offset| of_cache(BlockCache::RUNNING + offset));
+        code.alu_constant(alu::ADD, 8, from, distance);
+        code.load(8, CX, Place::At(DX, Link::END));
+        code.store(8, to, CX);
+        code.load(8, SI, Place::At(DX, Link::OPS));
+        code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
     }
 
     /// Goes on in the block at linear address RAX, whose entry of the jump cache RDX is; op `k` is the last of this one. Changes XMM0.
     pub fn enter(&mut self, k: usize) {
+        self.arrive(k);
         let code = &mut self.code;
-        code.store(8, guest(RIP_BASE), AX);
-        code.alu_constant(alu::ADD, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), self.ops[k].seq.into());
         // MOVUPS XMM0, [running]; MOVUPS [running], XMM0
         code.op(4, &[0x0f, 0x10], 0, Place::At(DX, JumpEntry::RUNNING));
         code.op(4, &[0x0f, 0x11], 0, of_cache(BlockCache::RUNNING));
@@ -298,12 +343,17 @@ impl<'a> Emitter<'a> {
     /// Ends the code: puts what is rarely executed behind it.
     pub fn finish(mut self) -> Vec<u8> {
         let mut cold = std::mem::take(&mut self.cold);
-        cold.sort_by_key(|&(k, miss, _)| (k, miss));
-        for exits in cold.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-            exits.iter().for_each(|&(.., jump)| self.code.land(jump));
-            match exits[0] {
-                (k, Miss::Handler, _) => self.interpret(k),
-                (k, Miss::Leave { branch }, _) => self.leave(k, branch),
+        cold.sort_by_key(|&(exit, _)| exit);
+        for exits in cold.chunk_by(|a, b| a.0 == b.0) {
+            exits.iter().for_each(|&(_, jump)| self.code.land(jump));
+            let (k, miss, link) = exits[0].0;
+            if let Some(link) = link {
+                self.code.set(CX, link.as_ptr() as u64);
+                self.code.store(8, of_cache(BlockCache::LINK), CX);
+            }
+            match miss {
+                Miss::Handler => self.interpret(k),
+                Miss::Leave { branch } => self.leave(k, branch),
             }
         }
         self.code.bytes().to_vec()

@@ -582,26 +582,31 @@ impl Emitter<'_> {
         let condition = self.condition(condition_code(jump), flags_ready);
         self.code.load(8, AX, guest(RIP_BASE));
         let taken = self.code.jump_if(condition);
-        self.go_on(item.k, jump.next_ip() as i32, miss);
+        self.go_to(item.k, jump.next_ip() as i32, miss);
         self.code.land(taken);
-        self.go_on(item.k, target, miss);
+        self.go_to(item.k, target, miss);
         Some(After::Left)
     }
 
     /// Goes to a place at this distance from RAX, the block's start.
-    fn go_on(&mut self, k: usize, distance: i32, miss: Miss) {
+    fn go_to(&mut self, k: usize, distance: i32, miss: Miss) {
         self.code.address(8, AX, Place::At(AX, distance));
-        self.look_up(k, miss);
-        self.enter(k);
+        self.go_on(k, distance, miss);
     }
 
     /// Goes on behind the block's last op, which is not a branch.
     pub fn fall_through(&mut self, k: usize, distance: i32) {
         self.code.load(8, AX, guest(RIP_BASE));
-        self.go_on(k, distance, Miss::Handler);
+        self.go_to(k, distance, Miss::Handler);
     }
 
     fn jmp(&mut self, item: &Item) -> Option<After> {
+        if item.insn.op0_kind() == OpKind::NearBranch64 {
+            let distance = target_distance(item.insn)?;
+            self.code.load(8, AX, guest(RIP_BASE));
+            self.go_to(item.k, distance, Miss::Handler);
+            return Some(After::Left);
+        }
         self.target(item)?;
         self.look_up(item.k, Miss::Handler);
         self.enter(item.k);

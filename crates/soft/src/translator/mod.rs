@@ -11,15 +11,17 @@
 //!                                  └─> add -> jmp ─> block         is done by the handler of its op
 //! ```
 //!
-//! A branch finds the next block in the jump cache ([`crate::block`]) by itself and goes there, unless something wants the processor's
-//! attention. Code lies in an arena of the processor's own; when that is full, the whole block cache is emptied with it.
+//! A branch finds the next block by itself, by its link ([`link`]) or in the jump cache ([`crate::block`]), and goes there, unless something
+//! wants the processor's attention. Code lies in an arena of the processor's own; when that is full, the whole block cache is emptied with it.
 #![allow(unsafe_code)] // Makes handlers of code.
 
 mod code;
 mod emit;
+mod link;
 mod lower;
 
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
@@ -27,16 +29,19 @@ use crate::cpu::Cpu;
 use crate::native::Arena;
 use crate::op::{Cursor, Handler, Op, Outcome};
 use emit::Emitter;
+pub(crate) use link::{Link, Links};
 use lower::{After, Item};
 
 /// Room for code. A byte of guest code makes about ten here, and what is hot in a Linux guest is some hundred KiB.
 const ARENA_BYTES: usize = 16 << 20;
 
 /// The translations of one processor.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Translator {
     /// Made with the first translation.
     arena: Option<Arena>,
+    /// What direct branches remember.
+    pub links: Links,
     /// The host gives no executable memory; said once.
     refused: bool,
 }
@@ -61,6 +66,7 @@ impl Translator {
         if let Some(arena) = &mut self.arena {
             arena.clear();
         }
+        self.links.clear();
     }
 }
 
@@ -87,9 +93,23 @@ pub(crate) extern "sysv64-unwind" fn cold(cpu: &mut Cpu, op: Cursor) -> Outcome 
     op.next(cpu)
 }
 
-/// Translates a block: `bytes` are what its ops, of which the first is [`warm`], were decoded from. The result is by op its new handler,
-/// where it gets one. `None` when there is no room for the code.
-pub(crate) fn translate(translator: &mut Translator, ops: &[Op], bytes: &[u8], attention: u64) -> Option<Vec<(usize, Handler)>> {
+/// A block to translate.
+pub(crate) struct Source<'a> {
+    /// The first is [`warm`].
+    pub ops: &'a [Op],
+    /// What they were decoded from.
+    pub bytes: &'a [u8],
+    /// Where those are.
+    pub gpa: u64,
+    /// State word of the page.
+    pub state: *const AtomicU32,
+    /// The processor's flags of [`crate::attention`].
+    pub attention: *const AtomicU32,
+}
+
+/// Translates a block. The result is by op its new handler, where it gets one. `None` when there is no room for the code.
+pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<Vec<(usize, Handler)>> {
+    let Source { ops, bytes, .. } = *source;
     let instructions: Vec<Instruction> = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).into_iter().collect();
     let at = |start: u64| instructions.iter().position(|insn| insn.ip() == start);
     let handlers: Vec<Handler> = ops.iter().map(|op| op.run).collect();
@@ -102,7 +122,7 @@ pub(crate) fn translate(translator: &mut Translator, ops: &[Op], bytes: &[u8], a
             needed = !lower::replaces_flags(insn) && (needed || !lower::ignores_flags(insn));
         }
     }
-    let mut emitter = Emitter::new(ops, &handlers, attention);
+    let mut emitter = Emitter::new(source, &handlers, &mut translator.links);
     let mut entries = vec![(0, 0)];
     // Whether the code made last goes on with what is made next.
     let mut falls_through = true;
@@ -136,7 +156,8 @@ pub(crate) fn translate(translator: &mut Translator, ops: &[Op], bytes: &[u8], a
             }
         }
     }
-    let base = translator.add(&emitter.finish())?;
+    let code = emitter.finish();
+    let base = translator.add(&code)?;
     let handler = |offset: usize| {
         // SAFETY: the offset is inside of what was just added, where an instruction's code begins that is a handler by its calling
         // convention: it takes the processor in RDI, keeps what a callee must keep, and returns an `Outcome` or goes on to a handler.
