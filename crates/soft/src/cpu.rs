@@ -5,7 +5,7 @@ use std::sync::Arc;
 use devices::lapic::LocalApic;
 use vmm::{Bus, DescriptorTable, Exit, Segment, VcpuId, VcpuStats};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, Patience};
 use crate::block::BlockCache;
 use crate::flags::StatusFlags;
 use crate::mmu::Tlb;
@@ -238,6 +238,8 @@ pub(crate) struct Cpu {
     /// Running hash of block addresses, and time spent halted; deterministic mode only.
     pub trace_hash: u64,
     pub idle_time: u64,
+    /// How HLT waits.
+    pub patience: Patience,
     /// Answer for the IN that the last run ended with.
     pub port_in: Option<u32>,
     /// The last run ended with an IN, at which RIP still is.

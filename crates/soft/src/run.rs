@@ -6,12 +6,13 @@
 #![allow(unsafe_code)] // The bus is kept as a pointer while `run` borrows it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use devices::lapic::PendingInterrupt;
 use vmm::registers::Registers;
 use vmm::{BackendError, Bus, Entry, Exit, Inject, RegisterMask, Segment, Vcpu, VcpuId, VcpuStats};
 
-use crate::attention;
+use crate::attention::{self, Patience};
 use crate::block::BlockCache;
 use crate::cpu::{BusPointer, CS, Cpu, TrapKind, Width, cr0, efer, rflags, vector};
 use crate::flags::StatusFlags;
@@ -96,6 +97,7 @@ impl Cpu {
             bus: None,
             trace_hash: 0,
             idle_time: 0,
+            patience: Patience::default(),
             vm,
         };
         cpu.set_all(&Registers::reset());
@@ -388,8 +390,12 @@ impl Cpu {
             return Attended::Again;
         }
         self.attention.set_in_guest(false);
-        self.attention
-            .wait(attention::KICK | attention::FLUSH | attention::APIC | attention::WINDOW | attention::CODE_PAGES | attention::WAKE);
+        let start = Instant::now();
+        self.attention.wait(
+            attention::KICK | attention::FLUSH | attention::APIC | attention::WINDOW | attention::CODE_PAGES | attention::WAKE,
+            self.patience.now(),
+        );
+        self.patience.learn(start.elapsed());
         self.attention.set_in_guest(true);
         Attended::Again
     }
