@@ -64,7 +64,7 @@ pub struct Guest {
 
 /// Linear address of code that makes the TLB know the data's writable pages before the instruction is executed, and leaves registers, flags
 /// and data alone: two times NOT for each, and a jump to the instruction.
-const WARM_UP: u64 = 0x1800_0000;
+const WARM_UP: u64 = 0x0d5a_3000;
 /// Its guest physical address.
 const WARM_UP_PAGE: u64 = 0x28000;
 
