@@ -153,3 +153,37 @@ impl devices::lapic::ApicClient for Attention {
         self.set(APIC);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_by_short_waits_and_ends_with_a_long_one() {
+        let mut patience = Patience::default();
+        for expected in [10, 20, 40, 80, 100, 100] {
+            patience.learn(Duration::from_micros(100));
+            assert_eq!(patience.now(), Duration::from_micros(expected));
+        }
+        patience.learn(Duration::from_micros(30));
+        assert_eq!(patience.now(), Patience::MOST, "it was enough");
+        patience.learn(Duration::from_millis(4));
+        assert_eq!(patience.now(), Duration::ZERO);
+    }
+
+    #[test]
+    fn sleeper_and_waiter_are_reached() {
+        for patience in [Duration::ZERO, Duration::from_secs(10)] {
+            let attention = std::sync::Arc::new(Attention::default());
+            let other = std::sync::Arc::clone(&attention);
+            let waiting = std::thread::spawn(move || other.wait(KICK, patience));
+            attention.set(APIC);
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!waiting.is_finished(), "not the flag that was waited for");
+            let start = Instant::now();
+            attention.set(KICK);
+            waiting.join().unwrap();
+            assert!(start.elapsed() < Duration::from_millis(500));
+        }
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! A block is found by guest *physical* address and code width, so that it serves every mapping of its page; nothing in it
 //! depends on the linear address (see `RIP_BASE`). In front of that stands the jump cache, by linear address and address space.
-//! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under.
+//! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under. Translated code
+//! ([`crate::translator`]) reads the jump cache too.
 //!
 //! An instruction that crosses into another page makes a block of its own, which is found only by way of the physical map, where
 //! the second page is compared.

@@ -2,12 +2,15 @@
 //!
 //! It needs nothing from the host but an ordinary process, so it runs machines where `/dev/kvm` is missing or useless. Real,
 //! protected, compatibility and long mode; several processors on host threads, guest atomics on host atomics (both are x86, the
-//! memory order is the same). This is the interpreter: guest instructions are decoded once into [`op::Op`]s, kept in blocks by
-//! physical address, and executed by small handlers that call each other in tail position.
+//! memory order is the same). Guest instructions are decoded once into [`op::Op`]s, kept in blocks by physical address, and
+//! executed by small handlers that call each other in tail position; blocks that are executed often become host code, which is one
+//! more handler.
 //!
 //! ```text
 //!   run (loop) -> block (decode, cache) -> lower: integer | system | native -> Op handlers
-//!                                                                               |
+//!                        |                                                      |     ^
+//!                        +-> translator -> host code ---------------------------|-----+
+//!                                              |                                |
 //!                    mmu (TLB, walks, host loads and stores) <------------------+
 //! ```
 //!

@@ -2,7 +2,7 @@
 //!
 //! A block is an array of [`Op`]s that ends with one that leaves the block. A [`Handler`] does one operation and then calls
 //! [`Cursor::next`], which calls the following handler in tail position. With optimisation that is a jump; without, it is a call
-//! whose depth the block's length bounds. A handler that cannot go on returns an [`Outcome`] by one of the other methods of
+//! whose depth the block's length bounds (and `Cpu::stack_floor`, where translated blocks go on by themselves). A handler that cannot go on returns an [`Outcome`] by one of the other methods of
 //! [`Cursor`], which also make `rip` and the instruction count exact.
 #![allow(unsafe_code)] // A cursor walks over the ops of a block by pointer.
 

@@ -1,8 +1,8 @@
-//! Executable memory for thunks.
+//! Executable memory, for thunks and for translations.
 //!
 //! The same memory is mapped twice, once to write and once to execute, so no page is ever both and adding code needs no system
 //! call. Hosts that refuse executable shared memory (`vm.memfd_noexec`, some SELinux policies) get one private mapping whose
-//! protection is changed around every addition. Code is only ever added; all of it goes when the arena does.
+//! protection is changed around every addition. Code is only ever added; all of it goes together.
 #![allow(unsafe_code)] // Maps memory and writes code into it.
 
 use std::io;
@@ -11,10 +11,10 @@ use std::ptr::{self, NonNull};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 
-/// Thunks start at multiples of this: half a line of the instruction cache's fetch.
+/// What is added starts at multiples of this: half a line of the instruction cache's fetch.
 const ALIGN: usize = 16;
 
-/// Memory that thunks are put into.
+/// Memory that code is put into.
 #[derive(Debug)]
 pub(crate) struct Arena {
     execute: NonNull<u8>,
@@ -38,8 +38,8 @@ impl Arena {
 
     fn dual(capacity: usize) -> io::Result<Arena> {
         // Kernels before 6.3 do not know MFD_EXEC, newer ones may want it.
-        let file = memfd_create(c"pvbus-thunks", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
-            .or_else(|_| memfd_create(c"pvbus-thunks", MemfdFlags::CLOEXEC))?;
+        let file = memfd_create(c"pvbus-code", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
+            .or_else(|_| memfd_create(c"pvbus-code", MemfdFlags::CLOEXEC))?;
         ftruncate(&file, capacity as u64)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let execute = unsafe { mmap(ptr::null_mut(), capacity, ProtFlags::READ | ProtFlags::EXEC, MapFlags::SHARED, &file, 0) }?;
@@ -112,7 +112,7 @@ impl Drop for Arena {
 }
 
 fn pointer(address: *mut core::ffi::c_void) -> io::Result<NonNull<u8>> {
-    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("the kernel mapped thunks at address 0"))
+    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("the kernel mapped code at address 0"))
 }
 
 #[cfg(test)]

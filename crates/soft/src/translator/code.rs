@@ -244,3 +244,60 @@ impl Code {
         reg.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};
+
+    use super::*;
+
+    /// What the code says, by an independent decoder.
+    fn listing(make: impl FnOnce(&mut Code)) -> String {
+        let mut code = Code::default();
+        make(&mut code);
+        let mut formatter = IntelFormatter::new();
+        let lines = Decoder::with_ip(64, code.bytes(), 0, DecoderOptions::NONE).into_iter().map(|insn| {
+            let mut line = String::new();
+            formatter.format(&insn, &mut line);
+            line
+        });
+        lines.collect::<Vec<_>>().join("; ")
+    }
+
+    #[test]
+    fn places_of_every_form_are_encoded() {
+        let at = |place| listing(|code| code.load(8, R9, place));
+        assert_eq!(at(Place::Reg(R11)), "mov r9,r11");
+        assert_eq!(at(Place::At(AX, 0)), "mov r9,[rax]");
+        assert_eq!(at(Place::At(R8, -128)), "mov r9,[r8-80h]");
+        assert_eq!(at(Place::At(DI, 128)), "mov r9,[rdi+80h]");
+        assert_eq!(at(Place::Sib(Some(SI), R10, 3, 0)), "mov r9,[rsi+r10*8]");
+        assert_eq!(at(Place::Sib(Some(R8), CX, 0, 4)), "mov r9,[r8+rcx+4]");
+        assert_eq!(at(Place::Sib(None, DX, 2, -1)), "mov r9,[rdx*4-1]");
+    }
+
+    #[test]
+    fn operands_have_the_size_that_was_asked_for() {
+        let store = |size| listing(|code| code.store(size, Place::At(AX, 0), SI));
+        assert_eq!([1, 2, 4, 8].map(store), ["mov [rax],sil", "mov [rax],si", "mov [rax],esi", "mov [rax],rsi"]);
+        let load = |size| listing(|code| code.load(size, R8, Place::Reg(DI)));
+        assert_eq!([1, 2, 4, 8].map(load), ["movzx r8d,dil", "movzx r8d,di", "mov r8d,edi", "mov r8,rdi"]);
+        let add = |size| listing(|code| code.alu_constant(alu::ADD, size, Place::Reg(CX), -2));
+        assert_eq!([1, 2, 4, 8].map(add), ["add cl,0FEh", "add cx,0FFFEh", "add ecx,0FFFFFFFEh", "add rcx,0FFFFFFFFFFFFFFFEh"]);
+        let large = |size| listing(|code| code.alu_constant(alu::XOR, size, Place::At(DX, 0), 0x1234));
+        assert_eq!([2, 4].map(large), ["xor word ptr [rdx],1234h", "xor dword ptr [rdx],1234h"]);
+        let set = |value| listing(|code| code.set(R10, value));
+        assert_eq!([1, u64::MAX, 1 << 40].map(set), ["mov r10d,1", "mov r10,0FFFFFFFFFFFFFFFFh", "mov r10,10000000000h"]);
+    }
+
+    #[test]
+    fn jumps_land_where_they_were_told() {
+        let text = listing(|code| {
+            let jump = code.jump_if(condition::EQUAL);
+            code.copy(AX, CX);
+            code.land(jump);
+            code.jump_to(Place::Reg(AX));
+        });
+        assert_eq!(text, "je 9; mov rax,rcx; jmp rax");
+    }
+}

@@ -80,3 +80,26 @@ impl Drop for Links {
         self.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(links: &[NonNull<Link>]) -> Vec<u64> {
+        // SAFETY: the tests' links live.
+        links.iter().map(|link| unsafe { link.as_ref() }.value).collect()
+    }
+
+    #[test]
+    fn link_is_filled_only_with_the_block_it_leads_to() {
+        let mut links = Links::default();
+        let all: Vec<_> = (0..2 * CHUNK as u64 + 1).map(|n| links.add(0x1000 + n)).collect();
+        assert!(values(&all).iter().all(|&value| value == EMPTY));
+        links.fill(all[CHUNK], 0x5000, 0x5010, std::ptr::null(), 3);
+        assert_eq!(values(&all)[CHUNK], EMPTY, "an interrupt came in between");
+        links.fill(all[CHUNK], 0x1000 + CHUNK as u64, 0x5010, std::ptr::null(), 3);
+        assert_eq!(values(&all).iter().position(|&value| value == 3), Some(CHUNK));
+        links.clear();
+        assert_eq!(values(&[links.add(7)]), [EMPTY]);
+    }
+}
