@@ -31,7 +31,7 @@ const MAX_INSTRUCTIONS: usize = 32;
 const MAX_LENGTH: usize = 15;
 const PAGE: u64 = 4096;
 /// Entries of the jump cache.
-pub(crate) const JUMPS: usize = 16384;
+pub(crate) const JUMPS: usize = 4096;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
 const MAX_OPS: usize = 112 * 1024;
 
