@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Run, Selftest, copy_sparse, debian, guest, initrd_with, run, run_host};
+use common::{Machine, Rival, Run, Selftest, copy_sparse, debian, guest, initrd_with, pinned, run, run_host};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -33,6 +33,17 @@ fn linux_of_hvm_kind_takes_clock_events_and_console_from_xen() {
     // What init prints goes to the last console of the command line.
     let written = std::fs::read_to_string(&console).unwrap();
     assert!(written.contains("INIT REACHED") && written.contains("processors 2"), "console: {written}\n{run}");
+}
+
+#[test]
+fn time_that_a_rival_on_the_same_processor_takes_is_stolen_in_the_runstate() {
+    let rival = Rival::on("0");
+    let run = pinned("console=ttyS0 panic=-1 quiet test=clocks steal=10", &["--dialect", "xen"]);
+    drop(rival);
+    run.expect(&["CLOCKSOURCE xen", "STEAL "]);
+    // Hundredths of a second of ten seconds; fair would be half of them.
+    let stolen: u32 = run.value("STEAL ").parse().unwrap();
+    assert!((200..=1000).contains(&stolen), "{stolen} hundredths of a second:\n{run}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! ```text
 //!   CPUID, MSR (hypercall page), OUT of its entries, VMCALL/VMMCALL --> hypercall.rs
 //!     memory_op, vcpu_op, set_timer_op      shared.rs          shared info, vcpu info, clock, timers
+//!                                           runstate.rs        time that the host took
 //!     event_channel_op                      event_channel.rs   ports; upcalls by the local APIC --> Processors
 //!     grant_table_op                        grant_table.rs     pages that backends may use
 //!     hvm_op, xen_version, sched_op         hypercall.rs
@@ -25,6 +26,7 @@ mod grant_table;
 mod hypercall;
 pub mod net;
 mod ring;
+mod runstate;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ use vmm::memory::PAGE_SIZE;
 use vmm::time::{Timer, TimerClient, Timers};
 use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, MsrFault, PortCall, VcpuId};
 
+use crate::kvm::StealSource;
 use crate::kvm::clock::PvClock;
 use crate::{Dialect, Processors};
 use console::Console;
@@ -48,6 +51,7 @@ pub use event_channel::{Peer, PortError};
 use grant_table::GrantTable;
 pub use grant_table::{Access, GrantError, MAX_FRAMES};
 pub use ring::BrokenRing;
+use runstate::{Area, Runstates};
 use shared::Shared;
 
 /// The version that is shown, major in the upper half: 4.17, which Debian 12 has.
@@ -58,6 +62,9 @@ pub const DOMAIN: u16 = 1;
 pub const BACKEND_DOMAIN: u16 = 0;
 /// Where the entries of the hypercall page go. A port that no PC has, with a number that fits into the instruction.
 const HYPERCALL_PORT: u16 = 0xe6;
+
+/// The timer that is no processor's: areas with runstates are due.
+const RUNSTATES: u64 = u64::MAX;
 
 /// Why the guest's kernel wants to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +94,8 @@ pub struct Xen {
     timers: Arc<Timers>,
     /// The single-shot timer of each processor.
     singleshot: OnceLock<Vec<Timer>>,
+    runstates: Mutex<Runstates>,
+    runstate_timer: OnceLock<Timer>,
     processors: OnceLock<Arc<dyn Processors>>,
     machine: OnceLock<Arc<dyn Machine>>,
     state: Mutex<State>,
@@ -105,12 +114,21 @@ struct State {
 }
 
 impl Xen {
-    /// The dialect for `vcpus` processors. `memory` has to have the special pages ([`hvm::SPECIAL_PAGES`]).
-    pub fn new(memory: GuestMemory, clock: Arc<PvClock>, timers: Arc<Timers>, uuid: [u8; 16], vcpus: u32) -> Arc<Xen> {
+    /// The dialect for `vcpus` processors. `memory` has to have the special pages ([`hvm::SPECIAL_PAGES`]). Without a `steal` source no time is stolen.
+    pub fn new(
+        memory: GuestMemory,
+        clock: Arc<PvClock>,
+        timers: Arc<Timers>,
+        steal: Option<Arc<dyn StealSource>>,
+        uuid: [u8; 16],
+        vcpus: u32,
+    ) -> Arc<Xen> {
         let shared = Shared::new(memory.clone(), vcpus);
         let state = State { shared, channels: Channels::default(), callback: 0, store_port: None, console_port: None };
         let xen = Arc::new(Xen {
             grants: Mutex::new(GrantTable::new(memory.clone())),
+            runstates: Mutex::new(Runstates::new(memory.clone(), Arc::clone(&clock), steal, vcpus)),
+            runstate_timer: OnceLock::new(),
             memory,
             clock,
             uuid,
@@ -124,6 +142,7 @@ impl Xen {
         let weak: Weak<dyn TimerClient> = Arc::<Xen>::downgrade(&xen);
         let timers = (0..vcpus).map(|vcpu| xen.timers.timer(weak.clone(), vcpu.into())).collect();
         let _ = xen.singleshot.set(timers);
+        let _ = xen.runstate_timer.set(xen.timers.timer(weak, RUNSTATES));
         xen
     }
 
@@ -241,6 +260,22 @@ impl Xen {
     fn set_timer(&self, vcpu: VcpuId, deadline: Option<u64>) {
         if let Some(&timer) = self.singleshot.get().and_then(|timers| timers.get(vcpu as usize)) {
             self.timers.arm(timer, deadline);
+        }
+    }
+
+    /// A processor has an area for its runstate, or none any more. `false` when it is not in memory.
+    fn register_runstate(&self, vcpu: VcpuId, area: Option<Area>) -> bool {
+        let mut runstates = lock(&self.runstates);
+        let registered = runstates.register(vcpu, area);
+        self.look_soon(&mut runstates);
+        registered
+    }
+
+    /// Brings the areas up to date, and arms the timer for the next time if there is one.
+    fn look_soon(&self, runstates: &mut Runstates) {
+        let next = runstates.update();
+        if let Some(&timer) = self.runstate_timer.get() {
+            self.timers.arm(timer, next.map(|interval| self.timers.clock().now().saturating_add(interval)));
         }
     }
 
@@ -364,13 +399,19 @@ impl Dialect for Xen {
         state.channels.reset(&kept);
         state.callback = 0;
         lock(&self.grants).reset();
+        let mut runstates = lock(&self.runstates);
+        runstates.reset();
+        self.look_soon(&mut runstates);
     }
 }
 
 impl TimerClient for Xen {
-    fn timer_due(&self, vcpu: u64) {
+    fn timer_due(&self, token: u64) {
+        if token == RUNSTATES {
+            return self.look_soon(&mut lock(&self.runstates));
+        }
         let mut state = self.lock();
-        if let Some(port) = state.channels.timer_of(vcpu as VcpuId) {
+        if let Some(port) = state.channels.timer_of(token as VcpuId) {
             state.deliver(port, self.processors.get());
         }
     }

@@ -143,7 +143,7 @@ impl Rig {
     fn storeless() -> Rig {
         let machine = Machine::new();
         let clock = Arc::new(PvClock::new(machine.memory.clone(), machine.clock.clone(), HZ, 1));
-        let xen = Xen::new(machine.memory.clone(), clock, machine.timers.clone(), [7; 16], 1);
+        let xen = Xen::new(machine.memory.clone(), clock, machine.timers.clone(), None, [7; 16], 1);
         let store = SharedStore::new(Config::default());
         let host = store.host();
         Rig { machine: machine.with(FIRST_BASE, xen.clone()), xen, store, host }
