@@ -17,7 +17,8 @@ use vmm::registers::{RAX, RDI, RDX, RSI};
 use vmm::{GuestMemory, Paging, VcpuId};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{DOMAIN, Shutdown, VERSION, Xen, lock};
+use super::shared::Callback;
+use super::{DOMAIN, Shutdown, VERSION, Wire, Xen, lock};
 
 /// R10, the fourth argument.
 const R10: usize = 10;
@@ -377,16 +378,19 @@ impl Xen {
         }
     }
 
-    /// HVM_PARAM_CALLBACK_IRQ: a vector, or nothing. A guest whose processors have vectors of their own sets a line for form's sake; lines are no
-    /// way here, and a guest that means it is told so.
+    /// HVM_PARAM_CALLBACK_IRQ. A guest whose processors have vectors of their own sets a line for form's sake, which then stays down.
     fn set_callback(&self, value: u64) -> Answer {
-        let mut state = self.lock();
-        let vector = match value >> CALLBACK_KIND {
-            hvm::via::VECTOR if value as u8 >= FIRST_VECTOR => Some(value as u8),
-            hvm::via::GSI if value == 0 || state.shared.has_vectors() => None,
+        let number = value as u8;
+        let line = |wire: Wire| self.machine.get().and_then(|machine| machine.line(wire)).map(Callback::Line).ok_or(EINVAL);
+        let callback = match value >> CALLBACK_KIND {
+            hvm::via::VECTOR if number >= FIRST_VECTOR => Callback::Vector(number),
+            hvm::via::GSI if number == 0 => Callback::Nothing,
+            hvm::via::GSI => line(Wire::Gsi(number))?,
+            hvm::via::PCI_INTX => line(Wire::Intx { slot: (value >> 11) as u8 & 0x1f, pin: value as u8 & 3 })?,
             _ => return Err(EINVAL),
         };
-        if !state.shared.set_callback(vector, self.processors.get()) {
+        let mut state = self.lock();
+        if !state.shared.set_callback(callback, self.processors.get()) {
             return Err(ENOSYS);
         }
         state.callback = value;

@@ -17,7 +17,7 @@
 //!
 //! Backends (the other ends of event channels, the users of grants) reach the guest through [`Xen::bind`], [`Xen::notify`] and [`Xen::map`].
 //! Only 64-bit callers are answered. Events are announced by a vector of each processor (`HVMOP_set_evtchn_upcall_vector`), an ordinary interrupt to
-//! its local APIC, which Linux takes since 6.0; or by one vector for all (`HVM_PARAM_CALLBACK_IRQ`), which ends by itself.
+//! its local APIC, which Linux takes since 6.0; or by `HVM_PARAM_CALLBACK_IRQ`: one vector for all, which ends by itself, or a line of the board.
 
 pub mod block;
 mod console;
@@ -63,6 +63,8 @@ pub const BACKEND_DOMAIN: u16 = 0;
 /// Where the entries of the hypercall page go. A port that no PC has, with a number that fits into the instruction.
 const HYPERCALL_PORT: u16 = 0xe6;
 
+/// Command and mask registers of the two 8259, at which a guest ends interrupts and lets them come again.
+const PIC_PORTS: [u16; 4] = [0x20, 0x21, 0xa0, 0xa1];
 /// The timer that is no processor's: areas with runstates are due.
 const RUNSTATES: u64 = u64::MAX;
 
@@ -77,6 +79,23 @@ pub enum Shutdown {
     Crash,
 }
 
+/// An interrupt line of the board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// A global interrupt; those below 16 are ISA's.
+    Gsi(u8),
+    /// A pin (0 for INTA) of the PCI device in a slot.
+    Intx {
+        /// The slot.
+        slot: u8,
+        /// The pin.
+        pin: u8,
+    },
+}
+
+/// Sets the level of a line.
+pub type SetLine = Box<dyn Fn(bool) + Send + Sync>;
+
 /// What the dialect does to the whole machine.
 pub trait Machine: Send + Sync {
     /// The guest's kernel is down.
@@ -84,6 +103,9 @@ pub trait Machine: Send + Sync {
 
     /// The guest has Xen's drivers and wants the emulated disks, which are the same, to be gone; the first of them only `with_first`.
     fn unplug_disks(&self, with_first: bool);
+
+    /// A new source on a line, down until it is set and when it is dropped; `None` when there is no such line.
+    fn line(&self, wire: Wire) -> Option<SetLine>;
 }
 
 /// The Xen dialect of one machine.
@@ -370,7 +392,12 @@ impl Dialect for Xen {
                 true
             }
             (hvm::unplug::PORT | hvm::unplug::PORT_VERSION, _) => true,
-            _ => false,
+            _ => {
+                if PIC_PORTS.contains(&port) {
+                    self.lock().shared.settle_line();
+                }
+                false
+            }
         }
     }
 
@@ -387,6 +414,10 @@ impl Dialect for Xen {
     fn hypercall(&self, vcpu: VcpuId, call: &mut Hypercall) -> bool {
         self.answer(vcpu, &mut call.gpr, call.cpl, call.long_mode, call.paging);
         true
+    }
+
+    fn end_of_interrupt(&self) {
+        self.lock().shared.settle_line();
     }
 
     fn reset(&self) {

@@ -48,9 +48,9 @@ impl Processors for Interrupts {
     }
 }
 
-/// How the machine was ended, and whether its emulated disks were unplugged with the first.
+/// How the machine was ended, whether its emulated disks were unplugged with the first, and levels of lines.
 #[derive(Default)]
-struct Ended(Mutex<Vec<Shutdown>>, Mutex<Vec<bool>>);
+struct Ended(Mutex<Vec<Shutdown>>, Mutex<Vec<bool>>, Arc<Mutex<Vec<(Wire, bool)>>>);
 
 impl Machine for Ended {
     fn shut_down(&self, reason: Shutdown) {
@@ -59,6 +59,12 @@ impl Machine for Ended {
 
     fn unplug_disks(&self, with_first: bool) {
         self.1.lock().unwrap().push(with_first);
+    }
+
+    fn line(&self, wire: Wire) -> Option<SetLine> {
+        let levels = Arc::clone(&self.2);
+        let set: SetLine = Box::new(move |level| levels.lock().unwrap().push((wire, level)));
+        (wire != Wire::Gsi(24)).then_some(set)
     }
 }
 

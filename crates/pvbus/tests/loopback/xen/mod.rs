@@ -12,7 +12,7 @@ use abi::xen::hvm::STORE_PAGE;
 use dialects::kvm::clock::PvClock;
 use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
-use dialects::xen::{Shutdown, Xen};
+use dialects::xen::{SetLine, Shutdown, Wire, Xen};
 use pvbus::{Event, Hal, Tree};
 use vm_memory::{Bytes, GuestAddress};
 use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
@@ -37,6 +37,9 @@ struct Rig {
 impl dialects::xen::Machine for Interrupts {
     fn shut_down(&self, _reason: Shutdown) {}
     fn unplug_disks(&self, _with_first: bool) {}
+    fn line(&self, _wire: Wire) -> Option<SetLine> {
+        None
+    }
 }
 
 /// The guest's connection with the store's server.
