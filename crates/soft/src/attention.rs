@@ -47,6 +47,11 @@ impl Attention {
         self.flags.load(Ordering::Relaxed)
     }
 
+    /// Where the flags are, for generated code.
+    pub fn address(&self) -> *const AtomicU32 {
+        &self.flags
+    }
+
     /// Sets flags and wakes the processor if it sleeps.
     pub fn set(&self, flags: u32) {
         self.flags.fetch_or(flags, Ordering::SeqCst);

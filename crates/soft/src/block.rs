@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
@@ -19,6 +20,7 @@ use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width,
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
 use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
+use crate::translator::{self, Translator};
 use crate::{integer, native, system};
 
 /// Instructions in a block at most.
@@ -27,7 +29,7 @@ const MAX_INSTRUCTIONS: usize = 32;
 const MAX_LENGTH: usize = 15;
 const PAGE: u64 = 4096;
 /// Entries of the jump cache.
-const JUMPS: usize = 8192;
+pub(crate) const JUMPS: usize = 16384;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
 const MAX_OPS: usize = 112 * 1024;
 
@@ -49,6 +51,8 @@ struct Block {
     crosses: Option<Second>,
     state: *const AtomicU32,
     value: u32,
+    /// How often it was executed, as long as [`translator::warm`] counts.
+    heat: u32,
 }
 
 /// Where an instruction that crosses pages goes on.
@@ -59,24 +63,53 @@ struct Second {
     value: u32,
 }
 
+/// Guest physical addresses of instructions: the first, and the one behind the last.
+type Range = [u64; 2];
+
+/// An entry of the jump cache, with what it takes to run the block.
 #[derive(Clone, Copy)]
-struct Jump {
+#[repr(C, align(64))]
+pub(crate) struct JumpEntry {
     va: u64,
+    /// See [`Cpu::space`].
     space: u64,
-    block: u32,
+    running: Range,
+    ops: *const Op,
+    state: *const AtomicU32,
+    value: u32,
 }
 
-const NO_JUMP: Jump = Jump { va: 0, space: u64::MAX, block: 0 };
+/// Where things are, for generated code.
+impl JumpEntry {
+    pub const VA: i32 = offset_of!(JumpEntry, va) as i32;
+    pub const SPACE: i32 = offset_of!(JumpEntry, space) as i32;
+    pub const RUNNING: i32 = offset_of!(JumpEntry, running) as i32;
+    pub const OPS: i32 = offset_of!(JumpEntry, ops) as i32;
+    pub const STATE: i32 = offset_of!(JumpEntry, state) as i32;
+    pub const VALUE: i32 = offset_of!(JumpEntry, value) as i32;
+    /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
+    pub const FOLD_SHIFT: u8 = 12;
+    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, running: [0; 2], ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
+
+    /// Whether what the block was decoded from has not changed.
+    #[inline(always)]
+    fn is_fresh(&self) -> bool {
+        // SAFETY: entries that are found by their address come from blocks, see `BlockCache`.
+        unsafe { &*self.state }.load(Ordering::Relaxed) == self.value
+    }
+}
 
 /// All blocks of one processor.
 pub(crate) struct BlockCache {
     blocks: Vec<Block>,
     by_address: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
-    jumps: Box<[Jump; JUMPS]>,
+    /// An entry may outlive its block, which is replaced only when the entry is not fresh any more.
+    jumps: Box<[JumpEntry; JUMPS]>,
     natives: Natives,
+    translator: Translator,
     ops: usize,
-    /// Guest physical ranges of the running block.
-    running: [(u64, u64); 2],
+    /// The running block's range in its page, and in the second one.
+    running: [Range; 2],
 }
 
 // SAFETY: the pointers lead into the code maps of the machine's memory, which the processor keeps alive (`Cpu::vm`) and which
@@ -99,32 +132,47 @@ impl Hasher for AddressHasher {
 }
 
 impl BlockCache {
+    /// Where the pointer to the jump cache is, for generated code.
+    pub const JUMP_CACHE: usize = offset_of!(BlockCache, jumps);
+    /// Where the running block's range is.
+    pub const RUNNING: usize = offset_of!(BlockCache, running);
+
     pub fn new() -> BlockCache {
         BlockCache {
             blocks: Vec::new(),
             by_address: HashMap::default(),
-            jumps: Box::new([NO_JUMP; JUMPS]),
+            jumps: Box::new([JumpEntry::NONE; JUMPS]),
             natives: Natives::new(),
+            translator: Translator::default(),
             ops: 0,
-            running: [(0, 0); 2],
+            running: [[0; 2]; 2],
         }
     }
 
     /// Whether the running block was decoded from any byte of `[start, end)`.
     pub fn runs_in(&self, start: u64, end: u64) -> bool {
-        self.running.iter().any(|&(from, to)| start < to && from < end)
+        self.running.iter().any(|&[from, to]| start < to && from < end)
     }
 
     /// Nothing is running: memory accesses from outside blocks never have to wait for themselves.
     pub fn stop_running(&mut self) {
-        self.running = [(0, 0); 2];
+        self.running = [[0; 2]; 2];
     }
 
     fn clear(&mut self) {
         self.blocks.clear();
         self.by_address.clear();
-        self.jumps.fill(NO_JUMP);
+        self.jumps.fill(JumpEntry::NONE);
+        self.translator.clear();
         self.ops = 0;
+    }
+
+    /// Counts an execution of a block; tells whether there were enough of them now.
+    #[inline(always)]
+    pub fn heat(&mut self, block: usize, enough: u32) -> bool {
+        let block = &mut self.blocks[block];
+        block.heat += 1;
+        block.heat > enough
     }
 
     /// Whether what a block was decoded from has not changed.
@@ -144,20 +192,45 @@ impl Cpu {
     #[inline(always)]
     pub fn enter_block(&mut self, single: bool) -> Result<Cursor, Trap> {
         let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
-        let space = self.tlb.address_space() | (self.width as u64) << 56;
+        let space = self.space();
         self.regs[RIP_BASE] = self.rip;
         if !single {
-            let jump = self.blocks.jumps[jump_index(va)];
-            if jump.va == va && jump.space == space {
-                let block = &self.blocks.blocks[jump.block as usize];
-                if BlockCache::is_fresh(block) {
-                    self.blocks.running[0] = (block.gpa, block.gpa + u64::from(block.len));
-                    self.blocks.running[1].1 = 0;
-                    return Ok(Cursor::first(block.ops.as_ptr()));
-                }
+            let jump = &self.blocks.jumps[jump_index(va)];
+            if jump.va == va && jump.space == space && jump.is_fresh() {
+                self.blocks.running[0] = jump.running;
+                self.blocks.running[1] = [0; 2];
+                return Ok(Cursor::first(jump.ops));
             }
         }
         self.find_block(va, space, single)
+    }
+
+    /// What distinguishes linear addresses of code: the address space, and the width where it is not 64 bits.
+    #[inline(always)]
+    fn space(&self) -> u64 {
+        self.tlb.address_space() | (Width::Bits64 as u64 - self.width as u64) << 56
+    }
+
+    /// Has a block translated, of which its first op says that it is hot.
+    #[cold]
+    #[inline(never)]
+    pub fn translate_block(&mut self, index: usize) {
+        let attention = self.attention.address() as u64;
+        let BlockCache { blocks, translator, ops, .. } = &mut self.blocks;
+        let block = &mut blocks[index];
+        let mut bytes = vec![0; usize::from(block.len)];
+        self.vm.read_page(block.gpa, (block.gpa & (PAGE - 1)) as usize, &mut bytes);
+        if !BlockCache::is_fresh(block) {
+            return;
+        }
+        match translator::translate(translator, &block.ops, &bytes, attention) {
+            Some(entries) => entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler),
+            None => {
+                block.ops[0].run = translator::cold;
+                // No room for code, usually: everything begins anew with the next block that is decoded.
+                *ops = MAX_OPS + 1;
+            }
+        }
     }
 
     /// CS limit check and linear address of RIP outside 64-bit code.
@@ -208,18 +281,23 @@ impl Cpu {
                 index
             }
         };
+        if let Some(counter) = self.blocks.blocks[index as usize].ops.first_mut().filter(|op| op.count == 0) {
+            counter.imm = index.into();
+        }
         Ok(self.start(index, va, space, single))
     }
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
         let block = &self.blocks.blocks[index as usize];
-        self.blocks.running[0] = (block.gpa, block.gpa + u64::from(block.len));
+        let running = [block.gpa, block.gpa + u64::from(block.len)];
+        self.blocks.running[0] = running;
         match &block.crosses {
-            Some(second) => self.blocks.running[1] = (second.gpa, second.gpa + u64::from(second.len)),
+            Some(second) => self.blocks.running[1] = [second.gpa, second.gpa + u64::from(second.len)],
             None => {
-                self.blocks.running[1].1 = 0;
+                self.blocks.running[1] = [0; 2];
                 if !single {
-                    self.blocks.jumps[jump_index(va)] = Jump { va, space, block: index };
+                    let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
+                    self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, running, ops, state, value };
                 }
             }
         }
@@ -240,9 +318,12 @@ impl Cpu {
             self.vm.read_page(gpa, start, &mut bytes[..available]);
             let limit = if single { 1 } else { MAX_INSTRUCTIONS };
             let mut block = match self.decode_bytes(&bytes[..available], limit) {
-                Some(ops) => {
+                Some(mut ops) => {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
-                    Block { ops: ops.into_boxed_slice(), gpa, len, crosses: None, state, value }
+                    if self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX {
+                        ops.insert(0, translator::counter());
+                    }
+                    Block { ops: ops.into_boxed_slice(), gpa, len, crosses: None, state, value, heat: 0 }
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
@@ -255,7 +336,7 @@ impl Cpu {
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Second { gpa: next, len, state: second_state, value: second_value });
-                    Block { ops: ops.into_boxed_slice(), gpa, len: available as u16, crosses, state, value }
+                    Block { ops: ops.into_boxed_slice(), gpa, len: available as u16, crosses, state, value, heat: 0 }
                 }
             };
             let end = start + usize::from(block.len.max(1));
@@ -387,7 +468,7 @@ impl Slow for Undefined {
 
 #[inline(always)]
 fn jump_index(va: u64) -> usize {
-    (va ^ va >> 13) as usize & (JUMPS - 1)
+    (va ^ va >> JumpEntry::FOLD_SHIFT) as usize & (JUMPS - 1)
 }
 
 /// Number of a segment register in encoding order.

@@ -183,6 +183,8 @@ pub(crate) struct Cpu {
     pub rflags: u64,
     /// Guest instructions executed.
     pub instructions: u64,
+    /// Stack pointer of the host below which translated code returns to the run loop.
+    pub stack_floor: usize,
     /// Data TLB.
     pub tlb: Tlb,
     /// Why the last block ended with `Outcome::Trapped`.

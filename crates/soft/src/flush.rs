@@ -65,7 +65,10 @@ mod tests {
     fn machine() -> Arc<VmShared> {
         let memory = vmm::memory::map(&[(0, 0x1000)]).unwrap();
         let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
-        VmShared::new(VmConfig { memory, vcpus: 3, local_apic: false, cpuid: CpuidTable::default(), timers, deterministic: false })
+        VmShared::new(
+            VmConfig { memory, vcpus: 3, local_apic: false, cpuid: CpuidTable::default(), timers, deterministic: false },
+            u32::MAX,
+        )
     }
 
     /// What a processor does before its next block.

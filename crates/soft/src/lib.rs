@@ -25,6 +25,7 @@ mod native;
 mod op;
 mod run;
 mod system;
+mod translator;
 mod vm;
 
 pub use vm::Soft;

@@ -16,6 +16,7 @@ mod walk;
 mod word;
 
 use std::arch::asm;
+use std::mem::offset_of;
 
 use crate::cpu::{Cpu, TrapKind, Width, cr0, cr4, rflags, vector};
 use crate::op::Trap;
@@ -39,6 +40,10 @@ const FETCH_ENTRIES: usize = 256;
 const CONTEXTS: u64 = 2047;
 const PAGE: u64 = 4096;
 const PAGE_MASK: u64 = !(PAGE - 1);
+/// Step of [`Tlb::epoch`], which stands above the context.
+const EPOCH: u64 = 1 << 16;
+/// What it stays below.
+const EPOCH_END: u64 = 1 << 56;
 /// A tag that no access has: its low bits are context 2047, which is never given out.
 const NO_TAG: u64 = u64::MAX;
 /// The key while alignment is checked: also of context 2047, and nothing is cached under it, so every access takes the slow way.
@@ -74,11 +79,24 @@ pub(crate) struct Tlb {
     next_context: u64,
     /// Bit (address >> 30) mod 64 is set when an entry comes from a large page there, so that INVLPG there has to empty all.
     large: u64,
-    /// Counts events after which a cached linear-to-block mapping may be stale.
-    epoch: u32,
+    /// Counts, in steps of [`EPOCH`], events after which a cached linear-to-block mapping may be stale.
+    epoch: u64,
     /// Bit (page number) mod 4096 is set when instructions were fetched there in this epoch, so that INVLPG of a page that holds
     /// only data, the usual case, leaves the linear-to-block mapping alone.
     fetched: [u64; 64],
+}
+
+/// Where things are, for generated code. An entry's offset from the first is the linear address shifted right by `INDEX_SHIFT`, and
+/// `INDEX_MASK`.
+impl Tlb {
+    pub const KEY: usize = offset_of!(Tlb, key);
+    pub const EPOCH: usize = offset_of!(Tlb, epoch);
+    pub const ENTRIES: usize = offset_of!(Tlb, entries);
+    pub const INDEX_SHIFT: u8 = 12 - size_of::<Entry>().trailing_zeros() as u8;
+    pub const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) * size_of::<Entry>()) as i32;
+    pub const READ_TAG: i32 = offset_of!(Entry, read) as i32;
+    pub const WRITE_TAG: i32 = offset_of!(Entry, write) as i32;
+    pub const ADDEND: i32 = offset_of!(Entry, addend) as i32;
 }
 
 impl Tlb {
@@ -98,11 +116,15 @@ impl Tlb {
     /// What distinguishes linear addresses now: context, privilege and epoch.
     #[inline(always)]
     pub fn address_space(&self) -> u64 {
-        self.key | u64::from(self.epoch) << 16
+        self.key | self.epoch
+    }
+
+    fn next_epoch(&mut self) {
+        self.epoch = (self.epoch + EPOCH) & (EPOCH_END - 1);
     }
 
     fn new_epoch(&mut self) {
-        self.epoch = self.epoch.wrapping_add(1);
+        self.next_epoch();
         self.fetched.fill(0);
     }
 
@@ -542,7 +564,7 @@ impl Cpu {
         self.tlb.key = context << 1 | u64::from(self.cpl == 3);
         if self.checks_alignment() {
             self.tlb.key = UNCACHED;
-            self.tlb.epoch = self.tlb.epoch.wrapping_add(1);
+            self.tlb.next_epoch();
         }
     }
 

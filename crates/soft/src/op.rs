@@ -8,14 +8,15 @@
 
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
 
-/// Executes one op and what follows it in the block.
-pub(crate) type Handler = fn(&mut Cpu, Cursor) -> Outcome;
+/// Executes one op and what follows it in the block. The calling convention is one that the translator can make code for.
+pub(crate) type Handler = extern "sysv64-unwind" fn(&mut Cpu, Cursor) -> Outcome;
 
 /// How execution of a block ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Outcome {
     /// `rip` points at the next instruction.
-    Done,
+    Done = 0,
     /// `rip` points at an instruction that could not be completed; `Cpu::trap` says why.
     Trapped,
 }
@@ -78,6 +79,7 @@ pub(crate) struct Op {
 
 /// A position in a block: an [`Op`] that is followed by others up to one that leaves the block.
 #[derive(Clone, Copy)]
+#[repr(transparent)]
 pub(crate) struct Cursor(*const Op);
 
 impl std::ops::Deref for Cursor {
@@ -186,7 +188,7 @@ pub(crate) trait Slow {
 }
 
 /// The handler of a [`Slow`] instruction.
-pub(crate) fn slow<S: Slow>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+pub(crate) extern "sysv64-unwind" fn slow<S: Slow>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.rip = op.rip(cpu);
     cpu.next_rip = op.next_rip(cpu);
     match S::execute(cpu, &op) {
@@ -201,7 +203,7 @@ pub(crate) fn slow<S: Slow>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// Leaves the block at this op, which is no instruction: the block ended by length or at the end of a page.
-pub(crate) fn end_of_block(cpu: &mut Cpu, op: Cursor) -> Outcome {
+pub(crate) extern "sysv64-unwind" fn end_of_block(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let rip = op.rip(cpu);
     op.jump(cpu, rip)
 }

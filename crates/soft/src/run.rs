@@ -24,6 +24,10 @@ use crate::vm::VmShared;
 /// Guest time per instruction in the deterministic mode, in nanoseconds: a round number near what the interpreter does.
 const NANOSECONDS_PER_INSTRUCTION: u64 = 10;
 
+/// Host stack that translated code may use up before it returns to the run loop, by way of handlers that call the next one instead of
+/// jumping to it. Threads have 2 MiB.
+const STACK: usize = 256 << 10;
+
 /// What [`Cpu::attend`] decided.
 enum Attended {
     /// Run a block.
@@ -50,6 +54,7 @@ impl Cpu {
             status_flags: StatusFlags::default(),
             rflags: rflags::FIXED,
             instructions: 0,
+            stack_floor: usize::MAX,
             tlb: Tlb::new(),
             trap: TrapKind::Alone,
             alone: false,
@@ -444,6 +449,8 @@ impl Cpu {
     }
 
     fn run(&mut self, entry: Entry) -> Result<Exit, BackendError> {
+        let here = 0_u8;
+        self.stack_floor = (std::ptr::from_ref(&here) as usize).saturating_sub(STACK);
         // The IN that the last run ended with is completed before anything else can come in between.
         self.port_in = if std::mem::take(&mut self.awaits_port_in) { entry.port_in } else { None };
         if self.port_in.is_some() {

@@ -22,14 +22,32 @@ const NANOSECOND_HZ: u32 = 1_000_000_000;
 /// Processors of a machine at most, as vmm(4) allows.
 const MAX_VCPUS: u32 = 64;
 
+/// How often a run of instructions is interpreted before it is translated, when nobody says otherwise: translating costs as much as
+/// interpreting the run some fifty times, and most of what a boot executes is executed less often than that.
+const TRANSLATE_AFTER: u32 = 128;
+
 /// The software CPU as a backend.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Soft;
+#[derive(Debug, Clone, Copy)]
+pub struct Soft {
+    translate_after: u32,
+}
 
 impl Soft {
     /// The backend; there is nothing to set up.
     pub fn new() -> Soft {
-        Soft
+        Soft::translating_after(TRANSLATE_AFTER)
+    }
+
+    /// The backend that interprets a run of instructions so many times before it translates it: 0 translates everything at once, and
+    /// `u32::MAX` nothing. The deterministic mode never translates.
+    pub fn translating_after(executions: u32) -> Soft {
+        Soft { translate_after: executions }
+    }
+}
+
+impl Default for Soft {
+    fn default() -> Soft {
+        Soft::new()
     }
 }
 
@@ -59,7 +77,7 @@ impl Backend for Soft {
                 "the deterministic mode runs one processor: the order in which several reach memory is the host's".into(),
             ));
         }
-        Ok(Arc::new(SoftVm { shared: VmShared::new(config), created: Mutex::new(0) }))
+        Ok(Arc::new(SoftVm { shared: VmShared::new(config, self.translate_after), created: Mutex::new(0) }))
     }
 }
 
@@ -160,6 +178,8 @@ pub(crate) struct VmShared {
     pub attentions: Vec<Arc<Attention>>,
     pub cpuid: CpuidTable,
     pub deterministic: bool,
+    /// Executions of a block after which it is translated; `u32::MAX` for never.
+    pub translate_after: u32,
     /// Held for locked accesses that one host instruction cannot do.
     pub bus_lock: Mutex<()>,
     /// By processor: pages that it must not write without being noticed any more, and how many it was told and has seen.
@@ -184,7 +204,7 @@ unsafe impl Sync for VmShared {}
 
 impl VmShared {
     /// The shared part of a machine without processors.
-    pub fn new(config: VmConfig) -> Arc<VmShared> {
+    pub fn new(config: VmConfig, translate_after: u32) -> Arc<VmShared> {
         let regions = config
             .memory
             .iter()
@@ -205,6 +225,7 @@ impl VmShared {
             attentions,
             cpuid: config.cpuid,
             deterministic: config.deterministic,
+            translate_after: if config.deterministic { u32::MAX } else { translate_after },
             bus_lock: Mutex::default(),
             protected: AtomicBool::new(false),
             protections: RwLock::default(),

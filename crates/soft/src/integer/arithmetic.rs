@@ -92,7 +92,7 @@ unary! {
 
 /// Goes on: with the next op, or by the jump that was fused.
 #[inline(always)]
-fn finish<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn finish<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     if FUSED == fusion::NONE { op.next(cpu) } else { branch::fused::<FUSED>(cpu, op) }
 }
 
@@ -101,7 +101,7 @@ fn immediate<T: Host, const FUSED: u8>(op: &Op) -> T {
     T::from_u64(if FUSED == fusion::NONE { op.imm } else { op.imm as i32 as u64 })
 }
 
-fn reg_reg<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn reg_reg<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (result, flags) = B::apply(T::read_reg(cpu, op.a), T::read_reg(cpu, op.b), cpu.status_flags);
     if B::STORES {
         T::write_reg(cpu, op.a, result);
@@ -110,7 +110,7 @@ fn reg_reg<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Ou
     finish::<FUSED>(cpu, op)
 }
 
-fn reg_imm<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn reg_imm<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (result, flags) = B::apply(T::read_reg(cpu, op.a), immediate::<T, FUSED>(&op), cpu.status_flags);
     if B::STORES {
         T::write_reg(cpu, op.a, result);
@@ -119,7 +119,7 @@ fn reg_imm<B: Binary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Ou
     finish::<FUSED>(cpu, op)
 }
 
-fn reg_mem<B: Binary, T: Host, const K: u8, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn reg_mem<B: Binary, T: Host, const K: u8, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let b = operand!(cpu, op, T, K, reg_mem::<B, T, GENERAL, FUSED>);
     let (result, flags) = B::apply(T::read_reg(cpu, op.a), b, cpu.status_flags);
     if B::STORES {
@@ -135,7 +135,10 @@ fn second<T: Host, const IMM: bool, const FUSED: u8>(cpu: &Cpu, op: &Op) -> T {
     if IMM { immediate::<T, FUSED>(op) } else { T::read_reg(cpu, op.b) }
 }
 
-fn mem_second<B: Binary, T: Host, const K: u8, const IMM: bool, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn mem_second<B: Binary, T: Host, const K: u8, const IMM: bool, const FUSED: u8>(
+    cpu: &mut Cpu,
+    op: Cursor,
+) -> Outcome {
     let b = second::<T, IMM, FUSED>(cpu, &op);
     let before = cpu.status_flags;
     if !B::STORES {
@@ -165,30 +168,30 @@ fn locked_value<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome 
     op.next(cpu)
 }
 
-fn locked_reg<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn locked_reg<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let b = T::read_reg(cpu, op.b);
     locked_value::<B, T>(cpu, op, b)
 }
 
-fn locked_imm<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn locked_imm<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     locked_value::<B, T>(cpu, op, T::from_u64(op.imm))
 }
 
 /// XOR or SUB of a register with itself, which compilers use to clear it: the result and the flags are known.
-fn clear<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn clear<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     T::write_reg(cpu, op.a, T::default());
     cpu.status_flags = StatusFlags::ZERO_RESULT;
     op.next(cpu)
 }
 
-fn unary_reg<U: Unary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn unary_reg<U: Unary, T: Host, const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (result, flags) = U::apply(T::read_reg(cpu, op.a), cpu.status_flags);
     T::write_reg(cpu, op.a, result);
     cpu.status_flags = flags;
     finish::<FUSED>(cpu, op)
 }
 
-fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let before = cpu.status_flags;
     if K == GENERAL {
         let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
@@ -205,7 +208,7 @@ fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outco
     op.next(cpu)
 }
 
-fn unary_locked<U: Unary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn unary_locked<U: Unary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let before = cpu.status_flags;
     let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| U::apply(a, before).0));

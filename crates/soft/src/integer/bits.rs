@@ -50,7 +50,7 @@ fn bit_index<T: Int, const REG: bool>(cpu: &Cpu, op: &Op) -> u64 {
     if REG { T::read_reg(cpu, op.b).sign_extended() } else { op.imm }
 }
 
-fn bit_reg<B: BitOperation, T: Int, const REG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn bit_reg<B: BitOperation, T: Int, const REG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let mask = 1 << (bit_index::<T, REG>(cpu, &op) & (u64::from(T::BITS) - 1));
     let word = T::read_reg(cpu, op.a).into_u64();
     if B::STORES {
@@ -60,7 +60,7 @@ fn bit_reg<B: BitOperation, T: Int, const REG: bool>(cpu: &mut Cpu, op: Cursor) 
     op.next(cpu)
 }
 
-fn bit_mem<B: BitOperation, T: Int, const REG: bool, const LOCK: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn bit_mem<B: BitOperation, T: Int, const REG: bool, const LOCK: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let index = bit_index::<T, REG>(cpu, &op);
     let va = if REG { bit_string::<T>(cpu, &op, index, B::STORES) } else { cpu.ea::<GENERAL>(&op, T::SIZE, B::STORES) };
     let va = attempt!(cpu, op, va);
@@ -166,12 +166,12 @@ fn finish_scan<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor, source: T) -> Ou
     op.next(cpu)
 }
 
-fn scan_reg<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn scan_reg<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let source = T::read_reg(cpu, op.b);
     finish_scan::<S, T>(cpu, op, source)
 }
 
-fn scan_mem<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn scan_mem<S: Scan, T: HostWide>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let source = attempt!(cpu, op, cpu.load::<T>(va));
     finish_scan::<S, T>(cpu, op, source)
@@ -280,14 +280,14 @@ fn add_with<T: Host>(cpu: &mut Cpu, x: T, y: T, flag: u64) -> T {
 }
 
 /// `a` is the destination, `aux` the register of `y` (32 for none), `b` the second destination of MULX.
-fn extended_reg<E: Extended, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn extended_reg<E: Extended, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (x, y) = (T::read_reg(cpu, op.size), T::read_reg(cpu, op.aux as u8));
     let result = E::apply(cpu, &op, x, y);
     T::write_reg(cpu, op.a, result);
     op.next(cpu)
 }
 
-fn extended_mem<E: Extended, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn extended_mem<E: Extended, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let x = attempt!(cpu, op, cpu.load::<T>(va));
     let y = T::read_reg(cpu, op.aux as u8);

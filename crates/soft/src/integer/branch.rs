@@ -93,7 +93,7 @@ pub(super) mod fusion {
 
 /// The conditional jump that was fused with the instruction just executed.
 #[inline(always)]
-pub(super) fn fused<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+pub(super) extern "sysv64-unwind" fn fused<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let taken = match FUSED {
         fusion::EQUAL => cpu.status_flags.holds::<4>(),
         fusion::NOT_EQUAL => cpu.status_flags.holds::<5>(),
@@ -109,7 +109,7 @@ pub(super) fn fused<const FUSED: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 /// The fused jump's target is not canonical: leaves before the jump, which will raise the exception when executed alone.
 #[cold]
 #[inline(never)]
-fn split(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn split(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.rip = op.rip(cpu).wrapping_add(u64::from(op.size));
     cpu.instructions += u64::from(op.seq) - 1;
     Outcome::Done
@@ -134,7 +134,7 @@ pub(super) fn fuse(insns: &[Instruction], op: &mut Op) -> u8 {
 }
 
 /// The low four bits of the opcode of Jcc, SETcc and CMOVcc.
-pub(super) fn condition_code(insn: &Instruction) -> u8 {
+pub(crate) fn condition_code(insn: &Instruction) -> u8 {
     match insn.condition_code() {
         ConditionCode::o => 0,
         ConditionCode::no => 1,
@@ -166,7 +166,7 @@ fn displacement(insn: &Instruction) -> i64 {
 }
 
 /// Jcc; `CC` is the condition, or [`BY_OP`] when the op holds it.
-fn jcc<M: Mode, const CC: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn jcc<M: Mode, const CC: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let taken = if CC == BY_OP { cpu.condition(op.aux as u8) } else { cpu.status_flags.holds::<CC>() };
     if !taken {
         return op.leave(cpu);
@@ -198,18 +198,18 @@ static LONG_JCC: [Handler; 16] = [
     jcc::<Long, 15>,
 ];
 
-fn jmp<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn jmp<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = attempt!(cpu, op, direct::<M>(cpu, &op));
     op.jump(cpu, target)
 }
 
-fn jmp_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn jmp_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = M::Address::read_reg(cpu, op.a).into_u64();
     let target = attempt!(cpu, op, check::<M>(cpu, target));
     op.jump(cpu, target)
 }
 
-fn jmp_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn jmp_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = attempt!(cpu, op, from_memory::<M>(cpu, &op));
     let target = attempt!(cpu, op, check::<M>(cpu, target));
     op.jump(cpu, target)
@@ -247,23 +247,23 @@ fn call_slowly<M: Mode>(cpu: &mut Cpu, op: Cursor, target: u64) -> Outcome {
     }
 }
 
-fn call<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn call<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = cpu.regs[RIP_BASE].wrapping_add(op.imm);
     call_to::<M>(cpu, op, target)
 }
 
-fn call_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn call_reg<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = M::Address::read_reg(cpu, op.a).into_u64();
     call_to::<M>(cpu, op, target)
 }
 
-fn call_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn call_mem<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = attempt!(cpu, op, from_memory::<M>(cpu, &op));
     call_to::<M>(cpu, op, target)
 }
 
 /// RET in 64-bit code; `imm` more bytes are removed from the stack.
-fn ret_long(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn ret_long(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let top = cpu.regs[reg::RSP];
     match memory::load_at::<u64>(cpu, top) {
         Some(target) if is_canonical(target) => {
@@ -275,7 +275,7 @@ fn ret_long(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// RET in any code.
-fn ret<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn ret<M: Mode>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let target = attempt!(cpu, op, stack::peek::<M::Address>(cpu)).into_u64();
     let target = attempt!(cpu, op, check::<M>(cpu, target));
     stack::discard(cpu, M::Address::SIZE + op.imm);

@@ -12,7 +12,7 @@ use crate::cpu::Cpu;
 use crate::mmu::GENERAL;
 use crate::op::{Cursor, Flow, Handler, Op, Outcome, Slow, Trap, attempt, slow};
 
-fn xchg_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn xchg_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (a, b) = (T::read_reg(cpu, op.a), T::read_reg(cpu, op.b));
     T::write_reg(cpu, op.a, b);
     T::write_reg(cpu, op.b, a);
@@ -20,7 +20,7 @@ fn xchg_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// XCHG with memory; the register is `b`.
-fn xchg_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn xchg_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let new = T::read_reg(cpu, op.b);
     let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, |_| new));
@@ -28,7 +28,7 @@ fn xchg_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn xadd_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn xadd_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (a, b) = (T::read_reg(cpu, op.a), T::read_reg(cpu, op.b));
     let (sum, flags) = T::add(a, b);
     // The sum is written last: it wins when both operands are the same register.
@@ -38,7 +38,7 @@ fn xadd_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn xadd_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn xadd_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let addend = T::read_reg(cpu, op.b);
     let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, |old| T::add(old, addend).0));
@@ -47,7 +47,7 @@ fn xadd_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn cmpxchg_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn cmpxchg_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (old, accumulator) = (T::read_reg(cpu, op.a), T::get(cpu, reg::RAX));
     let (_, flags) = T::sub(accumulator, old);
     if old == accumulator {
@@ -60,7 +60,7 @@ fn cmpxchg_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn cmpxchg_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn cmpxchg_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let (accumulator, new) = (T::get(cpu, reg::RAX), T::read_reg(cpu, op.b));
     let old = attempt!(cpu, op, cpu.atomic_compare_exchange(va, accumulator, new));

@@ -10,50 +10,50 @@ use crate::mmu::GENERAL;
 use crate::op::{Cursor, Flow, Handler, Op, Outcome, Slow, Trap, attempt, slow};
 
 /// NOP, ENDBR, PREFETCH, hints, and fences that x86 hosts keep by themselves.
-fn nothing(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn nothing(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
 /// MFENCE: the stores of this guest are stores of this host thread, so its fence orders them.
-fn full_fence(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn full_fence(cpu: &mut Cpu, op: Cursor) -> Outcome {
     std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
     op.next(cpu)
 }
 
 /// PAUSE: the other hyperthread, or processor, may go on.
-fn pause(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn pause(cpu: &mut Cpu, op: Cursor) -> Outcome {
     std::hint::spin_loop();
     op.next(cpu)
 }
 
 /// CLFLUSH, CLFLUSHOPT, CLWB: caches are coherent here, but the address is checked as for a load.
-fn flush_line(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn flush_line(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, 1, false));
     attempt!(cpu, op, cpu.load::<u8>(va));
     op.next(cpu)
 }
 
-fn clc(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn clc(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.status_flags = cpu.status_flags.with_carry(false);
     op.next(cpu)
 }
 
-fn stc(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn stc(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.status_flags = cpu.status_flags.with_carry(true);
     op.next(cpu)
 }
 
-fn cmc(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn cmc(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.status_flags = cpu.status_flags.with_carry(!cpu.carry());
     op.next(cpu)
 }
 
-fn cld(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn cld(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.rflags &= !rflags::DF;
     op.next(cpu)
 }
 
-fn std(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn std(cpu: &mut Cpu, op: Cursor) -> Outcome {
     cpu.rflags |= rflags::DF;
     op.next(cpu)
 }
@@ -61,20 +61,20 @@ fn std(cpu: &mut Cpu, op: Cursor) -> Outcome {
 /// Bits of AH's flags in RFLAGS.
 const LOW_STATUS: u64 = rflags::STATUS & 0xff;
 
-fn lahf(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn lahf(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let flags = cpu.status() & LOW_STATUS | rflags::FIXED;
     set_ah(cpu, flags as u8);
     op.next(cpu)
 }
 
-fn sahf(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn sahf(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let low = cpu.regs[reg::RAX] >> 8 & LOW_STATUS;
     cpu.set_status(cpu.status() & !LOW_STATUS | low);
     op.next(cpu)
 }
 
 /// SALC, which is not documented: AL becomes all CF.
-fn salc(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn salc(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = if cpu.carry() { 0xff } else { 0 };
     u8::set(cpu, reg::RAX, value);
     op.next(cpu)
@@ -110,13 +110,13 @@ fn crc32c(crc: u32, value: u64, bytes: u64) -> u32 {
 }
 
 /// CRC32; the destination is 32 or 64 bits wide, and its upper half is cleared in both cases.
-fn crc_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn crc_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let crc = crc32c(u32::read_reg(cpu, op.a), T::read_reg(cpu, op.b).into_u64(), T::SIZE);
     u32::write_reg(cpu, op.a, crc);
     op.next(cpu)
 }
 
-fn crc_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn crc_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let value = attempt!(cpu, op, cpu.load::<T>(va)).into_u64();
     let crc = crc32c(u32::read_reg(cpu, op.a), value, T::SIZE);
@@ -151,7 +151,7 @@ fn set_decimal_status(cpu: &mut Cpu, carry: bool, adjust: bool) {
 }
 
 /// AAA and AAS (Intel SDM vol. 2).
-fn ascii_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn ascii_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let al = u8::get(cpu, reg::RAX);
     let adjust = al & 15 > 9 || cpu.status() & rflags::AF != 0;
     if adjust {
@@ -165,7 +165,7 @@ fn ascii_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// AAM: AL divided by the immediate, quotient to AH, remainder to AL.
-fn aam(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn aam(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let al = u8::get(cpu, reg::RAX);
     let base = op.imm as u8;
     if base == 0 {
@@ -179,7 +179,7 @@ fn aam(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// AAD: AH times the immediate added to AL.
-fn aad(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn aad(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let al = u8::get(cpu, reg::RAX).wrapping_add(ah(cpu).wrapping_mul(op.imm as u8));
     u16::set(cpu, reg::RAX, u16::from(al));
     set_decimal_status(cpu, false, false);
@@ -187,7 +187,7 @@ fn aad(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// DAA and DAS (Intel SDM vol. 2).
-fn decimal_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn decimal_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let status = cpu.status();
     let (al, old_carry) = (u8::get(cpu, reg::RAX), status & rflags::CF != 0);
     let (result, carry, adjust) = adjusted::<SUBTRACT>(al, old_carry, status & rflags::AF != 0);

@@ -15,6 +15,8 @@ use iced_x86::Instruction;
 use crate::block::Lowering;
 use crate::op::Op;
 
+pub(crate) use branch::condition_code;
+
 mod arithmetic;
 mod bits;
 mod branch;

@@ -10,49 +10,49 @@ use crate::cpu::{Cpu, REG_MASK};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::op::{Cursor, Handler, Op, Outcome, attempt};
 
-fn mov_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn mov_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::read_reg(cpu, op.b);
     T::write_reg(cpu, op.a, value);
     op.next(cpu)
 }
 
-fn mov_imm<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn mov_imm<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     T::write_reg(cpu, op.a, T::from_u64(op.imm));
     op.next(cpu)
 }
 
-fn load<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn load<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = operand!(cpu, op, T, K, load::<T, GENERAL>);
     T::write_reg(cpu, op.a, value);
     op.next(cpu)
 }
 
-fn store<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::read_reg(cpu, op.b);
     store_operand!(cpu, op, T, K, value, store::<T, GENERAL>);
     op.next(cpu)
 }
 
-fn store_imm<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store_imm<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     store_operand!(cpu, op, T, K, T::from_u64(op.imm), store_imm::<T, GENERAL>);
     op.next(cpu)
 }
 
 /// MOVZX (and MOVSX with `SIGNED`) from a register; `S` is the source's size, `D` the destination's.
-fn extend_reg<S: Int, D: Int, const SIGNED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn extend_reg<S: Int, D: Int, const SIGNED: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = S::read_reg(cpu, op.b);
     D::write_reg(cpu, op.a, D::from_u64(if SIGNED { value.sign_extended() } else { value.into_u64() }));
     op.next(cpu)
 }
 
-fn extend_mem<S: Int, D: Int, const SIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn extend_mem<S: Int, D: Int, const SIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = operand!(cpu, op, S, K, extend_mem::<S, D, SIGNED, GENERAL>);
     D::write_reg(cpu, op.a, D::from_u64(if SIGNED { value.sign_extended() } else { value.into_u64() }));
     op.next(cpu)
 }
 
 /// LEA in the given addressing kind; FS and GS bases do not count.
-fn lea<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn lea<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let base = cpu.regs[usize::from(op.base) & REG_MASK];
     let address = match K {
         FLAT_BASE => base.wrapping_add(op.disp as u64),
@@ -67,7 +67,7 @@ fn lea<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// CMOVcc writes its destination in any case: a 32-bit one loses its upper half.
-fn cmov_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn cmov_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let source = if cpu.condition(op.aux as u8) { op.b } else { op.a };
     let value = T::read_reg(cpu, source);
     T::write_reg(cpu, op.a, value);
@@ -75,20 +75,20 @@ fn cmov_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// CMOVcc loads in any case.
-fn cmov_mem<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn cmov_mem<T: Int, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let loaded = operand!(cpu, op, T, K, cmov_mem::<T, GENERAL>);
     let value = if cpu.condition(op.aux as u8) { loaded } else { T::read_reg(cpu, op.a) };
     T::write_reg(cpu, op.a, value);
     op.next(cpu)
 }
 
-fn set_reg(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn set_reg(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = u8::from(cpu.condition(op.aux as u8));
     u8::write_reg(cpu, op.a, value);
     op.next(cpu)
 }
 
-fn set_mem(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn set_mem(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, 1, true));
     attempt!(cpu, op, cpu.store(va, u8::from(cpu.condition(op.aux as u8))));
     op.next(cpu)
@@ -99,41 +99,41 @@ fn reverse<T: Int>(value: T) -> T {
 }
 
 /// BSWAP; of a 16-bit register it is undefined, and processors clear the register.
-fn bswap<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn bswap<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::read_reg(cpu, op.a);
     T::write_reg(cpu, op.a, if T::SIZE == 2 { T::default() } else { reverse(value) });
     op.next(cpu)
 }
 
-fn load_reversed<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn load_reversed<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let value = attempt!(cpu, op, cpu.load::<T>(va));
     T::write_reg(cpu, op.a, reverse(value));
     op.next(cpu)
 }
 
-fn store_reversed<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store_reversed<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     attempt!(cpu, op, cpu.store(va, reverse(T::read_reg(cpu, op.b))));
     op.next(cpu)
 }
 
 /// CBW, CWDE, CDQE: the accumulator's lower half `S`, sign-extended.
-fn extend_accumulator<S: Int, D: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn extend_accumulator<S: Int, D: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = S::get(cpu, reg::RAX).sign_extended();
     D::set(cpu, reg::RAX, D::from_u64(value));
     op.next(cpu)
 }
 
 /// CWD, CDQ, CQO: the accumulator's sign, into all bits of (R/E)DX.
-fn extend_into_rdx<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn extend_into_rdx<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let sign = (T::get(cpu, reg::RAX).sign_extended() as i64 >> 63) as u64;
     T::set(cpu, reg::RDX, T::from_u64(sign));
     op.next(cpu)
 }
 
 /// XLAT: AL from the table at (R/E)BX. The lowering has put the address size into the op.
-fn xlat(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn xlat(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let index = u64::from(u8::get(cpu, reg::RAX));
     let mask = u64::MAX >> (64 - 8 * u32::from(op.addr_size));
     let offset = cpu.regs[reg::RBX].wrapping_add(index) & mask;

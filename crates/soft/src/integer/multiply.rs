@@ -107,13 +107,13 @@ impl Accumulate for Idiv {
     }
 }
 
-fn accumulate_reg<A: Accumulate, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn accumulate_reg<A: Accumulate, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let operand = T::read_reg(cpu, op.a);
     attempt!(cpu, op, A::apply(cpu, operand));
     op.next(cpu)
 }
 
-fn accumulate_mem<A: Accumulate, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn accumulate_mem<A: Accumulate, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let operand = attempt!(cpu, op, cpu.load::<T>(va));
     attempt!(cpu, op, A::apply(cpu, operand));
@@ -129,24 +129,24 @@ fn product<T: Host>(cpu: &mut Cpu, op: Cursor, a: T, b: T) -> Outcome {
 }
 
 /// IMUL with two register operands.
-fn imul_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn imul_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let (a, b) = (T::read_reg(cpu, op.a), T::read_reg(cpu, op.b));
     product(cpu, op, a, b)
 }
 
-fn imul_mem<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn imul_mem<T: Host, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let b = operand!(cpu, op, T, K, imul_mem::<T, GENERAL>);
     let a = T::read_reg(cpu, op.a);
     product(cpu, op, a, b)
 }
 
 /// IMUL with an immediate.
-fn imul_reg_imm<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn imul_reg_imm<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let a = T::read_reg(cpu, op.b);
     product(cpu, op, a, T::from_u64(op.imm))
 }
 
-fn imul_mem_imm<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn imul_mem_imm<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let a = attempt!(cpu, op, cpu.load::<T>(va));
     product(cpu, op, a, T::from_u64(op.imm))

@@ -65,7 +65,7 @@ fn count<T: Int, const CL: bool>(cpu: &Cpu, op: &Op) -> u8 {
     count & if T::SIZE == 8 { 63 } else { 31 }
 }
 
-fn shift_reg<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn shift_reg<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let count = count::<T, CL>(cpu, &op);
     let mut value = T::read_reg(cpu, op.a);
     if count != 0 {
@@ -75,7 +75,7 @@ fn shift_reg<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Ou
     op.next(cpu)
 }
 
-fn shift_mem<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn shift_mem<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let mut value = attempt!(cpu, op, cpu.load_for_write::<T>(va));
     let mut flags = cpu.status_flags;
@@ -88,7 +88,7 @@ fn shift_mem<S: Shift, T: Host, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Ou
     op.next(cpu)
 }
 
-fn double_reg<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn double_reg<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let count = count::<T, CL>(cpu, &op);
     let mut value = T::read_reg(cpu, op.a);
     if count != 0 {
@@ -98,7 +98,7 @@ fn double_reg<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cu
     op.next(cpu)
 }
 
-fn double_mem<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn double_mem<S: DoubleShift, T: HostWide, const CL: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let mut value = attempt!(cpu, op, cpu.load_for_write::<T>(va));
     let mut flags = cpu.status_flags;

@@ -67,7 +67,7 @@ fn store_at<T: Int>(cpu: &mut Cpu, pointer: u64, value: T) -> Result<(), Trap> {
     cpu.store(va, value)
 }
 
-fn push_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn push_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::read_reg(cpu, op.a);
     if !LONG {
         attempt!(cpu, op, push(cpu, value));
@@ -77,7 +77,7 @@ fn push_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn push_imm<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn push_imm<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let value = T::from_u64(op.imm);
     if !LONG {
         attempt!(cpu, op, push(cpu, value));
@@ -87,14 +87,14 @@ fn push_imm<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
 }
 
-fn push_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn push_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, false));
     let value = attempt!(cpu, op, cpu.load::<T>(va));
     attempt!(cpu, op, push(cpu, value));
     op.next(cpu)
 }
 
-fn pop_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn pop_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     // POP RSP: the loaded value wins, so the pointer moves first.
     let value = if LONG {
         let top = cpu.regs[reg::RSP];
@@ -111,7 +111,7 @@ fn pop_reg<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// POP to memory: an address with RSP as its base is computed after RSP has moved.
-fn pop_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn pop_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let before = cpu.regs[reg::RSP];
     let value = attempt!(cpu, op, peek::<T>(cpu));
     discard(cpu, T::SIZE);
@@ -259,7 +259,7 @@ fn enter<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Trap> {
     Ok(())
 }
 
-fn leave<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn leave<T: Int, const LONG: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let frame = cpu.regs[reg::RBP];
     let top = frame.wrapping_add(T::SIZE);
     let value = if LONG {

@@ -331,14 +331,14 @@ fn advance<S: StringOperation, T: Element>(cpu: &mut Cpu, op: &Op, count: u64) {
 }
 
 /// The instruction without a prefix.
-fn once<S: StringOperation, T: Element>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn once<S: StringOperation, T: Element>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, S::one::<T>(cpu, &op));
     advance::<S, T>(cpu, &op, 1);
     op.next(cpu)
 }
 
 /// The instruction with a prefix. A comparing one that does not come to its end leaves the flags as they were.
-fn repeated<S: StringOperation, T: Element>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn repeated<S: StringOperation, T: Element>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let before = cpu.status_flags;
     match run::<S, T>(cpu, &op) {
         Ok(true) => op.next(cpu),

@@ -29,14 +29,17 @@ struct Guest {
 impl Guest {
     fn new(bits: u32) -> Guest {
         let memory = vmm::memory::map(&[(0, 0x20000)]).unwrap();
-        let shared = VmShared::new(VmConfig {
-            memory: Arc::clone(&memory),
-            vcpus: 1,
-            local_apic: false,
-            cpuid: CpuidTable::default(),
-            timers: Timers::new(Arc::new(HostClock::new())),
-            deterministic: false,
-        });
+        let shared = VmShared::new(
+            VmConfig {
+                memory: Arc::clone(&memory),
+                vcpus: 1,
+                local_apic: false,
+                cpuid: CpuidTable::default(),
+                timers: Timers::new(Arc::new(HostClock::new())),
+                deterministic: false,
+            },
+            u32::MAX,
+        );
         let mut cpu = Cpu::new(0, shared);
         cpu.seg[CS].base = 0;
         if bits != 16 {

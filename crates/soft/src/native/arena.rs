@@ -16,7 +16,7 @@ const ALIGN: usize = 16;
 
 /// Memory that thunks are put into.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(crate) struct Arena {
     execute: NonNull<u8>,
     /// Where the same bytes can be written; `None` when protection has to be changed instead.
     write: Option<NonNull<u8>>,
@@ -76,6 +76,14 @@ impl Arena {
         }
         self.used = end;
         Some(entry)
+    }
+
+    /// Forgets all code, whose place is used again.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        // The bytes are written at other addresses than they are executed at, and then the processor sees the change only after an
+        // instruction that serialises (Intel SDM vol. 3 section 8.1.3); CPUID is one.
+        std::arch::x86_64::__cpuid(0);
     }
 
     /// Bytes that are left.

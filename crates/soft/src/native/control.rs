@@ -296,12 +296,13 @@ pub(super) fn lower(l: &Lowering, insn: &Instruction, op: &mut Op) -> bool {
     use Code::*;
     /// The handler that calls a function of this file and goes on.
     macro_rules! run {
-        ($($function:tt)+) => {
-            |cpu: &mut Cpu, op: Cursor| -> Outcome {
+        ($($function:tt)+) => {{
+            extern "sysv64-unwind" fn handler(cpu: &mut Cpu, op: Cursor) -> Outcome {
                 attempt!(cpu, op, $($function)+(cpu, &op));
                 op.next(cpu)
             }
-        };
+            handler
+        }};
     }
     macro_rules! memory {
         ($function:ident $(, $argument:literal)*) => {

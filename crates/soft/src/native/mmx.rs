@@ -15,7 +15,7 @@ use crate::op::{Cursor, Handler, Op, Outcome, Trap, attempt};
 const RDI: u8 = 7;
 
 /// mm, mm
-fn registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     cpu.fx.enter_mmx();
     cpu.fx.set_mm(op.a, cpu.fx.mm(op.b));
@@ -23,7 +23,7 @@ fn registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// mm, m32 or m64
-fn load<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn load<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
     let value = attempt!(cpu, op, load_word(cpu, va, SIZE));
@@ -33,7 +33,7 @@ fn load<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// m32 or m64, mm
-fn store<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, true));
     cpu.fx.clear_top();
@@ -43,7 +43,7 @@ fn store<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// mm, r32 or r64
-fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     cpu.fx.enter_mmx();
     cpu.fx.set_mm(op.a, cpu.regs[usize::from(op.b) & REG_MASK] & MASK);
@@ -51,7 +51,7 @@ fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// r32 or r64, mm
-fn to_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn to_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     cpu.fx.enter_mmx();
     cpu.regs[usize::from(op.a) & REG_MASK] = cpu.fx.mm(op.b) & MASK;
@@ -59,7 +59,7 @@ fn to_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// MASKMOVDQU xmm, xmm
-fn masked_xmm(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn masked_xmm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let (data, mask) = (halves(cpu.fx.x(op.a)), halves(cpu.fx.x(op.b)));
     attempt!(cpu, op, store_masked(cpu, &op, &data, &mask));
@@ -67,7 +67,7 @@ fn masked_xmm(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// MASKMOVQ mm, mm
-fn masked_mm(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn masked_mm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_mmx(cpu));
     cpu.fx.enter_mmx();
     let (data, mask) = ([cpu.fx.mm(op.a)], [cpu.fx.mm(op.b)]);

@@ -32,7 +32,7 @@ use std::collections::HashMap;
 use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction};
 
 pub(crate) use area::FxArea;
-use arena::Arena;
+pub(crate) use arena::Arena;
 use thunk::{Shape, Thunk};
 
 use crate::block::Lowering;

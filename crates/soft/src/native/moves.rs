@@ -44,7 +44,7 @@ fn combined<const C: u8>(a: __m128i, b: __m128i) -> __m128i {
 }
 
 /// xmm, xmm
-fn registers<const C: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn registers<const C: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let value = combined::<C>(cpu.fx.x(op.a), cpu.fx.x(op.b));
     cpu.fx.set_x(op.a, value);
@@ -52,7 +52,7 @@ fn registers<const C: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// xmm, m128
-fn memory16<const C: u8, const ALIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn memory16<const C: u8, const ALIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, address16::<ALIGNED, K>(cpu, &op, false));
     let value = attempt!(cpu, op, load16(cpu, va));
@@ -62,7 +62,7 @@ fn memory16<const C: u8, const ALIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cu
 }
 
 /// xmm, m32 or m64: what it loads is the low part of an otherwise zero second operand.
-fn memory_word<const C: u8, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn memory_word<const C: u8, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
     let value = attempt!(cpu, op, load_word(cpu, va, SIZE));
@@ -72,7 +72,7 @@ fn memory_word<const C: u8, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cur
 }
 
 /// m128, xmm
-fn store_all<const ALIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store_all<const ALIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, address16::<ALIGNED, K>(cpu, &op, true));
     attempt!(cpu, op, store16(cpu, va, halves(cpu.fx.x(op.b))));
@@ -80,7 +80,7 @@ fn store_all<const ALIGNED: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Out
 }
 
 /// m32 or m64, low or high part of xmm
-fn store_part<const HIGH: bool, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store_part<const HIGH: bool, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, true));
     let value = halves(cpu.fx.x(op.b))[usize::from(HIGH)];
@@ -89,7 +89,7 @@ fn store_part<const HIGH: bool, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op:
 }
 
 /// xmm, r32 or r64
-fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let value = cpu.regs[usize::from(op.b) & REG_MASK] & MASK;
     cpu.fx.set_x(op.a, vector(value, 0));
@@ -97,21 +97,21 @@ fn from_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// r32 or r64, xmm
-fn to_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn to_general<const MASK: u64>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     cpu.regs[usize::from(op.a) & REG_MASK] = low(cpu.fx.x(op.b)) & MASK;
     op.next(cpu)
 }
 
 /// PMOVMSKB r, xmm
-fn byte_signs(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn byte_signs(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     cpu.regs[usize::from(op.a) & REG_MASK] = u64::from(xmm::byte_signs(cpu.fx.x(op.b)));
     op.next(cpu)
 }
 
 /// MOVNTI m32 or m64, r. Needs no SSE state.
-fn store_general<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn store_general<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, true));
     attempt!(cpu, op, store_word(cpu, va, SIZE, cpu.regs[usize::from(op.b) & REG_MASK]));
     op.next(cpu)

@@ -95,14 +95,14 @@ fn vector_instruction<const FLOATING: bool>(cpu: &mut Cpu, op: &Op, second: __m1
 }
 
 /// xmm, xmm
-fn registers<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn registers<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     attempt!(cpu, op, vector_instruction::<FLOATING>(cpu, &op, cpu.fx.x(op.b)));
     op.next(cpu)
 }
 
 /// xmm, m128
-fn memory16<const FLOATING: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn memory16<const FLOATING: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, address16::<true, K>(cpu, &op, false));
     let second = attempt!(cpu, op, load16(cpu, va));
@@ -111,7 +111,7 @@ fn memory16<const FLOATING: bool, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Out
 }
 
 /// xmm, m16, m32 or m64
-fn memory_word<const FLOATING: bool, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn memory_word<const FLOATING: bool, const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
     let second = attempt!(cpu, op, load_word(cpu, va, SIZE));
@@ -129,14 +129,14 @@ fn compare(cpu: &mut Cpu, op: &Op, second: __m128i) -> Result<(), Trap> {
 }
 
 /// compare xmm, xmm
-fn compare_registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn compare_registers(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     attempt!(cpu, op, compare(cpu, &op, cpu.fx.x(op.b)));
     op.next(cpu)
 }
 
 /// compare xmm, m32 or m64
-fn compare_memory<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn compare_memory<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let va = attempt!(cpu, op, cpu.ea::<K>(&op, SIZE, false));
     let second = attempt!(cpu, op, load_word(cpu, va, SIZE));
@@ -145,7 +145,7 @@ fn compare_memory<const SIZE: u64, const K: u8>(cpu: &mut Cpu, op: Cursor) -> Ou
 }
 
 /// r32 or r64, xmm
-fn to_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn to_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let mut io = Io::new();
     let (thunk, second) = (Thunk::of(&op), cpu.fx.x(op.b));
@@ -159,7 +159,7 @@ fn to_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
 }
 
 /// xmm, r32 or r64
-fn from_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn from_general<const FLOATING: bool>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, check_sse(cpu));
     let mut io = Io::new();
     io.gpr = cpu.regs[usize::from(op.b) & REG_MASK];
@@ -230,7 +230,7 @@ impl Plan {
 }
 
 /// Any other shape.
-fn any<const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn any<const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     attempt!(cpu, op, execute::<K>(cpu, &op));
     op.next(cpu)
 }

@@ -212,14 +212,17 @@ fn on_host(arena: &mut Arena, insn: &[u8], state: &State) -> State {
 /// A processor in 64-bit mode, its first GiB mapped to itself, and its memory.
 fn guest() -> (Cpu, GuestMemory) {
     let memory = vmm::memory::map(&[(0, 0x10000)]).unwrap();
-    let shared = VmShared::new(VmConfig {
-        memory: Arc::clone(&memory),
-        vcpus: 1,
-        local_apic: false,
-        cpuid: CpuidTable::default(),
-        timers: Timers::new(Arc::new(HostClock::new())),
-        deterministic: false,
-    });
+    let shared = VmShared::new(
+        VmConfig {
+            memory: Arc::clone(&memory),
+            vcpus: 1,
+            local_apic: false,
+            cpuid: CpuidTable::default(),
+            timers: Timers::new(Arc::new(HostClock::new())),
+            deterministic: false,
+        },
+        u32::MAX,
+    );
     let mut cpu = Cpu::new(0, shared);
     cpu.efer = efer::LME | efer::LMA;
     memory.write_obj(0x9003_u64, GuestAddress(0x8000)).unwrap();

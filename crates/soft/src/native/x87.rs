@@ -26,7 +26,7 @@ mod plan {
 }
 
 /// Any x87 instruction that computes.
-fn any<const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
+extern "sysv64-unwind" fn any<const K: u8>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let rip = op.rip(cpu);
     attempt!(cpu, op, execute::<K>(cpu, &op, rip));
     op.next(cpu)

@@ -9,10 +9,32 @@ use iced_x86::{Code, CpuidFeature, Decoder, DecoderError, DecoderOptions, Instru
 
 use crate::state::State;
 
+/// Opcodes of [`Class::Common`].
+#[rustfmt::skip]
+const COMMON: &[&[u8]] = &[
+    // ADD OR ADC SBB AND SUB XOR CMP
+    &[0x00], &[0x01], &[0x02], &[0x03], &[0x05], &[0x09], &[0x0b], &[0x11], &[0x13], &[0x19], &[0x1b], &[0x21], &[0x23], &[0x28], &[0x29],
+    &[0x2b], &[0x31], &[0x33], &[0x38], &[0x39], &[0x3a], &[0x3b], &[0x80], &[0x81], &[0x83], &[0x83],
+    // MOV MOVSXD LEA XCHG TEST
+    &[0x88], &[0x89], &[0x89], &[0x8a], &[0x8b], &[0x8b], &[0xb1], &[0xb9], &[0xc6], &[0xc7], &[0x63], &[0x8d], &[0x8d], &[0x87], &[0x84], &[0x85],
+    &[0xa8],
+    // Multiplication, shifts, NOT NEG MUL DIV, INC DEC
+    &[0x69], &[0x6b], &[0xc0], &[0xc1], &[0xc1], &[0xd1], &[0xd3], &[0xf6], &[0xf7], &[0xfe], &[0xfe], &[0xff], &[0xff],
+    // PUSH POP CDQE CDQ CLC STC CMC LAHF
+    &[0x53], &[0x5e], &[0x98], &[0x99], &[0xf8], &[0xf9], &[0xf5], &[0x9f],
+    // CMOV SETcc
+    &[0x0f, 0x42], &[0x0f, 0x44], &[0x0f, 0x48], &[0x0f, 0x4f], &[0x0f, 0x92], &[0x0f, 0x95], &[0x0f, 0x9a], &[0x0f, 0x9c],
+    // BT BTS BTR, double shifts, IMUL, CMPXCHG, MOVZX MOVSX, BSF, XADD, BSWAP
+    &[0x0f, 0xa3], &[0x0f, 0xab], &[0x0f, 0xb3], &[0x0f, 0xba], &[0x0f, 0xa4], &[0x0f, 0xad], &[0x0f, 0xaf], &[0x0f, 0xb1], &[0x0f, 0xb6],
+    &[0x0f, 0xb7], &[0x0f, 0xbe], &[0x0f, 0xbf], &[0x0f, 0xbc], &[0x0f, 0xc1], &[0x0f, 0xca],
+];
+
 /// Kind of instructions to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     Integer,
+    /// The integer instructions that compilers make most code of, with few useless prefixes.
+    Common,
     /// BMI1, BMI2 and ADX.
     Bits,
     String,
@@ -28,6 +50,7 @@ impl Class {
     pub fn mnemonics_expected(self) -> usize {
         match self {
             Class::Integer => 80,
+            Class::Common => 50,
             Class::Bits => 14,
             Class::String => 5,
             Class::X87 => 60,
@@ -46,7 +69,7 @@ impl Class {
         match self {
             Class::String => instruction.is_string_instruction(),
             Class::Bits => any(&[F::BMI1, F::BMI2, F::ADX]),
-            Class::Integer => {
+            Class::Integer | Class::Common => {
                 !instruction.is_string_instruction()
                     && !fpu
                     && features.iter().all(|feature| {
@@ -83,6 +106,7 @@ impl Class {
     /// Opcode bytes of this class, before ModRM.
     fn opcode(self, random: &mut Random, bytes: &mut Vec<u8>) {
         match self {
+            Class::Common => bytes.extend(*random.pick(COMMON)),
             Class::X87 => bytes.push(0xd8 + random.below(8) as u8),
             Class::String => bytes.push(*random.pick(&[0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf])),
             Class::Bits if random.below(4) == 0 => bytes.extend([0x0f, 0x38, 0xf6]),
@@ -150,7 +174,7 @@ impl Random {
 /// Makes the cases of one class.
 pub struct Generator {
     class: Class,
-    random: Random,
+    pub random: Random,
     fx: [u8; 512],
 }
 
@@ -196,13 +220,18 @@ impl Generator {
     }
 
     /// Random bytes until they are an instruction to test.
-    fn instruction(&mut self) -> (Vec<u8>, Instruction) {
+    pub fn instruction(&mut self) -> (Vec<u8>, Instruction) {
         loop {
             let mut bytes = Vec::with_capacity(24);
             let random = &mut self.random;
             for (prefix, chance) in [(0x66, 4), (0xf3, 6), (0xf2, 6), (0xf0, 24), (0x67, 24), (0x2e, 60)] {
-                let likely = self.class == Class::String && matches!(prefix, 0xf2 | 0xf3);
-                if random.below(if likely { 2 } else { chance }) == 0 {
+                let repeats = matches!(prefix, 0xf2 | 0xf3);
+                let chance = match self.class {
+                    Class::String if repeats => 2,
+                    Class::Common if repeats => 64,
+                    _ => chance,
+                };
+                if random.below(chance) == 0 {
                     bytes.push(prefix);
                 }
             }
@@ -222,7 +251,8 @@ impl Generator {
         }
     }
 
-    fn value(&mut self) -> u64 {
+    /// A value that some instruction finds interesting.
+    pub fn value(&mut self) -> u64 {
         let random = &mut self.random;
         let value = match random.below(8) {
             0 => random.below(64),
@@ -244,7 +274,8 @@ impl Generator {
         }
     }
 
-    fn state(&mut self) -> State {
+    /// A random state.
+    pub fn state(&mut self) -> State {
         let mut gpr = [0; 16];
         for register in &mut gpr {
             *register = self.value();

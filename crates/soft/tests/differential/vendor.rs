@@ -29,7 +29,9 @@ pub fn is_makers_choice(case: &Case, host: &Outcome, guest: &Outcome) -> bool {
     let prefetch = format!("{:?}", instruction.code()).ends_with("0F0D");
     // With REX.B it is an exchange of RAX and R8 for AMD.
     let pause = instruction.mnemonic() == Mnemonic::Pause;
-    branch || string || prefetch || pause || faulted && has_media_state(instruction)
+    // When a near call to an address that is not canonical faults, Intel's have written the return address and AMD's have not.
+    let call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) && faulted;
+    branch || call || string || prefetch || pause || faulted && has_media_state(instruction)
 }
 
 /// Whether it works on x87, MMX or SSE registers.
@@ -40,9 +42,9 @@ fn has_media_state(instruction: &Instruction) -> bool {
         || format!("{:?}", instruction.mnemonic()).starts_with('F')
 }
 
-/// The prefixes before REX and opcode.
+/// The prefixes before the opcode, and REX, of which only one directly before the opcode means anything.
 fn legacy_prefixes(bytes: &[u8]) -> &[u8] {
-    let is_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3);
+    let is_prefix = |byte: &u8| matches!(byte, 0x40..=0x4f | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x66 | 0x67 | 0xf0 | 0xf2 | 0xf3);
     let end = bytes.iter().position(|byte| !is_prefix(byte)).unwrap_or(bytes.len());
     &bytes[..end]
 }

@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::Exit;
 
-use crate::machine::*;
+use super::machine::*;
 
 #[test]
 fn store_into_the_running_block_changes_what_follows() {

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 use vmm::{Entry, Exit};
 
-use crate::machine::*;
+use super::machine::*;
 
 /// DR6 bits.
 const BS: u64 = 1 << 14;

@@ -5,7 +5,7 @@ use vmm::exit::Access;
 use vmm::memory::Protection;
 use vmm::{Entry, Exit, Inject};
 
-use crate::machine::*;
+use super::machine::*;
 
 #[test]
 fn fault_frame_holds_the_instruction_and_trap_frame_the_next() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::{BackendVm, Entry, Exit, Inject, Registers, Segment};
 
-use crate::machine::*;
+use super::machine::*;
 
 const CASES: u64 = 1000;
 const STEPS: u32 = 40;

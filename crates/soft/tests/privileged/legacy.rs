@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 use vmm::{Entry, Exit, Inject, Registers, Segment};
 
-use crate::machine::*;
+use super::machine::*;
 
 /// A descriptor that the tests fill.
 const SPARE_2: u16 = 0x58;

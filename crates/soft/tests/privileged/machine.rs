@@ -125,7 +125,7 @@ impl Machine {
 
     pub fn with(vcpus: u32, local_apic: bool, deterministic: bool) -> Machine {
         let memory = vmm::memory::map(&[(0, MEMORY)]).unwrap();
-        let backend = Soft::new();
+        let backend = Soft::translating_after(super::TRANSLATE_AFTER);
         let timers =
             if deterministic { Timers::new(Arc::new(StepClock::new(Duration::ZERO))) } else { Timers::new(Arc::new(HostClock::new())) };
         let config = VmConfig { memory: Arc::clone(&memory), vcpus, local_apic, cpuid: backend.supported_cpuid(), timers, deterministic };

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 use vmm::{Exit, Registers, Segment};
 
-use crate::machine::*;
+use super::machine::*;
 
 /// 32-bit protected mode at level 0 without paging.
 fn start_protected() -> Registers {

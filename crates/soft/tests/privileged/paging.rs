@@ -5,7 +5,7 @@ use vmm::exit::Access;
 use vmm::memory::Protection;
 use vmm::{Exit, RegisterMask};
 
-use crate::machine::*;
+use super::machine::*;
 
 fn load_from(address: u64) -> impl FnOnce(&mut CodeAssembler) {
     move |a| {

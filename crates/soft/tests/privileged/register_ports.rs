@@ -4,7 +4,7 @@ use iced_x86::code_asm::*;
 use vmm::PortCall;
 use vmm::registers::{RAX, RBP, RBX, RCX, RDI, RDX, RSI};
 
-use crate::machine::*;
+use super::machine::*;
 
 /// A machine at level 3 with IOPL 0 and no I/O bitmap, that executes `code` and then UD2.
 fn user_machine(answer: fn(&mut PortCall), code: impl FnOnce(&mut CodeAssembler)) -> Machine {

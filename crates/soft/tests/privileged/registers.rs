@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 use vmm::{Exit, Segment};
 
-use crate::machine::*;
+use super::machine::*;
 
 const PCIDE: u32 = 1 << 17;
 

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 use vmm::{Entry, Exit};
 
-use crate::machine::*;
+use super::machine::*;
 
 /// Runs code at level 0 and expects this exception at its last instruction.
 fn expect(code: impl FnOnce(&mut CodeAssembler), vector: u8, error: Option<u64>) {
