@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::super::{Access, GrantError, Xen};
 
-/// Most grants that a queue keeps: `RING_SIZE * BLKIF_MAX_SEGMENTS_PER_REQUEST` of a ring of one page, three times; Linux' `max_persistent_grants`.
+/// Most grants that a queue keeps, Linux' `max_persistent_grants`: three times the `RING_SIZE * BLKIF_MAX_SEGMENTS_PER_REQUEST` of a ring of one page.
 pub(in super::super) const MOST_KEPT: usize = 1056;
 /// How many go when there would be more: `LRU_PERCENT_CLEAN` of them, so that the oldest are not looked for each time.
 const PURGED: usize = MOST_KEPT * 5 / 100;
@@ -29,6 +29,7 @@ pub(super) struct Grants {
     xen: Arc<Xen>,
     /// By reference; `None` when the frontend does not have the feature.
     kept: Option<HashMap<u32, Kept>>,
+    /// How often pages were used.
     uses: u64,
     /// Mapped until the request is done.
     borrowed: Vec<(u32, Access)>,
