@@ -7,10 +7,10 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use common::{Run, debian, guest, run};
+use common::{Rival, debian, guest, pinned};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const MILLISECOND: i64 = 1_000_000;
@@ -65,31 +65,6 @@ fn guest_clock_stays_within_a_millisecond_of_the_host_over_a_minute() {
     let (first, last) = (offsets[..third].iter().min().unwrap(), offsets[2 * third..].iter().min().unwrap());
     println!("luckiest lines of {third}: {first} and {last} ns behind");
     assert!((first - last).abs() < MILLISECOND, "{first} and {last} ns");
-}
-
-/// A program that wants one host processor for itself until it is dropped.
-struct Rival(Child);
-
-impl Rival {
-    fn on(processor: &str) -> Rival {
-        let spin = ["-c", processor, "sh", "-c", "while :; do :; done"];
-        Rival(Command::new("taskset").args(spin).spawn().unwrap())
-    }
-}
-
-impl Drop for Rival {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-/// Runs a machine on one processor of the host.
-fn pinned(cmdline: &str, more: &[&str]) -> Run {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "0", env!("CARGO_BIN_EXE_vmctl"), "run", "--backend", "soft", "--cmdline", cmdline]);
-    command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd-busybox.gz")).args(more);
-    run(command, PATIENCE)
 }
 
 #[test]

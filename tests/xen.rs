@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{Machine, Run, Selftest, copy_sparse, debian, guest, initrd_with, run, run_host};
+use common::{Machine, Rival, Run, Selftest, copy_sparse, debian, guest, initrd_with, pinned, run, run_host};
 
 /// A boot to init on the software CPU takes seconds when built with optimisation and nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -36,6 +36,17 @@ fn linux_of_hvm_kind_takes_clock_events_and_console_from_xen() {
 }
 
 #[test]
+fn time_that_a_rival_on_the_same_processor_takes_is_stolen_in_the_runstate() {
+    let rival = Rival::on("0");
+    let run = pinned("console=ttyS0 panic=-1 quiet test=clocks steal=10", &["--dialect", "xen"]);
+    drop(rival);
+    run.expect(&["CLOCKSOURCE xen", "STEAL "]);
+    // Hundredths of a second of ten seconds; fair would be half of them.
+    let stolen: u32 = run.value("STEAL ").parse().unwrap();
+    assert!((200..=1000).contains(&stolen), "{stolen} hundredths of a second:\n{run}");
+}
+
+#[test]
 fn linux_of_hvm_kind_runs_from_xvda_and_fetches_over_its_netfront() {
     let selftest = Selftest::new();
     let disk = format!("{},bus=xen", selftest.disk().display());
@@ -43,6 +54,51 @@ fn linux_of_hvm_kind_runs_from_xvda_and_fetches_over_its_netfront() {
     let run = debian("initrd-xen.gz", &selftest.cmdline("xenroot"), &options, SYSTEM_PATIENCE);
     run.expect(&["Xen HVM", "XEN vbd-51712 Connected", "XEN vif-0 Connected", "(xvda): mounted filesystem", "SELFTEST END", "Power down"]);
     selftest.check(&run);
+}
+
+#[test]
+fn linux_without_callback_vectors_runs_from_xvda_by_the_platform_devices_line() {
+    let selftest = Selftest::new();
+    let disk = format!("{},bus=xen", selftest.disk().display());
+    let options = ["--dialect", "xen", "--cpus", "2", "--disk", &disk, "--nic", "user,bus=xen"];
+    let cmdline = format!("{} xen_no_vector_callback", selftest.cmdline("xenroot"));
+    let run = debian("initrd-xen.gz", &cmdline, &options, SYSTEM_PATIENCE);
+    run.expect(&["Xen HVM", "(xvda): mounted filesystem", "SELFTEST END", "Power down"]);
+    selftest.check(&run);
+}
+
+/// Reads a disk, and tells by which interrupts.
+const READER: &str = "busybox mount -t proc proc /proc
+busybox mount -t devtmpfs dev /dev
+busybox insmod /lib/modules/xen-blkfront.ko
+until [ -b /dev/xvda ]; do busybox usleep 50000; done
+busybox sha256sum /dev/xvda
+busybox grep -E 'xen-platform-pci|xenbus|blkif' /proc/interrupts
+busybox poweroff -f";
+
+#[test]
+fn linux_takes_each_event_once_by_a_line_of_either_controller() {
+    let work = tempfile::tempdir().unwrap();
+    let image = work.path().join("disk.raw");
+    std::fs::write(&image, (0..1u32 << 20).flat_map(u32::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let mut own = initrd::Initrd::default();
+    own.script(READER);
+    let initrd = initrd_with(work.path(), &["initrd-xen.gz"], &own.finish());
+    for (option, controller) in [("", "IO-APIC"), ("noapic", "XT-PIC")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+        command.args(["run", "--dialect", "xen", "--cmdline"]).arg(format!("console=ttyS0 quiet panic=-1 xen_no_vector_callback {option}"));
+        command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(&initrd);
+        command.arg("--disk").arg(format!("{},bus=xen", image.display()));
+        let run = run(command, PATIENCE);
+        run.expect(&[&common::sum(&image), controller, "xen-platform-pci"]);
+        let count = |name: &str| -> u64 {
+            let line = run.output.lines().find(|line| line.trim_end().ends_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let (interrupts, events) = (count("xen-platform-pci"), count("xenbus") + count("blkif"));
+        // One may tell of several.
+        assert!((1..=events).contains(&interrupts), "{interrupts} interrupts for {events} events:\n{run}");
+    }
 }
 
 #[test]

@@ -157,6 +157,32 @@ pub fn guest_program(name: &str) -> Vec<u8> {
     std::fs::read(program).unwrap()
 }
 
+/// A program that wants one host processor for itself until it is dropped.
+pub struct Rival(Child);
+
+impl Rival {
+    /// Keeps that processor busy.
+    pub fn on(processor: &str) -> Rival {
+        let spin = ["-c", processor, "sh", "-c", "while :; do :; done"];
+        Rival(Command::new("taskset").args(spin).spawn().unwrap())
+    }
+}
+
+impl Drop for Rival {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Runs a machine of Debian's kernel on the host's processor 0.
+pub fn pinned(cmdline: &str, more: &[&str]) -> Run {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0", env!("CARGO_BIN_EXE_vmctl"), "run", "--backend", "soft", "--cmdline", cmdline]);
+    command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd-busybox.gz")).args(more);
+    run(command, HOST_PATIENCE)
+}
+
 /// Runs a program of the host, from where administrators have theirs, too.
 pub fn run_host(program: &str, arguments: &[&str]) -> Run {
     let mut command = Command::new(program);

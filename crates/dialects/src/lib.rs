@@ -147,6 +147,9 @@ pub trait Dialect: Send + Sync {
         false
     }
 
+    /// A level-triggered interrupt ends: who holds a line up without cause is to let it go before it is looked at again.
+    fn end_of_interrupt(&self) {}
+
     /// The machine was reset: forget what the guest registered.
     fn reset(&self);
 }

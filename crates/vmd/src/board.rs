@@ -196,7 +196,7 @@ impl Board {
         let pci = Arc::new(pci);
         pci.map(&mut map);
         if let Some(xen) = &parts.paravirtual.xen {
-            let plugs = Plugs { events: Arc::clone(&events), pci: Arc::clone(&pci), disks: emulated };
+            let plugs = Plugs { events: Arc::clone(&events), pci: Arc::clone(&pci), disks: emulated, interrupts: Arc::clone(&interrupts) };
             xen.connect(Arc::new(Arc::clone(vm)), Arc::new(plugs));
         }
 

@@ -139,6 +139,7 @@ impl Bus for MachineBus {
     }
 
     fn end_of_interrupt(&self, vector: u8) {
+        self.dialects.iter().for_each(|dialect| dialect.end_of_interrupt());
         self.interrupts.end_of_interrupt(vector);
     }
 

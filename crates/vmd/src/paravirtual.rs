@@ -75,7 +75,7 @@ impl Paravirtual {
                 (DialectName::Kvm, None) => Arc::new(kvm::Leaf { features: with.backend_kvm.unwrap_or_default() }),
                 (DialectName::Openbsd, clock) => Arc::new(Openbsd::new(clock.clone())),
                 (DialectName::Xen, _) => {
-                    let xen = Xen::new(memory.clone(), Arc::clone(&own_clock), Arc::clone(timers), with.uuid.0, *vcpus);
+                    let xen = Xen::new(memory.clone(), Arc::clone(&own_clock), Arc::clone(timers), with.steal.clone(), with.uuid.0, *vcpus);
                     made.xen = Some(Arc::clone(&xen));
                     xen
                 }

@@ -57,6 +57,8 @@ pub mod param {
 pub mod via {
     /// A global interrupt; number 0 means off.
     pub const GSI: u64 = 0;
+    /// A pin of a PCI device: device in bits 15:11, pin in bits 1:0 (INTA is 0).
+    pub const PCI_INTX: u64 = 1;
     /// Bits 7:0 are a vector that every vCPU gets without its local APIC.
     pub const VECTOR: u64 = 2;
 }

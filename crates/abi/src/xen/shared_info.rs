@@ -28,15 +28,22 @@ pub mod vcpu_info {
     pub const TIME: u64 = 32;
 }
 
+/// A state: on a processor of the host (`RUNSTATE_running`).
+pub const RUNNING: usize = 0;
+/// A state: the host runs something else (`RUNSTATE_runnable`).
+pub const RUNNABLE: usize = 1;
+/// In [`Runstate::state_entry_time`], for guests that asked for it: the rest is being changed (`XEN_RUNSTATE_UPDATE`).
+pub const RUNSTATE_UPDATE: u64 = 1 << 63;
+
 /// `struct vcpu_runstate_info`.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Runstate {
-    /// 0 running, 1 runnable, 2 blocked, 3 offline.
+    /// [`RUNNING`], [`RUNNABLE`], 2 blocked, 3 offline.
     pub state: U32,
     /// Zero.
     pub pad: U32,
-    /// System time at which it entered that state.
+    /// System time at which it entered that state, and perhaps [`RUNSTATE_UPDATE`].
     pub state_entry_time: U64,
     /// Nanoseconds in each state.
     pub time: [U64; 4],

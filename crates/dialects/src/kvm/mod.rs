@@ -17,7 +17,7 @@ pub mod clock;
 pub(crate) mod eoi;
 mod hypercall;
 pub(crate) mod page;
-mod steal;
+pub(crate) mod steal;
 #[cfg(test)]
 mod tests;
 

@@ -32,8 +32,24 @@ pub(super) struct Steal {
     memory: GuestMemory,
     source: Arc<dyn StealSource>,
     processors: Vec<Processor>,
-    /// Between the last look and the next.
-    interval: u64,
+    pace: Pace,
+}
+
+/// How long it is between the last look and the next: short while time is stolen, longer and longer while none is.
+pub(crate) struct Pace(u64);
+
+impl Default for Pace {
+    fn default() -> Pace {
+        Pace(SHORT)
+    }
+}
+
+impl Pace {
+    /// Nanoseconds until the next look, after one that has `changed` something or not.
+    pub(crate) fn next(&mut self, changed: bool) -> u64 {
+        self.0 = if changed { SHORT } else { (2 * self.0).min(LONG) };
+        self.0
+    }
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +68,7 @@ impl Processor {
 
 impl Steal {
     pub(super) fn new(memory: GuestMemory, source: Arc<dyn StealSource>, vcpus: u32) -> Steal {
-        Steal { memory, source, processors: vec![Processor::default(); vcpus as usize], interval: SHORT }
+        Steal { memory, source, processors: vec![Processor::default(); vcpus as usize], pace: Pace::default() }
     }
 
     pub(super) fn read_msr(&self, vcpu: VcpuId) -> Result<u64, MsrFault> {
@@ -71,7 +87,7 @@ impl Steal {
                 return Err(MsrFault);
             }
             add(&self.memory, gpa, 0)?;
-            self.interval = SHORT;
+            self.pace = Pace::default();
         }
         *processor = new;
         Ok(())
@@ -92,8 +108,8 @@ impl Steal {
                 changed = true;
             }
         }
-        self.interval = if changed { SHORT } else { (2 * self.interval).min(LONG) };
-        enabled.then_some(self.interval)
+        let next = self.pace.next(changed);
+        enabled.then_some(next)
     }
 
     /// Whether some record has to be kept up to date.

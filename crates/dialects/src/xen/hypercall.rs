@@ -11,13 +11,14 @@ use abi::xen::hypercall::{
     AddToPhysmap, CONSOLE_WRITE, DOMID_SELF, Features, RegisterVcpuInfo, SetSingleshot, VM_ASSIST_ENABLE, VM_ASSIST_RUNSTATE_UPDATE,
     feature, memory, number, reason, sched, vcpu, version,
 };
-use abi::xen::shared_info::{Runstate, vcpu_info};
+use abi::xen::shared_info::vcpu_info;
 use vmm::memory::PAGE_SIZE;
 use vmm::registers::{RAX, RDI, RDX, RSI};
 use vmm::{GuestMemory, Paging, VcpuId};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{DOMAIN, Shutdown, VERSION, Xen, lock};
+use super::shared::Callback;
+use super::{DOMAIN, Shutdown, VERSION, Wire, Xen, lock};
 
 /// R10, the fourth argument.
 const R10: usize = 10;
@@ -62,6 +63,15 @@ impl Call<'_> {
         Ok(0)
     }
 
+    /// Where the 64-bit words from `address` on are in memory.
+    fn words<const N: usize>(&self, address: u64) -> Option<[u64; N]> {
+        let mut words = [address; N];
+        for (n, word) in (0..).zip(&mut words) {
+            *word = self.paging.translate(self.memory, address.wrapping_add(n * size_of::<u64>() as u64))?;
+        }
+        Some(words)
+    }
+
     /// Writes a text with zeroes up to `size`.
     fn write_text(&self, index: usize, text: &[u8], size: usize) -> Answer {
         let mut bytes = text.to_vec();
@@ -95,7 +105,10 @@ impl Xen {
             number::XEN_VERSION => self.xen_version(call),
             number::CONSOLE_IO => console_io(call),
             number::GRANT_TABLE_OP => self.grant_table_op(call),
-            number::VM_ASSIST if call.argument(0) == VM_ASSIST_ENABLE && call.argument(1) == VM_ASSIST_RUNSTATE_UPDATE => Ok(0),
+            number::VM_ASSIST if call.argument(0) == VM_ASSIST_ENABLE && call.argument(1) == VM_ASSIST_RUNSTATE_UPDATE => {
+                lock(&self.runstates).mark();
+                Ok(0)
+            }
             number::VM_ASSIST => Err(EINVAL),
             number::VCPU_OP => self.vcpu_op(call),
             number::SCHED_OP => self.sched_op(call),
@@ -193,12 +206,12 @@ impl Xen {
         }
         match call.argument(0) {
             vcpu::IS_UP => Ok(1),
-            vcpu::GET_RUNSTATE_INFO => call.write(2, &self.runstate()),
+            vcpu::GET_RUNSTATE_INFO => call.write(2, &lock(&self.runstates).of(target)),
             vcpu::REGISTER_RUNSTATE => {
                 // The structure begins with the address.
-                let address = call.read::<u64>(2)?;
-                call.paging.write(call.memory, u64::from_le(address), self.runstate().as_bytes()).ok_or(EFAULT)?;
-                Ok(0)
+                let address = u64::from_le(call.read(2)?);
+                let area = if address == 0 { None } else { Some(call.words(address).ok_or(EFAULT)?) };
+                if self.register_runstate(target, area) { Ok(0) } else { Err(EFAULT) }
             }
             vcpu::STOP_PERIODIC_TIMER => Ok(0),
             vcpu::SET_SINGLESHOT_TIMER if target == call.vcpu => {
@@ -231,11 +244,6 @@ impl Xen {
             }
             _ => Err(ENOSYS),
         }
-    }
-
-    /// What a processor has done with its time: it ran. Time that the host took from it is not counted.
-    fn runstate(&self) -> Runstate {
-        Runstate { state_entry_time: self.clock.now().into(), ..Runstate::default() }
     }
 
     fn sched_op(&self, call: &Call<'_>) -> Answer {
@@ -370,16 +378,19 @@ impl Xen {
         }
     }
 
-    /// HVM_PARAM_CALLBACK_IRQ: a vector, or nothing. A guest whose processors have vectors of their own sets a line for form's sake; lines are no
-    /// way here, and a guest that means it is told so.
+    /// HVM_PARAM_CALLBACK_IRQ. A guest whose processors have vectors of their own sets a line for form's sake, which then stays down.
     fn set_callback(&self, value: u64) -> Answer {
-        let mut state = self.lock();
-        let vector = match value >> CALLBACK_KIND {
-            hvm::via::VECTOR if value as u8 >= FIRST_VECTOR => Some(value as u8),
-            hvm::via::GSI if value == 0 || state.shared.has_vectors() => None,
+        let number = value as u8;
+        let line = |wire: Wire| self.machine.get().and_then(|machine| machine.line(wire)).map(Callback::Line).ok_or(EINVAL);
+        let callback = match value >> CALLBACK_KIND {
+            hvm::via::VECTOR if number >= FIRST_VECTOR => Callback::Vector(number),
+            hvm::via::GSI if number == 0 => Callback::Nothing,
+            hvm::via::GSI => line(Wire::Gsi(number))?,
+            hvm::via::PCI_INTX => line(Wire::Intx { slot: (value >> 11) as u8 & 0x1f, pin: value as u8 & 3 })?,
             _ => return Err(EINVAL),
         };
-        if !state.shared.set_callback(vector, self.processors.get()) {
+        let mut state = self.lock();
+        if !state.shared.set_callback(callback, self.processors.get()) {
             return Err(ENOSYS);
         }
         state.callback = value;

@@ -5,6 +5,7 @@
 //! ```text
 //!   CPUID, MSR (hypercall page), OUT of its entries, VMCALL/VMMCALL --> hypercall.rs
 //!     memory_op, vcpu_op, set_timer_op      shared.rs          shared info, vcpu info, clock, timers
+//!                                           runstate.rs        time that the host took
 //!     event_channel_op                      event_channel.rs   ports; upcalls by the local APIC --> Processors
 //!     grant_table_op                        grant_table.rs     pages that backends may use
 //!     hvm_op, xen_version, sched_op         hypercall.rs
@@ -16,7 +17,7 @@
 //!
 //! Backends (the other ends of event channels, the users of grants) reach the guest through [`Xen::bind`], [`Xen::notify`] and [`Xen::map`].
 //! Only 64-bit callers are answered. Events are announced by a vector of each processor (`HVMOP_set_evtchn_upcall_vector`), an ordinary interrupt to
-//! its local APIC, which Linux takes since 6.0; or by one vector for all (`HVM_PARAM_CALLBACK_IRQ`), which ends by itself.
+//! its local APIC, which Linux takes since 6.0; or by `HVM_PARAM_CALLBACK_IRQ`: one vector for all, which ends by itself, or a line of the board.
 
 pub mod block;
 mod console;
@@ -25,6 +26,7 @@ mod grant_table;
 mod hypercall;
 pub mod net;
 mod ring;
+mod runstate;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ use vmm::memory::PAGE_SIZE;
 use vmm::time::{Timer, TimerClient, Timers};
 use vmm::{CpuidEntry, CpuidTable, GuestMemory, Hypercall, MsrFault, PortCall, VcpuId};
 
+use crate::kvm::StealSource;
 use crate::kvm::clock::PvClock;
 use crate::{Dialect, Processors};
 use console::Console;
@@ -48,6 +51,7 @@ pub use event_channel::{Peer, PortError};
 use grant_table::GrantTable;
 pub use grant_table::{Access, GrantError, MAX_FRAMES};
 pub use ring::BrokenRing;
+use runstate::{Area, Runstates};
 use shared::Shared;
 
 /// The version that is shown, major in the upper half: 4.17, which Debian 12 has.
@@ -58,6 +62,11 @@ pub const DOMAIN: u16 = 1;
 pub const BACKEND_DOMAIN: u16 = 0;
 /// Where the entries of the hypercall page go. A port that no PC has, with a number that fits into the instruction.
 const HYPERCALL_PORT: u16 = 0xe6;
+
+/// Command and mask registers of the two 8259, at which a guest ends interrupts and lets them come again.
+const PIC_PORTS: [u16; 4] = [0x20, 0x21, 0xa0, 0xa1];
+/// The timer that is no processor's: areas with runstates are due.
+const RUNSTATES: u64 = u64::MAX;
 
 /// Why the guest's kernel wants to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +79,23 @@ pub enum Shutdown {
     Crash,
 }
 
+/// An interrupt line of the board.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// A global interrupt; those below 16 are ISA's.
+    Gsi(u8),
+    /// A pin (0 for INTA) of the PCI device in a slot.
+    Intx {
+        /// The slot.
+        slot: u8,
+        /// The pin.
+        pin: u8,
+    },
+}
+
+/// Sets the level of a line.
+pub type SetLine = Box<dyn Fn(bool) + Send + Sync>;
+
 /// What the dialect does to the whole machine.
 pub trait Machine: Send + Sync {
     /// The guest's kernel is down.
@@ -77,6 +103,9 @@ pub trait Machine: Send + Sync {
 
     /// The guest has Xen's drivers and wants the emulated disks, which are the same, to be gone; the first of them only `with_first`.
     fn unplug_disks(&self, with_first: bool);
+
+    /// A new source on a line, down until it is set and when it is dropped; `None` when there is no such line.
+    fn line(&self, wire: Wire) -> Option<SetLine>;
 }
 
 /// The Xen dialect of one machine.
@@ -87,6 +116,8 @@ pub struct Xen {
     timers: Arc<Timers>,
     /// The single-shot timer of each processor.
     singleshot: OnceLock<Vec<Timer>>,
+    runstates: Mutex<Runstates>,
+    runstate_timer: OnceLock<Timer>,
     processors: OnceLock<Arc<dyn Processors>>,
     machine: OnceLock<Arc<dyn Machine>>,
     state: Mutex<State>,
@@ -105,12 +136,21 @@ struct State {
 }
 
 impl Xen {
-    /// The dialect for `vcpus` processors. `memory` has to have the special pages ([`hvm::SPECIAL_PAGES`]).
-    pub fn new(memory: GuestMemory, clock: Arc<PvClock>, timers: Arc<Timers>, uuid: [u8; 16], vcpus: u32) -> Arc<Xen> {
+    /// The dialect for `vcpus` processors. `memory` has to have the special pages ([`hvm::SPECIAL_PAGES`]). Without a `steal` source no time is stolen.
+    pub fn new(
+        memory: GuestMemory,
+        clock: Arc<PvClock>,
+        timers: Arc<Timers>,
+        steal: Option<Arc<dyn StealSource>>,
+        uuid: [u8; 16],
+        vcpus: u32,
+    ) -> Arc<Xen> {
         let shared = Shared::new(memory.clone(), vcpus);
         let state = State { shared, channels: Channels::default(), callback: 0, store_port: None, console_port: None };
         let xen = Arc::new(Xen {
             grants: Mutex::new(GrantTable::new(memory.clone())),
+            runstates: Mutex::new(Runstates::new(memory.clone(), Arc::clone(&clock), steal, vcpus)),
+            runstate_timer: OnceLock::new(),
             memory,
             clock,
             uuid,
@@ -124,6 +164,7 @@ impl Xen {
         let weak: Weak<dyn TimerClient> = Arc::<Xen>::downgrade(&xen);
         let timers = (0..vcpus).map(|vcpu| xen.timers.timer(weak.clone(), vcpu.into())).collect();
         let _ = xen.singleshot.set(timers);
+        let _ = xen.runstate_timer.set(xen.timers.timer(weak, RUNSTATES));
         xen
     }
 
@@ -244,6 +285,22 @@ impl Xen {
         }
     }
 
+    /// A processor has an area for its runstate, or none any more. `false` when it is not in memory.
+    fn register_runstate(&self, vcpu: VcpuId, area: Option<Area>) -> bool {
+        let mut runstates = lock(&self.runstates);
+        let registered = runstates.register(vcpu, area);
+        self.look_soon(&mut runstates);
+        registered
+    }
+
+    /// Brings the areas up to date, and arms the timer for the next time if there is one.
+    fn look_soon(&self, runstates: &mut Runstates) {
+        let next = runstates.update();
+        if let Some(&timer) = self.runstate_timer.get() {
+            self.timers.arm(timer, next.map(|interval| self.timers.clock().now().saturating_add(interval)));
+        }
+    }
+
     /// Fills the hypercall page: each entry loads its number and writes it to [`HYPERCALL_PORT`], where the dialect finds all registers.
     fn write_hypercall_page(&self, value: u64) -> Result<(), MsrFault> {
         /// Breakpoints between the entries, as Xen has them.
@@ -335,7 +392,12 @@ impl Dialect for Xen {
                 true
             }
             (hvm::unplug::PORT | hvm::unplug::PORT_VERSION, _) => true,
-            _ => false,
+            _ => {
+                if PIC_PORTS.contains(&port) {
+                    self.lock().shared.settle_line();
+                }
+                false
+            }
         }
     }
 
@@ -354,6 +416,10 @@ impl Dialect for Xen {
         true
     }
 
+    fn end_of_interrupt(&self) {
+        self.lock().shared.settle_line();
+    }
+
     fn reset(&self) {
         for vcpu in 0..self.singleshot.get().map_or(0, Vec::len) as VcpuId {
             self.set_timer(vcpu, None);
@@ -364,13 +430,19 @@ impl Dialect for Xen {
         state.channels.reset(&kept);
         state.callback = 0;
         lock(&self.grants).reset();
+        let mut runstates = lock(&self.runstates);
+        runstates.reset();
+        self.look_soon(&mut runstates);
     }
 }
 
 impl TimerClient for Xen {
-    fn timer_due(&self, vcpu: u64) {
+    fn timer_due(&self, token: u64) {
+        if token == RUNSTATES {
+            return self.look_soon(&mut lock(&self.runstates));
+        }
         let mut state = self.lock();
-        if let Some(port) = state.channels.timer_of(vcpu as VcpuId) {
+        if let Some(port) = state.channels.timer_of(token as VcpuId) {
             state.deliver(port, self.processors.get());
         }
     }

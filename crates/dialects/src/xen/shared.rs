@@ -14,6 +14,7 @@ use vmm::memory::PAGE_SIZE;
 use vmm::{GuestMemory, VcpuId};
 use zerocopy::IntoBytes;
 
+use super::SetLine;
 use crate::Processors;
 use crate::atomic;
 use crate::kvm::clock::PvClock;
@@ -24,8 +25,19 @@ pub(super) struct Shared {
     /// Address of the shared info.
     page: Option<u64>,
     vcpus: Vec<Vcpu>,
-    /// The vector of upcalls to processors that have none of their own; it ends by itself.
-    callback: Option<u8>,
+    callback: Callback,
+}
+
+/// How processors without a vector of their own are told of events (`HVM_PARAM_CALLBACK_IRQ`).
+#[derive(Default)]
+pub(super) enum Callback {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// By a vector that ends by itself.
+    Vector(u8),
+    /// By a line, which is up while the first processor has something to look at; the others are not told.
+    Line(SetLine),
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -38,7 +50,7 @@ struct Vcpu {
 
 impl Shared {
     pub fn new(memory: GuestMemory, vcpus: u32) -> Shared {
-        Shared { memory, page: None, vcpus: vec![Vcpu::default(); vcpus as usize], callback: None }
+        Shared { memory, page: None, vcpus: vec![Vcpu::default(); vcpus as usize], callback: Callback::default() }
     }
 
     /// Whether there is such a processor.
@@ -95,23 +107,19 @@ impl Shared {
         }
     }
 
-    /// Whether every processor that asked gets its events by a vector of its own.
-    pub fn has_vectors(&self) -> bool {
-        self.vcpus.first().is_some_and(|vcpu| vcpu.vector.is_some())
-    }
-
-    /// HVM_PARAM_CALLBACK_IRQ with a vector, or with none. `false` when this backend has no interrupts that end by themselves.
-    pub fn set_callback(&mut self, vector: Option<u8>, processors: Option<&Arc<dyn Processors>>) -> bool {
-        let Some(known) = processors else { return vector.is_none() };
+    /// HVM_PARAM_CALLBACK_IRQ. `false` when this backend has no interrupts that end by themselves.
+    pub fn set_callback(&mut self, callback: Callback, processors: Option<&Arc<dyn Processors>>) -> bool {
+        let Some(known) = processors else { return matches!(callback, Callback::Nothing) };
         let set = |vector: u8, on: bool| (0..self.vcpus.len() as VcpuId).all(|vcpu| known.set_auto_eoi(vcpu, vector, on));
-        if let Some(old) = self.callback {
+        if let Callback::Vector(old) = std::mem::take(&mut self.callback) {
             set(old, false);
         }
-        if vector.is_some_and(|new| !set(new, true)) {
-            self.callback = None;
+        if let Callback::Vector(new) = callback
+            && !set(new, true)
+        {
             return false;
         }
-        self.callback = vector;
+        self.callback = callback;
         (0..self.vcpus.len() as VcpuId).for_each(|vcpu| self.upcall(vcpu, processors));
         true
     }
@@ -146,19 +154,29 @@ impl Shared {
 
     /// Interrupts a processor that has something to look at.
     pub fn upcall(&self, vcpu: VcpuId, processors: Option<&Arc<dyn Processors>>) {
-        let waits = self.info(vcpu).and_then(|info| {
-            atomic::with(&self.memory, info + vcpu_info::UPCALL_PENDING, |flag: &AtomicU8| flag.load(Ordering::SeqCst) != 0)
-        });
-        let vector = self.vcpus.get(vcpu as usize).and_then(|vcpu| vcpu.vector.or(self.callback));
-        if let (Some(true), Some(vector), Some(processors)) = (waits, vector, processors) {
+        let (true, Some(processors)) = (self.is_waiting(vcpu), processors) else { return };
+        match (self.vcpus.get(vcpu as usize).and_then(|vcpu| vcpu.vector), &self.callback) {
             // Processor numbers are APIC ids; an edge, fixed delivery.
-            processors.signal_msi(MSI_ADDRESS_BASE | u64::from(vcpu) << MSI_DESTINATION_SHIFT, vector.into());
+            (Some(vector), _) | (None, &Callback::Vector(vector)) => {
+                processors.signal_msi(MSI_ADDRESS_BASE | u64::from(vcpu) << MSI_DESTINATION_SHIFT, vector.into());
+            }
+            (None, Callback::Line(set)) if vcpu == 0 => set(true),
+            (None, Callback::Line(_) | Callback::Nothing) => {}
+        }
+    }
+
+    /// Lets the callback's line go if the first processor has nothing to look at any more (Xen: `hvm_maybe_deassert_evtchn_irq`).
+    pub fn settle_line(&self) {
+        if let Callback::Line(set) = &self.callback
+            && !self.is_waiting(0)
+        {
+            set(false);
         }
     }
 
     /// Forgets where everything is.
     pub fn reset(&mut self, processors: Option<&Arc<dyn Processors>>) {
-        self.set_callback(None, processors);
+        self.set_callback(Callback::Nothing, processors);
         self.page = None;
         self.vcpus.fill(Vcpu::default());
     }
@@ -173,6 +191,13 @@ impl Shared {
             atomic::with(&self.memory, info + vcpu_info::UPCALL_PENDING, |flag: &AtomicU8| flag.store(1, Ordering::SeqCst));
         }
         is_new
+    }
+
+    /// Whether a processor's flag "upcall pending" is set.
+    fn is_waiting(&self, vcpu: VcpuId) -> bool {
+        let flag =
+            |info: u64| atomic::with(&self.memory, info + vcpu_info::UPCALL_PENDING, |flag: &AtomicU8| flag.load(Ordering::SeqCst) != 0);
+        self.info(vcpu).and_then(flag).unwrap_or(false)
     }
 
     fn is_set(&self, gpa: u64, bit: u64) -> bool {

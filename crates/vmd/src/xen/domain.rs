@@ -264,7 +264,7 @@ mod tests {
         let memory = vmm::memory::map(&super::super::memory(0)).unwrap();
         let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
         let clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), 1_000_000_000, 1));
-        Domain::new(Xen::new(memory, clock, timers, [0; 16], 1), store.clone(), "uuid", 1, true).unwrap()
+        Domain::new(Xen::new(memory, clock, timers, None, [0; 16], 1), store.clone(), "uuid", 1, true).unwrap()
     }
 
     /// A disk of nothing, and when it was let go.

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use abi::boot::E820_RESERVED;
 use abi::xen::hvm::{SPECIAL_PAGES, SPECIAL_PAGES_SIZE};
 use devices::MachineEvents;
+use devices::interrupts::{InterruptRouter, PCI_GSI, PCI_GSIS};
 use devices::pci::{MEMORY_WINDOW, PciAddress, PciBus};
-use dialects::xen::{MAX_FRAMES, Machine, Shutdown};
+use dialects::xen::{MAX_FRAMES, Machine, SetLine, Shutdown, Wire};
 use vmm::memory::PAGE_SIZE;
 
 use crate::boot::{E820Range, HIGH_RAM_START, LOW_RAM_END};
@@ -48,7 +49,7 @@ pub fn reserved() -> E820Range {
 
 pub use domain::Domain;
 
-/// The plugs of the machine, and of its emulated disks: those that firmware boots from, which are the Xen disks once more.
+/// The plugs of the machine, and of its emulated disks: those that firmware boots from, which are the Xen disks once more; and its interrupt lines.
 pub struct Plugs {
     /// Ends the machine.
     pub events: Arc<dyn MachineEvents>,
@@ -56,6 +57,8 @@ pub struct Plugs {
     pub pci: Arc<PciBus>,
     /// Where they are.
     pub disks: Vec<PciAddress>,
+    /// Where lines lead.
+    pub interrupts: Arc<InterruptRouter>,
 }
 
 impl Machine for Plugs {
@@ -69,12 +72,22 @@ impl Machine for Plugs {
     fn unplug_disks(&self, with_first: bool) {
         self.disks.iter().skip(usize::from(!with_first)).for_each(|disk| self.pci.unplug(*disk));
     }
+
+    fn line(&self, wire: Wire) -> Option<SetLine> {
+        let line = match wire {
+            Wire::Gsi(irq @ 0..PCI_GSI) => self.interrupts.isa_line(irq),
+            Wire::Gsi(gsi) if gsi < PCI_GSI + PCI_GSIS => self.interrupts.gsi_line(gsi),
+            Wire::Gsi(_) => return None,
+            Wire::Intx { slot, pin } => self.interrupts.pci_line(slot, pin),
+        };
+        Some(Box::new(move |level| line.set(level)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use devices::MsiSink;
-    use devices::interrupts::{InterruptRouter, InterruptSink};
+    use devices::interrupts::InterruptSink;
     use devices::xen_platform::{MEMORY_BAR, XenPlatform};
     use vmm::backend::IoapicRoute;
 

@@ -1,5 +1,7 @@
 //! A frontend of ours, honest and not, against Blkback; and the negotiation of both.
 
+mod persistent;
+
 use abi::xen::io::blkif::{Discard, INDIRECT_PAGES, Indirect, Request, Response, SEGMENTS, SLOT, Segment, op, status};
 use abi::xen::io::xenbus::state;
 
@@ -39,12 +41,16 @@ impl Rig {
 
     fn connected(read_only: bool) -> Rig {
         let mut rig = Rig::new(read_only);
-        rig.tree.set(&format!("{FRONT}/ring-ref"), rig.grant);
-        rig.tree.set(&format!("{FRONT}/event-channel"), rig.port);
-        rig.tree.set(&format!("{FRONT}/protocol"), "x86_64-abi");
-        rig.says(state::INITIALISED);
-        assert_eq!(rig.state(), state::CONNECTED);
+        rig.connect();
         rig
+    }
+
+    fn connect(&mut self) {
+        self.tree.set(&format!("{FRONT}/ring-ref"), self.grant);
+        self.tree.set(&format!("{FRONT}/event-channel"), self.port);
+        self.tree.set(&format!("{FRONT}/protocol"), "x86_64-abi");
+        self.says(state::INITIALISED);
+        assert_eq!(self.state(), state::CONNECTED);
     }
 
     /// The frontend's state becomes `new`.

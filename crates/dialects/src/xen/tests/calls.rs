@@ -78,36 +78,62 @@ fn parameters_name_the_rings_that_are_there() {
     assert_eq!((get(words::param::STORE_EVTCHN), get(words::param::STORE_PFN)), (port.into(), 0xf_effc));
 }
 
+fn set_callback(guest: &Guest, value: u64) -> i64 {
+    let param = Param { domid: DOMAIN.into(), index: words::param::CALLBACK_IRQ.into(), value: value.into(), ..Param::default() };
+    guest.call_with(number::HVM_OP, words::op::SET_PARAM, &param).0
+}
+
+/// An event of `vcpu` for itself.
+fn send_to_itself(guest: &Guest, vcpu: u32) {
+    let (_, bind) = guest.call_with(number::EVENT_CHANNEL_OP, evtchn::op::BIND_IPI, &evtchn::BindIpi { vcpu: vcpu.into(), port: 0.into() });
+    assert_eq!(guest.port_call(evtchn::op::SEND, bind.port.get()), 0);
+}
+
 #[test]
-fn callback_without_vectors_is_refused() {
-    let set = |guest: &Guest| {
-        let param = Param { domid: DOMAIN.into(), index: words::param::CALLBACK_IRQ.into(), value: 1.into(), ..Param::default() };
-        guest.call_with(number::HVM_OP, words::op::SET_PARAM, &param).0
-    };
-    assert_eq!(set(&Guest::new()), -errno::EINVAL);
-    assert_eq!(set(&Guest::running()), 0);
+fn callback_line_is_up_while_the_first_processor_has_something_to_look_at() {
+    // A GSI, and INTB of device 3; the bus is nobody's.
+    for (value, wire) in [(9, Wire::Gsi(9)), (1 << 56 | 3 << 11 | 1, Wire::Intx { slot: 3, pin: 1 })] {
+        let guest = Guest::new();
+        assert_eq!(guest.place(memory::SPACE_SHARED_INFO, 0, SHARED_INFO), 0);
+        let levels = || std::mem::take(&mut *guest.ended.2.lock().unwrap());
+        assert_eq!(set_callback(&guest, value), 0);
+        send_to_itself(&guest, 1);
+        assert_eq!(levels(), [], "of others it tells nothing");
+        send_to_itself(&guest, 0);
+        assert_eq!(levels(), [(wire, true)]);
+        guest.xen.end_of_interrupt();
+        assert_eq!(levels(), [], "the guest has not looked");
+        guest.memory.write_obj(0u8, GuestAddress(SHARED_INFO)).unwrap();
+        guest.xen.end_of_interrupt();
+        assert_eq!(levels(), [(wire, false)]);
+        assert!(!guest.xen.port_out(0, 0x20, 1, 0x20), "the controller's register is the controller's");
+        assert_eq!(levels(), [(wire, false)]);
+        assert_eq!(guest.interrupts(), []);
+    }
+}
+
+#[test]
+fn callback_line_of_processors_with_vectors_stays_down() {
+    let guest = Guest::running();
+    assert_eq!(set_callback(&guest, 1), 0);
+    send_to_itself(&guest, 0);
+    assert_eq!((guest.interrupts().len(), guest.ended.2.lock().unwrap().len()), (1, 0));
 }
 
 #[test]
 fn callback_vector_is_for_processors_without_their_own_and_ends_by_itself() {
     let guest = Guest::new();
     assert_eq!(guest.place(memory::SPACE_SHARED_INFO, 0, SHARED_INFO), 0);
-    let set = |value: u64| {
-        let param = Param { domid: DOMAIN.into(), index: words::param::CALLBACK_IRQ.into(), value: value.into(), ..Param::default() };
-        guest.call_with(number::HVM_OP, words::op::SET_PARAM, &param).0
-    };
-    assert_eq!(set(2 << 56 | 0xf3), 0);
+    assert_eq!(set_callback(&guest, 2 << 56 | 0xf3), 0);
     assert_eq!(*guest.interrupts.1.lock().unwrap(), [(0, 0xf3, true), (1, 0xf3, true)]);
     let own = UpcallVector { vcpu: 1.into(), vector: 0xf4, pad: [0; 3] };
     assert_eq!(guest.call_with(number::HVM_OP, words::op::SET_UPCALL_VECTOR, &own).0, 0);
     for vcpu in 0..2u32 {
-        let (_, bind) =
-            guest.call_with(number::EVENT_CHANNEL_OP, evtchn::op::BIND_IPI, &evtchn::BindIpi { vcpu: vcpu.into(), port: 0.into() });
-        assert_eq!(guest.port_call(evtchn::op::SEND, bind.port.get()), 0);
+        send_to_itself(&guest, vcpu);
     }
     assert_eq!(guest.interrupts().into_iter().map(|(_, data)| data).collect::<Vec<_>>(), [0xf3, 0xf4]);
-    for bad in [2 << 56 | 3, 1 << 56, 9 << 56, 5] {
-        assert_eq!(set(bad), -errno::EINVAL, "{bad:#x}");
+    for bad in [2 << 56 | 3, 24, 9 << 56, u64::MAX] {
+        assert_eq!(set_callback(&guest, bad), -errno::EINVAL, "{bad:#x}");
     }
 }
 

@@ -6,9 +6,10 @@ mod events;
 mod grants;
 mod hostile;
 mod rings;
+mod runstate;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use abi::xen::grant_table::{Entry, flag};
@@ -47,9 +48,9 @@ impl Processors for Interrupts {
     }
 }
 
-/// How the machine was ended, and whether its emulated disks were unplugged with the first.
+/// How the machine was ended, whether its emulated disks were unplugged with the first, and levels of lines.
 #[derive(Default)]
-struct Ended(Mutex<Vec<Shutdown>>, Mutex<Vec<bool>>);
+struct Ended(Mutex<Vec<Shutdown>>, Mutex<Vec<bool>>, Arc<Mutex<Vec<(Wire, bool)>>>);
 
 impl Machine for Ended {
     fn shut_down(&self, reason: Shutdown) {
@@ -58,6 +59,22 @@ impl Machine for Ended {
 
     fn unplug_disks(&self, with_first: bool) {
         self.1.lock().unwrap().push(with_first);
+    }
+
+    fn line(&self, wire: Wire) -> Option<SetLine> {
+        let levels = Arc::clone(&self.2);
+        let set: SetLine = Box::new(move |level| levels.lock().unwrap().push((wire, level)));
+        (wire != Wire::Gsi(24)).then_some(set)
+    }
+}
+
+/// A host that has taken this many nanoseconds from processor 1.
+#[derive(Default)]
+struct Host(AtomicU64);
+
+impl StealSource for Host {
+    fn stolen(&self, vcpu: VcpuId) -> u64 {
+        self.0.load(Ordering::Relaxed) * u64::from(vcpu)
     }
 }
 
@@ -68,6 +85,7 @@ pub(super) struct Guest {
     timers: Arc<Timers>,
     interrupts: Arc<Interrupts>,
     ended: Arc<Ended>,
+    host: Arc<Host>,
     pages: AtomicU32,
     grants: AtomicU32,
 }
@@ -79,10 +97,11 @@ impl Guest {
         let clock = Arc::new(StepClock::new(Duration::from_secs(1_000_000)));
         let timers = Timers::new(clock.clone());
         let pvclock = Arc::new(PvClock::new(memory.clone(), clock.clone(), 1_000_000_000, 2));
-        let xen = Xen::new(memory.clone(), pvclock, timers.clone(), [7; 16], 2);
+        let host = Arc::new(Host::default());
+        let xen = Xen::new(memory.clone(), pvclock, timers.clone(), Some(host.clone()), [7; 16], 2);
         let (interrupts, ended) = (Arc::new(Interrupts::default()), Arc::new(Ended::default()));
         xen.connect(interrupts.clone(), ended.clone());
-        Guest { memory, xen, clock, timers, interrupts, ended, pages: AtomicU32::new(0), grants: AtomicU32::new(8) }
+        Guest { memory, xen, clock, timers, interrupts, ended, host, pages: AtomicU32::new(0), grants: AtomicU32::new(8) }
     }
 
     /// With shared info, grant table and vectors.

@@ -12,7 +12,7 @@ use abi::xen::hvm::STORE_PAGE;
 use dialects::kvm::clock::PvClock;
 use dialects::xen::xenbus::Keys;
 use dialects::xen::xenstore::{Connection, StoreRing};
-use dialects::xen::{Shutdown, Xen};
+use dialects::xen::{SetLine, Shutdown, Wire, Xen};
 use pvbus::{Event, Hal, Tree};
 use vm_memory::{Bytes, GuestAddress};
 use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
@@ -37,6 +37,9 @@ struct Rig {
 impl dialects::xen::Machine for Interrupts {
     fn shut_down(&self, _reason: Shutdown) {}
     fn unplug_disks(&self, _with_first: bool) {}
+    fn line(&self, _wire: Wire) -> Option<SetLine> {
+        None
+    }
 }
 
 /// The guest's connection with the store's server.
@@ -143,7 +146,7 @@ impl Rig {
     fn storeless() -> Rig {
         let machine = Machine::new();
         let clock = Arc::new(PvClock::new(machine.memory.clone(), machine.clock.clone(), HZ, 1));
-        let xen = Xen::new(machine.memory.clone(), clock, machine.timers.clone(), [7; 16], 1);
+        let xen = Xen::new(machine.memory.clone(), clock, machine.timers.clone(), None, [7; 16], 1);
         let store = SharedStore::new(Config::default());
         let host = store.host();
         Rig { machine: machine.with(FIRST_BASE, xen.clone()), xen, store, host }

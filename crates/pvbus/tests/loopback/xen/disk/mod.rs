@@ -156,3 +156,24 @@ fn backend_that_closes_ends_the_disk_and_gets_its_pages_back() {
     rig.back(DISK, "state", "2");
     assert_eq!(rig.poll(&mut tree), [], "a device that comes again is a new one");
 }
+
+#[test]
+fn pages_of_data_stay_mapped_between_requests_and_until_the_backend_goes() {
+    let rig = Rig::new();
+    let host = rig.disk(MemoryDisk::new(SECTORS, false));
+    let mut tree = Tree::attach(&rig.machine);
+    rig.poll(&mut tree);
+    let disk = only_disk(&tree);
+    for round in 1..4 {
+        disk.write(0, &[round; 20 * 4096]).unwrap();
+        let mut bytes = [0; 20 * 4096];
+        disk.read(0, &mut bytes).unwrap();
+        assert!(bytes.iter().chain(&host.bytes.lock().unwrap()[..bytes.len()]).all(|byte| *byte == round));
+    }
+    rig.unplug(DISK);
+    rig.poll(&mut tree);
+    assert_eq!(rig.machine.pages_in_use(), 2 + 8 + 21, "this backend does not look, and still has the ring, the data and its segments");
+    rig.machine.end_latest_thread();
+    rig.poll(&mut tree);
+    assert_eq!(rig.machine.pages_in_use(), 2);
+}

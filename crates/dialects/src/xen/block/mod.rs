@@ -1,8 +1,9 @@
 //! Blkback: a disk for the guest's blkfront (`io/blkif.h`).
 //!
-//! Several queues, rings of several pages, indirect segments, flush and discard. A request is copied out of the ring, its pages are mapped for as
-//! long as it takes, and data moves between them and the disk directly. Persistent grants are not offered: they save a hypervisor's work on page
-//! tables, of which there is none here, and cost the guest a copy of every byte.
+//! Several queues, rings of several pages, indirect segments, flush, discard and persistent grants. A request is copied out of the ring, its pages are
+//! mapped for as long as it takes or longer (`grants.rs`), and data moves between them and the disk directly.
+
+mod grants;
 
 use std::io;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use super::ring::{BackRing, BrokenRing, MAX_PAGES};
 use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Access, GrantError, Peer, Xen};
 use crate::disk::Disk;
+use grants::Grants;
+#[cfg(test)]
+pub(super) use grants::MOST_KEPT;
 
 /// Most segments of an indirect request; as Linux' backend.
 const MAX_INDIRECT_SEGMENTS: u16 = 256;
@@ -43,6 +47,7 @@ pub struct Blkback {
 
 struct Queue {
     ring: BackRing,
+    grants: Grants,
     port: u32,
 }
 
@@ -85,7 +90,8 @@ impl Blkback {
                 if !queue.ring.next(&mut slot)? {
                     break;
                 }
-                let response = answer(&self.xen, self.disk.as_ref(), &slot);
+                let response = Work { xen: &self.xen, disk: self.disk.as_ref(), grants: &mut queue.grants }.answer(&slot);
+                queue.grants.release();
                 queue.ring.respond(response.as_bytes());
             }
             if queue.ring.publish() {
@@ -110,7 +116,8 @@ impl Blkback {
         let port = frontend.number(&format!("{prefix}event-channel"))?;
         let ring = BackRing::new(&self.xen, &grants, SLOT)?;
         self.xen.bind(port, Arc::clone(&self.bell))?;
-        Ok(Queue { ring, port })
+        let is_persistent = frontend.optional("feature-persistent")?.is_some_and(|value| value != 0);
+        Ok(Queue { ring, grants: Grants::new(Arc::clone(&self.xen), is_persistent), port })
     }
 }
 
@@ -120,6 +127,7 @@ impl Driver for Blkback {
             ("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS.to_string()),
             ("multi-queue-max-queues", MAX_QUEUES.to_string()),
             ("max-ring-page-order", MAX_RING_PAGE_ORDER.to_string()),
+            ("feature-persistent", "1".into()),
         ]
     }
 
@@ -168,125 +176,116 @@ impl Driver for Blkback {
     }
 }
 
-/// Does the request in `slot`.
-fn answer(xen: &Xen, disk: &dyn Disk, slot: &[u8; SLOT]) -> Response {
-    let (operation, id, done) = match slot.first().copied() {
-        Some(op::DISCARD) => match Discard::read_from_prefix(slot) {
-            Ok((request, _)) => (op::DISCARD, request.id, discard(disk, &request)),
-            Err(_) => (op::DISCARD, 0.into(), Err(Refusal::Failed)),
-        },
-        Some(op::INDIRECT) => match Indirect::read_from_prefix(slot) {
-            // The answer names what was really done, and Linux checks it.
-            Ok((request, _)) => (request.indirect_op, request.id, indirect(xen, disk, &request)),
-            Err(_) => (op::INDIRECT, 0.into(), Err(Refusal::Failed)),
-        },
-        _ => {
-            let request = zerocopy::transmute_ref!(slot);
-            let Request { operation, id, .. } = request;
-            (*operation, *id, direct(xen, disk, request))
-        }
-    };
-    let status = match done {
-        Ok(()) => status::OKAY,
-        Err(Refusal::Unsupported) => status::UNSUPPORTED,
-        Err(Refusal::Failed) => status::ERROR,
-    };
-    Response { id, operation, pad: 0, status: status.cast_unsigned().into(), pad2: 0.into() }
-}
-
-fn direct(xen: &Xen, disk: &dyn Disk, request: &Request) -> Result<(), Refusal> {
-    match request.operation {
-        op::READ | op::WRITE => {
-            let segments = request.segments.get(..usize::from(request.nr_segments)).ok_or(Refusal::Failed)?;
-            transfer(xen, disk, request.operation, request.sector_number.get(), segments)
-        }
-        op::FLUSH => {
-            // It may carry data to be written first.
-            if request.nr_segments != 0 {
-                let segments = request.segments.get(..usize::from(request.nr_segments).min(SEGMENTS)).ok_or(Refusal::Failed)?;
-                transfer(xen, disk, op::WRITE, request.sector_number.get(), segments)?;
-            }
-            Ok(disk.flush()?)
-        }
-        _ => Err(Refusal::Unsupported),
-    }
-}
-
-fn indirect(xen: &Xen, disk: &dyn Disk, request: &Indirect) -> Result<(), Refusal> {
-    let count = request.nr_segments.get();
-    if !matches!(request.indirect_op, op::READ | op::WRITE) || count > MAX_INDIRECT_SEGMENTS {
-        return Err(Refusal::Failed);
-    }
-    let mut left = usize::from(count);
-    let mut segments = Vec::with_capacity(left);
-    for grant in request.indirect_grefs.iter().take(usize::from(count).div_ceil(SEGMENTS_PER_INDIRECT_PAGE).min(INDIRECT_PAGES)) {
-        let here = left.min(SEGMENTS_PER_INDIRECT_PAGE);
-        let mut page = vec![Segment::default(); here];
-        let gpa = xen.map(grant.get(), Access::Read)?;
-        let copied = xen.memory().read_slice(page.as_mut_slice().as_mut_bytes(), GuestAddress(gpa));
-        xen.unmap(grant.get(), Access::Read);
-        copied.map_err(|_| Refusal::Failed)?;
-        segments.extend(page);
-        left -= here;
-    }
-    transfer(xen, disk, request.indirect_op, request.sector_number.get(), &segments)
-}
-
-fn discard(disk: &dyn Disk, request: &Discard) -> Result<(), Refusal> {
-    let sectors = request.nr_sectors.get();
-    if disk.read_only() || request.flag != 0 || sectors > MAX_DISCARD_SECTORS {
-        return Err(Refusal::Failed);
-    }
-    let offset = range(disk, request.sector_number.get(), sectors)?;
-    Ok(disk.discard(offset, sectors * SECTOR)?)
-}
-
-/// Where on the disk the range begins, if it is on the disk.
-fn range(disk: &dyn Disk, sector: u64, sectors: u64) -> Result<u64, Refusal> {
-    let end = sector.checked_add(sectors).filter(|end| *end <= disk.size() / SECTOR);
-    end.map(|_| sector * SECTOR).ok_or(Refusal::Failed)
-}
-
-/// Pages in use for one request.
-struct Mapped<'a> {
+/// What a request is done with.
+struct Work<'a> {
     xen: &'a Xen,
-    access: Access,
-    grants: Vec<u32>,
+    disk: &'a dyn Disk,
+    grants: &'a mut Grants,
 }
 
-impl Drop for Mapped<'_> {
-    fn drop(&mut self) {
-        for grant in &self.grants {
-            self.xen.unmap(*grant, self.access);
+impl Work<'_> {
+    /// Does the request in `slot`.
+    fn answer(&mut self, slot: &[u8; SLOT]) -> Response {
+        let (operation, id, done) = match slot.first().copied() {
+            Some(op::DISCARD) => match Discard::read_from_prefix(slot) {
+                Ok((request, _)) => (op::DISCARD, request.id, self.discard(&request)),
+                Err(_) => (op::DISCARD, 0.into(), Err(Refusal::Failed)),
+            },
+            Some(op::INDIRECT) => match Indirect::read_from_prefix(slot) {
+                // The answer names what was really done, and Linux checks it.
+                Ok((request, _)) => (request.indirect_op, request.id, self.indirect(&request)),
+                Err(_) => (op::INDIRECT, 0.into(), Err(Refusal::Failed)),
+            },
+            _ => {
+                let request = zerocopy::transmute_ref!(slot);
+                let Request { operation, id, .. } = request;
+                (*operation, *id, self.direct(request))
+            }
+        };
+        let status = match done {
+            Ok(()) => status::OKAY,
+            Err(Refusal::Unsupported) => status::UNSUPPORTED,
+            Err(Refusal::Failed) => status::ERROR,
+        };
+        Response { id, operation, pad: 0, status: status.cast_unsigned().into(), pad2: 0.into() }
+    }
+
+    fn direct(&mut self, request: &Request) -> Result<(), Refusal> {
+        match request.operation {
+            op::READ | op::WRITE => {
+                let segments = request.segments.get(..usize::from(request.nr_segments)).ok_or(Refusal::Failed)?;
+                self.transfer(request.operation, request.sector_number.get(), segments)
+            }
+            op::FLUSH => {
+                // It may carry data to be written first.
+                if request.nr_segments != 0 {
+                    let segments = request.segments.get(..usize::from(request.nr_segments).min(SEGMENTS)).ok_or(Refusal::Failed)?;
+                    self.transfer(op::WRITE, request.sector_number.get(), segments)?;
+                }
+                Ok(self.disk.flush()?)
+            }
+            _ => Err(Refusal::Unsupported),
         }
     }
-}
 
-fn transfer(xen: &Xen, disk: &dyn Disk, operation: u8, sector: u64, segments: &[Segment]) -> Result<(), Refusal> {
-    let reads = operation == op::READ;
-    if segments.is_empty() || !reads && disk.read_only() {
-        return Err(Refusal::Failed);
-    }
-    let mut mapped = Mapped { xen, access: if reads { Access::Write } else { Access::Read }, grants: Vec::with_capacity(segments.len()) };
-    let mut slices = Vec::with_capacity(segments.len());
-    let mut sectors = 0;
-    for segment in segments {
-        let (first, last) = (segment.first_sect, segment.last_sect);
-        if first > last || last >= SECTORS_PER_PAGE {
+    fn indirect(&mut self, request: &Indirect) -> Result<(), Refusal> {
+        let count = request.nr_segments.get();
+        if !matches!(request.indirect_op, op::READ | op::WRITE) || count > MAX_INDIRECT_SEGMENTS {
             return Err(Refusal::Failed);
         }
-        let gpa = xen.map(segment.gref.get(), mapped.access)?;
-        mapped.grants.push(segment.gref.get());
-        let count = u64::from(last - first) + 1;
-        sectors += count;
-        let begin = GuestAddress(gpa + u64::from(first) * SECTOR);
-        slices.push(xen.memory().get_slice(begin, (count * SECTOR) as usize).map_err(|_| Refusal::Failed)?);
+        let mut left = usize::from(count);
+        let mut segments = Vec::with_capacity(left);
+        for grant in request.indirect_grefs.iter().take(usize::from(count).div_ceil(SEGMENTS_PER_INDIRECT_PAGE).min(INDIRECT_PAGES)) {
+            let here = left.min(SEGMENTS_PER_INDIRECT_PAGE);
+            let mut page = vec![Segment::default(); here];
+            let gpa = self.grants.map(grant.get(), Access::Read)?;
+            self.xen.memory().read_slice(page.as_mut_slice().as_mut_bytes(), GuestAddress(gpa)).map_err(|_| Refusal::Failed)?;
+            segments.extend(page);
+            left -= here;
+        }
+        self.transfer(request.indirect_op, request.sector_number.get(), &segments)
     }
-    let offset = range(disk, sector, sectors)?;
-    if reads {
-        disk.read(offset, &slices)?
-    } else {
-        disk.write(offset, &slices)?
+
+    fn discard(&self, request: &Discard) -> Result<(), Refusal> {
+        let sectors = request.nr_sectors.get();
+        if self.disk.read_only() || request.flag != 0 || sectors > MAX_DISCARD_SECTORS {
+            return Err(Refusal::Failed);
+        }
+        let offset = self.range(request.sector_number.get(), sectors)?;
+        Ok(self.disk.discard(offset, sectors * SECTOR)?)
     }
-    Ok(())
+
+    /// Where on the disk the range begins, if it is on the disk.
+    fn range(&self, sector: u64, sectors: u64) -> Result<u64, Refusal> {
+        let end = sector.checked_add(sectors).filter(|end| *end <= self.disk.size() / SECTOR);
+        end.map(|_| sector * SECTOR).ok_or(Refusal::Failed)
+    }
+
+    fn transfer(&mut self, operation: u8, sector: u64, segments: &[Segment]) -> Result<(), Refusal> {
+        let reads = operation == op::READ;
+        if segments.is_empty() || !reads && self.disk.read_only() {
+            return Err(Refusal::Failed);
+        }
+        let access = if reads { Access::Write } else { Access::Read };
+        let mut slices = Vec::with_capacity(segments.len());
+        let mut sectors = 0;
+        for segment in segments {
+            let (first, last) = (segment.first_sect, segment.last_sect);
+            if first > last || last >= SECTORS_PER_PAGE {
+                return Err(Refusal::Failed);
+            }
+            let gpa = self.grants.map(segment.gref.get(), access)?;
+            let count = u64::from(last - first) + 1;
+            sectors += count;
+            let begin = GuestAddress(gpa + u64::from(first) * SECTOR);
+            slices.push(self.xen.memory().get_slice(begin, (count * SECTOR) as usize).map_err(|_| Refusal::Failed)?);
+        }
+        let offset = self.range(sector, sectors)?;
+        if reads {
+            self.disk.read(offset, &slices)?
+        } else {
+            self.disk.write(offset, &slices)?
+        }
+        Ok(())
+    }
 }
