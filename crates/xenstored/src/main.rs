@@ -79,11 +79,7 @@ struct Rings {
 
 impl Rings {
     fn of(arguments: &Arguments) -> anyhow::Result<Option<Rings>> {
-        if arguments.no_domain_init {
-            return Ok(None);
-        }
-        if !Xen::is_here() {
-            tracing::info!("no Xen wants a store here: only the socket is served");
+        if arguments.no_domain_init || !Xen::is_here() {
             return Ok(None);
         }
         let (xen, introduced) = Xen::new().context("Xen's domains")?;
@@ -113,6 +109,7 @@ fn start(arguments: &Arguments, machine: Machine) -> anyhow::Result<Running> {
     arguments.quotas.iter().for_each(|(quota, limit)| config.quotas.set(*quota, *limit));
     let mut pid_file = arguments.pid_file.as_ref().map(|path| PidFile::claim(&absolute(path)?)).transpose()?;
     let xen = machine.xen.clone();
+    let domains = xen.is_some();
     let host = Box::new(machine);
     let (mut server, keeper) = match arguments.persist.as_ref().map(absolute).transpose()? {
         Some(file) => {
@@ -137,7 +134,7 @@ fn start(arguments: &Arguments, machine: Machine) -> anyhow::Result<Running> {
     if let Some(file) = &mut pid_file {
         file.write()?;
     }
-    tracing::info!(socket = %socket.display(), "serving");
+    tracing::info!(socket = %socket.display(), domains, "serving");
     Ok(Running { server, keeper, listener, connections: Vec::new(), pid_file })
 }
 
