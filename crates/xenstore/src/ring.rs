@@ -53,6 +53,8 @@ pub struct Served {
 pub struct StoreRing<P> {
     page: P,
     broken: bool,
+    /// How often it was.
+    breaks: u32,
 }
 
 /// Steps before somebody else has a turn.
@@ -72,7 +74,7 @@ impl<P: Page> StoreRing<P> {
     /// The ring in `page`, from where its indices are, which shows the guest `features`. One that an earlier server gave up stays given up.
     pub fn new(page: P, features: u32) -> StoreRing<P> {
         page.store(FEATURES, features);
-        StoreRing { broken: page.load(ERROR) != ring_error::NONE, page }
+        StoreRing { broken: page.load(ERROR) != ring_error::NONE, breaks: 0, page }
     }
 
     /// The page.
@@ -97,7 +99,11 @@ impl<P: Page> StoreRing<P> {
                 return Served { again: false, ..served };
             }
             let moved = self.step(server, client).unwrap_or_else(|error| {
-                tracing::warn!(error, client = client.number(), "a domain's ring is broken");
+                self.breaks = self.breaks.saturating_add(1);
+                // The guest can do it again and again.
+                if self.breaks.is_power_of_two() {
+                    tracing::warn!(error, client = client.number(), times = self.breaks, "a domain's ring is broken");
+                }
                 self.page.store(ERROR, error);
                 self.broken = true;
                 true

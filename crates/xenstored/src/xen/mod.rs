@@ -103,7 +103,7 @@ impl Xen {
     /// When a device is missing or in use.
     pub fn new() -> anyhow::Result<(Xen, Receiver<Introduced>)> {
         let exceptions = EventChannel::new()?;
-        exceptions.bind_exceptions().context("another program serves Xen's domains")?;
+        exceptions.bind_exceptions().context("another program serves Xen's domains; -D serves the socket only")?;
         let (introductions, introduced) = channel();
         Ok((Xen { domains: Domains::new()?, exceptions, lines: Mutex::default(), introductions }, introduced))
     }
