@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::common::guest;
+use crate::common::{guest, run};
 use crate::initrd::Initrd;
-use crate::{c_program, expect, hostctl, run, script};
+use crate::script::{expect, script};
+use crate::{c_program, hostctl};
 
 /// Up in seconds when nothing else runs.
 const PATIENCE: Duration = Duration::from_secs(300);

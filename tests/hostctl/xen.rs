@@ -1,15 +1,8 @@
 //! A real Xen, a real xenstored, and hostctl in dom0.
 
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-
-use crate::common::{Run, guest};
-use crate::initrd::Initrd;
-use crate::{c_program, expect, hostctl, program, run, script};
-
-/// Xen and dom0 are up after some 15 seconds when nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::dom0::{PLAIN, dom0};
+use crate::script::expect;
+use crate::{c_program, hostctl, program};
 
 /// Commands in dom0, what they print and how they end.
 const COMMANDS: &[(&str, &str, i32)] = &[
@@ -54,35 +47,11 @@ const COMMANDS: &[(&str, &str, i32)] = &[
     ),
 ];
 
-/// Boots Xen with a dom0 that has `files` in `/bin` and runs `commands`.
-fn dom0(files: &[(&str, &Path)], before: &str, commands: &[(&str, &str, i32)]) -> Run {
-    let directory = tempfile::tempdir().unwrap();
-    let commands: Vec<&str> = commands.iter().map(|(command, _, _)| *command).collect();
-    let mut archive = Initrd::default();
-    archive.directory("bin");
-    archive.directory("etc");
-    archive.file("etc/passwd", 0o644, b"root::0:0::/:/bin/sh\nnobody::65534:65534::/:/bin/sh\n");
-    for (name, path) in files {
-        archive.file(&format!("bin/{name}"), 0o755, &std::fs::read(path).unwrap());
-    }
-    archive.file("test", 0o755, format!("export PATH=/bin\nbusybox --install -s /bin\n{before}{}", script(&commands)).as_bytes());
-
-    let initrd = directory.path().join("initrd");
-    std::fs::write(&initrd, [archive.archive(), std::fs::read(guest("initrd-dom0.gz")).unwrap()].concat()).unwrap();
-    let mut qemu = Command::new("qemu-system-x86_64");
-    // "max" makes dom0 crash on QEMU's translator.
-    qemu.args(["-M", "pc", "-accel", "tcg", "-cpu", "Nehalem", "-m", "1024", "-nographic", "-no-reboot"]);
-    qemu.arg("-kernel").arg(guest("xen")).args(["-append", "console=com1 com1=115200 dom0_mem=512M"]);
-    let modules = format!("{} console=hvc0 earlyprintk=xen quiet,{}", guest("xen-vmlinuz").display(), initrd.display());
-    qemu.args(["-initrd", &modules]);
-    run(qemu, PATIENCE)
-}
-
 #[test]
 fn dom0_of_a_real_xen_reads_writes_lists_removes_and_watches() {
     let directory = tempfile::tempdir().unwrap();
     let files = [("hostctl", hostctl()), ("pvbus", c_program(directory.path()))];
-    expect(&dom0(&files.each_ref().map(|(name, path)| (*name, path.as_path())), "hostctl detect\n", COMMANDS), COMMANDS);
+    expect(&dom0(PLAIN, &files.each_ref().map(|(name, path)| (*name, path.as_path())), "hostctl detect\n", COMMANDS), COMMANDS);
 }
 
 /// Directed tests of both clients.
@@ -91,5 +60,5 @@ const CLIENTS: &[(&str, &str, i32)] = &[("xenstore-rig | grep -v ^PASS", "", 1),
 #[test]
 fn both_clients_agree_with_a_real_xenstored_about_transactions_and_watches() {
     let rig = program::build_static(&["-p", "hostctl", "--example", "xenstore"]).join("debug/examples/xenstore");
-    expect(&dom0(&[("xenstore-rig", &rig)], "", CLIENTS), CLIENTS);
+    expect(&dom0(PLAIN, &[("xenstore-rig", &rig)], "", CLIENTS), CLIENTS);
 }

@@ -26,6 +26,7 @@ mod journal;
 mod path;
 mod perms;
 mod quota;
+pub mod ring;
 mod server;
 mod shared;
 mod state;

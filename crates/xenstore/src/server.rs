@@ -178,7 +178,14 @@ impl Server {
         self.end_hold_of(client);
     }
 
-    /// The connection of an introduced domain's ring.
+    /// The connection of the host's own ring, which its kernel uses: as privileged as the host's sockets.
+    pub fn introduce_host(&mut self) -> ClientId {
+        let client = self.connect(DomId::HOST, true);
+        self.rings.insert(DomId::HOST, client);
+        client
+    }
+
+    /// The connection of an introduced domain's ring, or of the host's own.
     pub fn ring(&self, domain: DomId) -> Option<ClientId> {
         self.rings.get(&domain).copied()
     }
@@ -247,8 +254,9 @@ impl Server {
         }
     }
 
-    /// The thread that the connection has to itself has just looked at it, and need not be woken for what became of it so far.
+    /// Who serves the connection has just looked at it, and need not be told what became of it so far.
     pub fn attended(&mut self, client: ClientId) {
+        self.active.clients.retain(|other| *other != client);
         self.active.wakers.retain(|(other, _)| *other != client);
         self.rest(client);
     }

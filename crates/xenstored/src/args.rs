@@ -18,6 +18,9 @@ pub struct Arguments {
     /// Keep keys in this file, so that they outlive the server; all but those of domains.
     #[arg(long, value_name = "FILE")]
     pub persist: Option<PathBuf>,
+    /// Serve the socket only, also where a Xen's kernel and domains want a store.
+    #[arg(short = 'D', long)]
+    pub no_domain_init: bool,
     /// Limit each domain; 0 is no limit. May be given several times.
     #[arg(long = "quota", value_name = "NAME=VALUE", value_parser = quota)]
     pub quotas: Vec<(Quota, u32)>,

@@ -26,10 +26,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use serde::{Deserialize, Serialize};
-use xenstore::{ClientId, Config, NoHost, Server, State};
+use xenstore::{ClientId, Config, DomId, NoHost, Server, State};
+use xenstored::ring::Line;
 use xenstored::{Listener, Service};
 
 use crate::process::PidFile;
+use crate::xen::{Bound, Xen};
 
 /// Version of [`Handover`].
 const VERSION: u32 = 1;
@@ -51,6 +53,9 @@ struct Handover {
     identity: (u64, u64),
     pid_file: Option<Named>,
     connections: BTreeMap<u64, RawFd>,
+    /// Rings that are served. Older programs have none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    rings: BTreeMap<DomId, Bound>,
 }
 
 /// A descriptor that has a name in the file system.
@@ -70,6 +75,8 @@ pub struct Resumed {
     pub pid_file: Option<PidFile>,
     /// Each client of the state, and its connection.
     pub connections: Vec<(ClientId, OwnedFd)>,
+    /// Each ring that was served: its client, and its event channel with this side's port.
+    pub rings: Vec<(DomId, ClientId, OwnedFd, u32)>,
 }
 
 /// The program to go on as.
@@ -83,16 +90,17 @@ pub struct Successor {
 }
 
 /// Replaces this program. Comes back only when that failed, with the reason.
-pub fn hand_over(to: &Successor, service: &Service, pid_file: Option<&PidFile>, server: &Server) -> anyhow::Error {
-    match try_to(to, service, pid_file, server) {
+pub fn hand_over(to: &Successor, service: &Service, xen: Option<&Xen>, pid_file: Option<&PidFile>, server: &Server) -> anyhow::Error {
+    match try_to(to, service, xen, pid_file, server) {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-fn try_to(to: &Successor, service: &Service, pid_file: Option<&PidFile>, server: &Server) -> anyhow::Result<Infallible> {
+fn try_to(to: &Successor, service: &Service, xen: Option<&Xen>, pid_file: Option<&PidFile>, server: &Server) -> anyhow::Result<Infallible> {
     let listener = Named { descriptor: service.listener().socket().as_raw_fd(), path: service.listener().path().into() };
     let named = |file: &PidFile| Named { descriptor: file.as_fd().as_raw_fd(), path: file.path().into() };
+    let lines = xen.map(Xen::served).unwrap_or_default();
     let handover = Handover {
         version: VERSION,
         state: server.state(),
@@ -100,6 +108,7 @@ fn try_to(to: &Successor, service: &Service, pid_file: Option<&PidFile>, server:
         identity: service.listener().identity(),
         pid_file: pid_file.map(named),
         connections: service.connections().map(|(client, descriptor)| (client.number(), descriptor.as_raw_fd())).collect(),
+        rings: lines.iter().map(|(domain, line)| (*domain, line.bound())).collect(),
     };
     let mut state = File::from(rustix::fs::memfd_create("xenstored", MemfdFlags::CLOEXEC)?);
     serde_json::to_writer(io::BufWriter::new(&state), &handover)?;
@@ -108,6 +117,7 @@ fn try_to(to: &Successor, service: &Service, pid_file: Option<&PidFile>, server:
     check(to, &state)?;
     state.rewind()?;
     let mut descriptors = vec![service.listener().socket().as_fd()];
+    descriptors.extend(lines.iter().map(|(_, line)| line.bell()));
     descriptors.extend(pid_file.map(AsFd::as_fd));
     descriptors.extend(service.connections().map(|(_, descriptor)| descriptor));
     let error = match descriptors.iter().try_for_each(|descriptor| inherit(descriptor, true)) {
@@ -200,10 +210,15 @@ pub fn resume(number: RawFd) -> anyhow::Result<Resumed> {
         Ok((client, descriptor))
     });
     let connections = connections.collect::<anyhow::Result<_>>()?;
+    let rings = handover.state.connections.iter().filter(|connection| connection.ring).filter_map(|connection| {
+        let bound = handover.rings.get(&connection.domain)?;
+        Some(take(bound.descriptor).map(|device| (connection.domain, connection.client, device, bound.port)))
+    });
+    let rings = rings.collect::<anyhow::Result<_>>()?;
     let Named { descriptor, path } = handover.listener;
     let listener = Listener::adopt(take(descriptor)?, path, handover.identity).context("the listening socket")?;
     let pid_file = handover.pid_file.map(|Named { descriptor, path }| anyhow::Ok(PidFile::adopt(take(descriptor)?, path))).transpose()?;
-    Ok(Resumed { state: handover.state, listener, pid_file, connections })
+    Ok(Resumed { state: handover.state, listener, pid_file, connections, rings })
 }
 
 fn read(number: RawFd) -> anyhow::Result<Handover> {

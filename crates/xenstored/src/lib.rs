@@ -12,6 +12,7 @@
 pub mod address;
 pub mod keeper;
 pub mod keys;
+pub mod ring;
 mod serve;
 
 pub use address::Listener;

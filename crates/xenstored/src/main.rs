@@ -5,8 +5,10 @@
 
 mod args;
 mod handover;
+mod host;
 mod process;
 mod update;
+mod xen;
 
 use std::fs::File;
 use std::io::IsTerminal;
@@ -14,6 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use anyhow::Context;
 use clap::Parser;
@@ -21,12 +24,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 use xenstore::{ClientId, Config, Server, SharedStore, Store};
 use xenstored::keeper::Keeper;
+use xenstored::ring::Introduced;
 use xenstored::{Listener, Pause, Service};
 
 use args::Arguments;
 use handover::{Resumed, Successor};
+use host::Machine;
 use process::PidFile;
 use update::{Order, Orders};
+use xen::Xen;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -56,11 +62,29 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     allow_many_connections();
     // The background's working directory is another.
     let directory = std::env::current_dir().context("the working directory")?;
+    let rings = Rings::of(arguments)?;
+    let machine = Machine { orders: signals.orders.clone(), xen: rings.as_ref().map(|rings| Arc::clone(&rings.xen)) };
     let running = match resumed {
-        Some(resumed) => take_over(arguments, resumed, &signals.orders)?,
-        None => start(arguments, &signals.orders)?,
+        Some(resumed) => take_over(arguments, resumed, machine)?,
+        None => start(arguments, machine)?,
     };
-    serve(running, &signals, &directory)
+    serve(running, rings, &signals, &directory)
+}
+
+/// The domains of a Xen, and their rings as they come.
+struct Rings {
+    xen: Arc<Xen>,
+    introduced: Receiver<Introduced>,
+}
+
+impl Rings {
+    fn of(arguments: &Arguments) -> anyhow::Result<Option<Rings>> {
+        if arguments.no_domain_init || !Xen::is_here() {
+            return Ok(None);
+        }
+        let (xen, introduced) = Xen::new().context("Xen's domains")?;
+        Ok(Some(Rings { xen: Arc::new(xen), introduced }))
+    }
 }
 
 /// A server that is ready.
@@ -80,12 +104,14 @@ struct Signals {
 }
 
 /// Begins with what the command line says.
-fn start(arguments: &Arguments, orders: &Orders) -> anyhow::Result<Running> {
+fn start(arguments: &Arguments, machine: Machine) -> anyhow::Result<Running> {
     let mut config = Config::default();
     arguments.quotas.iter().for_each(|(quota, limit)| config.quotas.set(*quota, *limit));
     let mut pid_file = arguments.pid_file.as_ref().map(|path| PidFile::claim(&absolute(path)?)).transpose()?;
-    let host = Box::new(orders.clone());
-    let (server, keeper) = match arguments.persist.as_ref().map(absolute).transpose()? {
+    let xen = machine.xen.clone();
+    let domains = xen.is_some();
+    let host = Box::new(machine);
+    let (mut server, keeper) = match arguments.persist.as_ref().map(absolute).transpose()? {
         Some(file) => {
             let (mut keeper, nodes) = Keeper::open(&file).with_context(|| file.display().to_string())?;
             let mut server = Server::with_nodes(&nodes, config, host).with_context(|| file.display().to_string())?;
@@ -99,21 +125,32 @@ fn start(arguments: &Arguments, orders: &Orders) -> anyhow::Result<Running> {
     let socket = absolute(arguments.socket.as_ref().unwrap_or(&xenstore::client::socket_path()))?;
     make_directory_of(&socket)?;
     let listener = Listener::bind(&socket)?;
+    if let Some(xen) = xen {
+        xen.serve_kernel(&mut server)?;
+    }
     if arguments.daemon {
         process::go_to_background().context("cannot go to the background")?;
     }
     if let Some(file) = &mut pid_file {
         file.write()?;
     }
-    tracing::info!(socket = %socket.display(), "serving");
+    tracing::info!(socket = %socket.display(), domains, "serving");
     Ok(Running { server, keeper, listener, connections: Vec::new(), pid_file })
 }
 
 /// Goes on with what another program left. There is no way back any more, so a file of keys that cannot be used is only waited for.
-fn take_over(arguments: &Arguments, resumed: Resumed, orders: &Orders) -> anyhow::Result<Running> {
-    let Resumed { state, listener, pid_file, connections } = resumed;
-    let mut server = Server::restored(state, Config::default(), Box::new(orders.clone()))?;
+fn take_over(arguments: &Arguments, resumed: Resumed, machine: Machine) -> anyhow::Result<Running> {
+    let Resumed { state, listener, pid_file, connections, rings } = resumed;
+    let xen = machine.xen.clone();
+    let mut server = Server::restored(state, Config::default(), Box::new(machine))?;
     let keeper = arguments.persist.as_ref().map(|file| anyhow::Ok(Keeper::resume(&absolute(file)?, &mut server))).transpose()?;
+    if let Some(xen) = xen {
+        for (domain, client, device, port) in rings {
+            if let Err(error) = xen.resume(domain, client, device, port) {
+                tracing::error!(%error, %domain, "a domain's ring is lost");
+            }
+        }
+    }
     if arguments.daemon {
         std::env::set_current_dir("/").context("/")?;
     }
@@ -122,13 +159,20 @@ fn take_over(arguments: &Arguments, resumed: Resumed, orders: &Orders) -> anyhow
 }
 
 /// Serves until a signal ends it. `directory` is where this program was started.
-fn serve(running: Running, signals: &Signals, directory: &Path) -> anyhow::Result<()> {
+fn serve(running: Running, rings: Option<Rings>, signals: &Signals, directory: &Path) -> anyhow::Result<()> {
     let Running { server, keeper, listener, connections, pid_file } = running;
     let program = std::env::current_exe().context("this program's file")?;
     let store = SharedStore::of(server);
     let mut service = Service::new(listener, &store, keeper)?;
     connections.into_iter().try_for_each(|(client, descriptor)| service.adopt(client, descriptor))?;
-    let calls = [signals.end.as_fd(), signals.upgrade.as_fd(), signals.orders.as_fd()];
+    let mut calls = vec![signals.end.as_fd(), signals.upgrade.as_fd(), signals.orders.as_fd()];
+    let xen = rings.map(|Rings { xen, introduced }| {
+        service.serve_rings(introduced);
+        // Somebody may have died while one program took over from another.
+        store.with(|server| xen.look(server));
+        xen
+    });
+    calls.extend(xen.as_deref().map(AsFd::as_fd));
     let mut order: Option<Order> = None;
     loop {
         let why = match service.run(&calls, order.as_ref().map(|order| order.wait_until))? {
@@ -136,6 +180,10 @@ fn serve(running: Running, signals: &Signals, directory: &Path) -> anyhow::Resul
             Pause::Called(1) => {
                 process::take_signal(&signals.upgrade);
                 order.get_or_insert_with(Order::by_signal);
+                continue;
+            }
+            Pause::Called(3) => {
+                xen.iter().for_each(|xen| store.with(|server| xen.look(server)));
                 continue;
             }
             Pause::Called(_) => {
@@ -147,7 +195,7 @@ fn serve(running: Running, signals: &Signals, directory: &Path) -> anyhow::Resul
                 let Some(Order { program: named, arguments, .. }) = order.take() else { continue };
                 let (program, directory) = (named.unwrap_or_else(|| program.clone()), directory.into());
                 let to = Successor { program, arguments: arguments.unwrap_or_else(own_arguments), directory };
-                format!("{:#}", store.with(|server| handover::hand_over(&to, &service, pid_file.as_ref(), server)))
+                format!("{:#}", store.with(|server| handover::hand_over(&to, &service, xen.as_deref(), pid_file.as_ref(), server)))
             }
         };
         order = None;

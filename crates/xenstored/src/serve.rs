@@ -1,12 +1,13 @@
 //! The event loop: one thread, all connections, and only those touched that something became of.
 //!
-//! The kernel names the sockets that are ready (epoll(7)), the server names the connections that a request of somebody else concerns, so idle
-//! connections cost nothing. A connection is read once and then the others have their turn; it is not read while the server does not want
+//! The kernel names the sockets and the bells of rings that are ready (epoll(7)), the server names the connections that a request of somebody else
+//! concerns, so idle connections cost nothing. A connection is read once and then the others have their turn; it is not read while the server does not want
 //! more of it, and it is waited for to read only while something is left to send. What a turn of the loop has changed is written down at its end, once.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -19,6 +20,7 @@ use xenstore::{ClientId, DomId, Server, SharedStore};
 
 use crate::address::Listener;
 use crate::keeper::Keeper;
+use crate::ring::{Introduced, Rings};
 
 /// Bytes read at a time.
 const READ: usize = 16 << 10;
@@ -72,6 +74,8 @@ pub struct Service<'a> {
     listener: Listener,
     store: &'a SharedStore,
     sockets: HashMap<u64, Socket>,
+    rings: Rings,
+    introductions: Option<Receiver<Introduced>>,
     buffer: Vec<u8>,
     keeper: Option<Keeper>,
     hold_ends: Option<Instant>,
@@ -93,8 +97,14 @@ impl<'a> Service<'a> {
             // It fails only when the counter is full, and then the loop is woken anyway.
             let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
         });
-        let (sockets, buffer) = (HashMap::new(), vec![0; READ]);
-        Ok(Service { epoll, wake, listener, store, sockets, buffer, keeper, hold_ends: None, listens_again: None })
+        let (sockets, rings, buffer) = (HashMap::new(), Rings::default(), vec![0; READ]);
+        let (introductions, hold_ends, listens_again) = (None, None, None);
+        Ok(Service { epoll, wake, listener, store, sockets, rings, introductions, buffer, keeper, hold_ends, listens_again })
+    }
+
+    /// Also serves the rings that come from `introductions`, until their domains are released. They are looked for when the server has done something.
+    pub fn serve_rings(&mut self, introductions: Receiver<Introduced>) {
+        self.introductions = Some(introductions);
     }
 
     /// Takes over a connection that the server knows already.
@@ -122,7 +132,7 @@ impl<'a> Service<'a> {
         pause
     }
 
-    /// The connections.
+    /// The connections of sockets.
     pub fn connections(&self) -> impl Iterator<Item = (ClientId, BorrowedFd<'_>)> {
         self.sockets.values().map(|socket| (socket.client, socket.descriptor.as_fd()))
     }
@@ -137,6 +147,7 @@ impl<'a> Service<'a> {
         // What another process left undone.
         self.work(None, |_, _| {});
         loop {
+            self.serve_due();
             self.keep();
             if let Some(end) = quiet_by {
                 match self.store.with(|server| server.store().has_transactions()) {
@@ -170,6 +181,9 @@ impl<'a> Service<'a> {
     }
 
     fn timeout(&self, quiet_by: Option<Instant>) -> Option<Timespec> {
+        if self.rings.is_due() {
+            return Some(Timespec::default());
+        }
         let due = self.keeper.as_ref().and_then(Keeper::due);
         let next = self.hold_ends.into_iter().chain(self.listens_again).chain(due).chain(quiet_by).min()?;
         Timespec::try_from(next.saturating_duration_since(Instant::now())).ok()
@@ -185,6 +199,21 @@ impl<'a> Service<'a> {
             epoll::add(&self.epoll, self.listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
         }
         Ok(())
+    }
+
+    /// Serves rings, those included that were introduced meanwhile.
+    fn serve_due(&mut self) {
+        let introduced: Vec<Introduced> = self.introductions.iter().flat_map(Receiver::try_iter).collect();
+        for introduced in introduced {
+            let (domain, client) = (introduced.domain, introduced.client);
+            match epoll::add(&self.epoll, introduced.line.bell(), EventData::new_u64(client.number()), EventFlags::IN) {
+                Ok(()) => self.work(None, |server, rings| rings.add(introduced, server)),
+                Err(error) => tracing::error!(%error, %domain, "a domain's ring cannot be served"),
+            }
+        }
+        if self.rings.is_due() {
+            self.work(None, |server, rings| rings.serve(server));
+        }
     }
 
     /// Writes down what has changed. That lets replies leave, which makes room for requests that change more.
@@ -235,12 +264,14 @@ impl<'a> Service<'a> {
 
     fn ready(&mut self, number: u64, flags: EventFlags) {
         // An earlier event of the same round may have closed it.
-        let Some(socket) = self.sockets.get(&number) else { return };
+        let Some(socket) = self.sockets.get(&number) else { return self.rings.hear(number) };
         let client = socket.client;
         if flags.contains(EventFlags::IN) {
             match rustix::net::recv(&socket.descriptor, self.buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
                 Ok((count @ 1.., _)) => {
-                    self.work(Some(client), |server, buffer| server.receive(client, buffer.get(..count).unwrap_or_default()))
+                    let buffer = std::mem::take(&mut self.buffer);
+                    self.work(Some(client), |server, _| server.receive(client, buffer.get(..count).unwrap_or_default()));
+                    self.buffer = buffer;
                 }
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Ok((0, _)) | Err(_) => self.close(client),
@@ -258,17 +289,20 @@ impl<'a> Service<'a> {
         self.work(None, |server, _| server.disconnect(client));
     }
 
-    /// Works on the server with what was read, and attends to `client` and to every connection that something became of.
-    fn work(&mut self, client: Option<ClientId>, work: impl FnOnce(&mut Server, &[u8])) {
-        let Service { epoll, sockets, store, buffer, hold_ends, .. } = self;
+    /// Works on the server, and attends to `client` and to every socket that something became of. Rings have their turn later.
+    fn work(&mut self, client: Option<ClientId>, work: impl FnOnce(&mut Server, &mut Rings)) {
+        let Service { epoll, sockets, rings, store, hold_ends, .. } = self;
         store.with(|server| {
-            work(server, buffer);
+            work(server, rings);
             let mut active = server.take_active();
             active.extend(client.filter(|client| !active.contains(client)));
             // Sending makes room for requests that waited, which concern others.
             while !active.is_empty() {
                 for client in active {
-                    let Some(socket) = sockets.get_mut(&client.number()) else { continue };
+                    let Some(socket) = sockets.get_mut(&client.number()) else {
+                        rings.call(client);
+                        continue;
+                    };
                     if socket.attend(server, epoll).is_err() {
                         server.disconnect(client);
                         sockets.remove(&client.number());
@@ -288,7 +322,8 @@ impl<'a> Service<'a> {
 impl Drop for Service<'_> {
     fn drop(&mut self) {
         self.store.set_waker(|| {});
-        self.store.with(|server| self.sockets.values().for_each(|socket| server.disconnect(socket.client)));
+        let clients = self.sockets.values().map(|socket| socket.client).chain(self.rings.clients());
+        self.store.with(|server| clients.for_each(|client| server.disconnect(client)));
     }
 }
 

@@ -7,51 +7,20 @@ use std::sync::atomic::Ordering;
 
 use abi::xen::hvm::STORE_PAGE;
 use abi::xen::xenstore::{HEADER_SIZE, Header, Interface, RING_SIZE, connection, op, ring_error};
-use dialects::xen::xenstore::{Connection, StoreRing};
+use dialects::xen::xenstore::StorePage;
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmm::GuestMemory;
-use xenstore::{ClientId, Config, DomId, NoHost, Ring, Server, Store};
+use xenstore::ring::{Served, StoreRing};
+use xenstore::{ClientId, Config, DomId, FEATURES, NoHost, Ring, Server, Store};
 use zerocopy::{FromBytes, IntoBytes};
 
 const PAGE: u64 = 4096;
 const GUEST: DomId = DomId(1);
 
-/// The server's end.
-struct End<'a> {
-    server: &'a mut Server,
-    id: ClientId,
-}
-
-impl Connection for End<'_> {
-    fn wants_input(&self) -> bool {
-        self.server.wants_input(self.id)
-    }
-
-    fn receive(&mut self, bytes: &[u8]) {
-        self.server.receive(self.id, bytes);
-    }
-
-    fn output(&self) -> &[u8] {
-        self.server.output(self.id)
-    }
-
-    fn sent(&mut self, count: usize) {
-        self.server.sent(self.id, count);
-    }
-
-    fn is_broken(&self) -> bool {
-        self.server.is_broken(self.id)
-    }
-
-    fn reconnect(&mut self) {
-        self.server.reconnect(self.id);
-    }
-}
-
 /// A guest that has nothing but its page, and the host's client.
 struct Rig {
     memory: GuestMemory,
-    ring: StoreRing,
+    ring: StoreRing<StorePage>,
     server: Server,
     id: ClientId,
     host: ClientId,
@@ -69,7 +38,7 @@ impl Rig {
         let mut server = Server::new(Store::new(Config::default()), Box::new(NoHost));
         let id = server.introduce(GUEST, Ring { gfn: STORE_PAGE / PAGE, port: 1 }).unwrap();
         let host = server.connect(DomId::HOST, true);
-        let ring = StoreRing::new(memory.clone(), server.store().features(GUEST));
+        let ring = StoreRing::new(StorePage::new(memory.clone()), server.store().features(GUEST));
         Rig { memory, ring, server, id, host }
     }
 
@@ -82,7 +51,7 @@ impl Rig {
     }
 
     fn serve(&mut self) {
-        while self.ring.serve(&mut End { server: &mut self.server, id: self.id }).again {}
+        while self.ring.serve(&mut self.server, self.id).again {}
     }
 
     /// Puts as much of `bytes` into the ring as fits; how much that is.
@@ -164,13 +133,20 @@ fn message_longer_than_the_ring_goes_through_in_pieces() {
 
 /// XSA-38.
 #[test]
-fn producer_that_goes_back_or_too_far_breaks_its_ring_only_until_it_reconnects() {
-    for prod in [u32::MAX, RING_SIZE as u32 + 1, 1 << 31] {
+fn index_that_goes_back_or_too_far_breaks_its_ring_only_until_it_reconnects() {
+    let producers = [u32::MAX, RING_SIZE as u32 + 1, 1 << 31].map(|value| (word!(req_prod), value));
+    let others = [(word!(req_cons), 1), (word!(rsp_prod), RING_SIZE as u32 + 1), (word!(rsp_cons), 1)];
+    for (index, value) in producers.into_iter().chain(others) {
         let mut rig = Rig::new();
-        rig.set(word!(req_prod), prod);
+        rig.set(index, value);
         rig.serve();
         assert_eq!(rig.get(word!(error)), ring_error::RING_INDEX);
         rig.host_writes("/a");
+        let served = rig.ring.serve(&mut rig.server, rig.id);
+        assert_eq!(served, Served::default(), "it is left alone");
+        rig.ring = StoreRing::new(StorePage::new(rig.memory.clone()), FEATURES);
+        rig.serve();
+        assert_eq!(rig.get(word!(error)), ring_error::RING_INDEX, "another server goes on with what this one left");
         rig.set(word!(connection), connection::RECONNECT);
         rig.serve();
         assert_eq!((rig.get(word!(connection)), rig.get(word!(error))), (connection::CONNECTED, ring_error::NONE));

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use abi::xen::hvm::{CONSOLE_PAGE, STORE_PAGE};
 use devices::virtio::worker::{Bell, Worker};
-use dialects::xen::xenstore::{Connection, StoreRing};
+use dialects::xen::xenstore::StorePage;
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN, Xen};
 use vmm::memory::PAGE_SIZE;
-use xenstore::{ClientId, DomId, Error, Ring, Server, Session, SharedStore, View, Watching};
+use xenstore::ring::StoreRing;
+use xenstore::{DomId, Error, Ring, Session, SharedStore, View, Watching};
 
 use super::device::{Names, XenDevice};
 use super::{disk, nic};
@@ -152,38 +153,6 @@ fn refuse_saving(host: &Session) {
     }
 }
 
-/// The guest's connection.
-struct Client<'a> {
-    server: &'a mut Server,
-    id: ClientId,
-}
-
-impl Connection for Client<'_> {
-    fn wants_input(&self) -> bool {
-        self.server.wants_input(self.id)
-    }
-
-    fn receive(&mut self, bytes: &[u8]) {
-        self.server.receive(self.id, bytes);
-    }
-
-    fn output(&self) -> &[u8] {
-        self.server.output(self.id)
-    }
-
-    fn sent(&mut self, count: usize) {
-        self.server.sent(self.id, count);
-    }
-
-    fn is_broken(&self) -> bool {
-        self.server.is_broken(self.id)
-    }
-
-    fn reconnect(&mut self) {
-        self.server.reconnect(self.id);
-    }
-}
-
 fn serve_ring(xen: &Arc<Xen>, store: &SharedStore, bell: &Bell) {
     let ring = bell.clone();
     let Some(port) = xen.open_store(Arc::new(move || ring.ring())) else { return };
@@ -195,11 +164,11 @@ fn serve_ring(xen: &Arc<Xen>, store: &SharedStore, bell: &Bell) {
         Ok::<_, Error>((client, server.store().features(domain)))
     });
     let Ok((id, features)) = introduced else { return };
-    let mut page = StoreRing::new(xen.memory().clone(), features);
+    let mut page = StoreRing::new(StorePage::new(xen.memory().clone()), features);
     let mut again = false;
     while !bell.is_stopped() && (again || bell.wait()) {
         let served = store.with(|server| {
-            let served = page.serve(&mut Client { server, id });
+            let served = page.serve(server, id);
             server.attended(id);
             served
         });

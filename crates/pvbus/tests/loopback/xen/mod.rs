@@ -11,11 +11,12 @@ use abi::hypervisor::FIRST_BASE;
 use abi::xen::hvm::STORE_PAGE;
 use dialects::kvm::clock::PvClock;
 use dialects::xen::xenbus::Keys;
-use dialects::xen::xenstore::{Connection, StoreRing};
+use dialects::xen::xenstore::StorePage;
 use dialects::xen::{SetLine, Shutdown, Wire, Xen};
 use pvbus::{Event, Hal, Tree};
 use vm_memory::{Bytes, GuestAddress};
-use xenstore::{ClientId, Config, DomId, Perms, Ring, Server, Session, SharedStore};
+use xenstore::ring::StoreRing;
+use xenstore::{Config, DomId, Perms, Ring, Session, SharedStore};
 
 use crate::machine::{Interrupts, Machine};
 
@@ -39,30 +40,6 @@ impl dialects::xen::Machine for Interrupts {
     fn unplug_disks(&self, _with_first: bool) {}
     fn line(&self, _wire: Wire) -> Option<SetLine> {
         None
-    }
-}
-
-/// The guest's connection with the store's server.
-struct Guest<'a>(&'a mut Server, ClientId);
-
-impl Connection for Guest<'_> {
-    fn wants_input(&self) -> bool {
-        self.0.wants_input(self.1)
-    }
-    fn receive(&mut self, bytes: &[u8]) {
-        self.0.receive(self.1, bytes);
-    }
-    fn output(&self) -> &[u8] {
-        self.0.output(self.1)
-    }
-    fn sent(&mut self, count: usize) {
-        self.0.sent(self.1, count);
-    }
-    fn is_broken(&self) -> bool {
-        self.0.is_broken(self.1)
-    }
-    fn reconnect(&mut self) {
-        self.0.reconnect(self.1);
     }
 }
 
@@ -112,10 +89,10 @@ impl Rig {
         let rig = Rig::silent();
         let (xen, store) = (Arc::clone(&rig.xen), rig.store.clone());
         let client = store.with(|server| server.introduce(GUEST, Ring { gfn: STORE_PAGE / 4096, port: 1 })).unwrap();
-        let mut ring = StoreRing::new(rig.machine.memory.clone(), 0);
+        let mut ring = StoreRing::new(StorePage::new(rig.machine.memory.clone()), 0);
         rig.machine.spawn(move || {
             let served = store.with(|server| {
-                let served = ring.serve(&mut Guest(server, client));
+                let served = ring.serve(server, client);
                 server.take_active();
                 served
             });
