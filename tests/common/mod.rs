@@ -1,6 +1,6 @@
 //! Whole-machine tests: where the Debian guests are, and `vmctl run` on them.
 //!
-//! `tests/common/guest/make` makes the guests; `./test` calls it. Tests that miss them fail and say so.
+//! `tests/common/*/make target/guest` make the guests; `./test` calls them. Tests that miss them fail and say so.
 
 // Each test program uses a part of this. Helpers of tests are outside of what clippy takes for one.
 #![allow(dead_code, clippy::unwrap_used)]
@@ -24,7 +24,7 @@ pub fn guest(name: &str) -> PathBuf {
         None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
     };
     let path = directory.join(name);
-    assert!(path.exists(), "{} is missing; make it with: tests/common/guest/make target/guest image", path.display());
+    assert!(path.exists(), "{} is missing; tests/common/*/make DIRECTORY make it", path.display());
     path
 }
 

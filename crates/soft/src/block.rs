@@ -96,9 +96,15 @@ impl JumpEntry {
     /// Whether what the block was decoded from has not changed.
     #[inline(always)]
     fn is_fresh(&self) -> bool {
-        // SAFETY: entries that are found by their address come from blocks, see `BlockCache`.
-        unsafe { &*self.state }.load(Ordering::Relaxed) == self.value
+        is_state(self.state, self.value)
     }
+}
+
+/// Whether a block's page is as it was when the block was decoded.
+#[inline(always)]
+fn is_state(state: *const AtomicU32, value: u32) -> bool {
+    // SAFETY: states of blocks, and of entries that were found by their address and so come from blocks: see `Send` of `BlockCache`.
+    unsafe { &*state }.load(Ordering::Relaxed) == value
 }
 
 /// All blocks of one processor.
@@ -186,12 +192,7 @@ impl BlockCache {
     /// Whether what a block was decoded from has not changed.
     #[inline(always)]
     fn is_fresh(block: &Block) -> bool {
-        // SAFETY: see `Send`.
-        unsafe { &*block.state }.load(Ordering::Relaxed) == block.value
-            && block.crosses.as_ref().is_none_or(|second| {
-                // SAFETY: see `Send`.
-                unsafe { &*second.state }.load(Ordering::Relaxed) == second.value
-            })
+        is_state(block.state, block.value) && block.crosses.as_ref().is_none_or(|second| is_state(second.state, second.value))
     }
 }
 
@@ -236,8 +237,10 @@ impl Cpu {
             Some(entries) => entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler),
             None => {
                 block.ops[0].run = translator::cold;
-                // No room for code, usually: everything begins anew with the next block that is decoded.
-                *ops = MAX_OPS + 1;
+                if translator.can_be_emptied() {
+                    // Everything begins anew with the next block that is decoded.
+                    *ops = MAX_OPS + 1;
+                }
             }
         }
     }

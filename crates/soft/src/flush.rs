@@ -57,18 +57,10 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use vmm::time::{StepClock, Timers};
-    use vmm::{CpuidTable, VmConfig};
-
     use super::*;
 
     fn machine() -> Arc<VmShared> {
-        let memory = vmm::memory::map(&[(0, 0x1000)]).unwrap();
-        let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
-        VmShared::new(
-            VmConfig { memory, vcpus: 3, local_apic: false, cpuid: CpuidTable::default(), timers, deterministic: false },
-            u32::MAX,
-        )
+        VmShared::plain(&vmm::memory::map(&[(0, 0x1000)]).unwrap(), 3)
     }
 
     /// What a processor does before its next block.

@@ -232,6 +232,14 @@ impl VmShared {
         })
     }
 
+    /// Processors and memory, and nothing around them, for tests; all is interpreted.
+    #[cfg(test)]
+    pub fn plain(memory: &GuestMemory, vcpus: u32) -> Arc<VmShared> {
+        let timers = Timers::new(Arc::new(vmm::time::HostClock::new()));
+        let memory = Arc::clone(memory);
+        VmShared::new(VmConfig { memory, vcpus, local_apic: false, cpuid: CpuidTable::default(), timers, deterministic: false }, u32::MAX)
+    }
+
     /// Host address of the page that holds `gpa`, the code map of its region, and the page's number there.
     #[inline]
     pub fn ram(&self, gpa: u64) -> Option<(*mut u8, &CodeMap, usize)> {

@@ -123,11 +123,6 @@ impl Int for u64 {
     }
 }
 
-/// Whether it is one of the general registers, of any size.
-pub(super) fn is_general(register: Register) -> bool {
-    register.is_gpr8() || register.is_gpr16() || register.is_gpr32() || register.is_gpr64()
-}
-
 /// The field for a general register.
 pub(super) fn field(register: Register) -> u8 {
     let number = register.full_register().number() as u8;
@@ -157,7 +152,7 @@ pub(super) fn kind(insn: &Instruction, n: u32) -> Kind {
         return Kind::Other;
     }
     match insn.op_kind(n) {
-        OpKind::Register if is_general(insn.op_register(n)) => Kind::Reg,
+        OpKind::Register if insn.op_register(n).is_gpr() => Kind::Reg,
         OpKind::Memory => Kind::Mem,
         OpKind::Immediate8
         | OpKind::Immediate8_2nd

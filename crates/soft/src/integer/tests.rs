@@ -1,12 +1,8 @@
 //! What the differential test against the host cannot reach: 16-bit and 32-bit code, and fused pairs, by the manual's word.
 
-use std::sync::Arc;
-
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
-use vmm::time::{HostClock, Timers};
-use vmm::{CpuidTable, VmConfig};
 
 use super::operand::reg;
 use crate::cpu::{CS, Cpu, SS, TrapKind, access, cr0, cr4, efer, rflags, vector};
@@ -29,18 +25,7 @@ struct Guest {
 impl Guest {
     fn new(bits: u32) -> Guest {
         let memory = vmm::memory::map(&[(0, 0x20000)]).unwrap();
-        let shared = VmShared::new(
-            VmConfig {
-                memory: Arc::clone(&memory),
-                vcpus: 1,
-                local_apic: false,
-                cpuid: CpuidTable::default(),
-                timers: Timers::new(Arc::new(HostClock::new())),
-                deterministic: false,
-            },
-            u32::MAX,
-        );
-        let mut cpu = Cpu::new(0, shared);
+        let mut cpu = Cpu::new(0, VmShared::plain(&memory, 1));
         cpu.seg[CS].base = 0;
         if bits != 16 {
             cpu.cr0 |= cr0::PE;

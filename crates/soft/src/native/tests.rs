@@ -6,14 +6,12 @@
 use std::fmt::Write as _;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use iced_x86::code_asm::*;
 use iced_x86::{Code, Encoder, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
-use vmm::time::{HostClock, Timers};
-use vmm::{CpuidTable, VmConfig};
 
 use super::area::{FxArea, mxcsr, x87};
 use super::arena::Arena;
@@ -212,18 +210,7 @@ fn on_host(arena: &mut Arena, insn: &[u8], state: &State) -> State {
 /// A processor in 64-bit mode, its first GiB mapped to itself, and its memory.
 fn guest() -> (Cpu, GuestMemory) {
     let memory = vmm::memory::map(&[(0, 0x10000)]).unwrap();
-    let shared = VmShared::new(
-        VmConfig {
-            memory: Arc::clone(&memory),
-            vcpus: 1,
-            local_apic: false,
-            cpuid: CpuidTable::default(),
-            timers: Timers::new(Arc::new(HostClock::new())),
-            deterministic: false,
-        },
-        u32::MAX,
-    );
-    let mut cpu = Cpu::new(0, shared);
+    let mut cpu = Cpu::new(0, VmShared::plain(&memory, 1));
     cpu.efer = efer::LME | efer::LMA;
     memory.write_obj(0x9003_u64, GuestAddress(0x8000)).unwrap();
     memory.write_obj(0x83_u64, GuestAddress(0x9000)).unwrap();

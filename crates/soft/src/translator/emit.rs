@@ -20,7 +20,7 @@ use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, 
 use crate::block::{BlockCache, JUMPS, JumpEntry};
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
 use crate::mmu::Tlb;
-use crate::op::{Handler, Op, Outcome};
+use crate::op::{Op, Outcome};
 
 use super::{Link, Links, Source};
 
@@ -50,9 +50,6 @@ type Exit = (usize, Miss, Option<NonNull<Link>>);
 pub(super) struct Emitter<'a> {
     pub code: Code,
     source: &'a Source<'a>,
-    ops: &'a [Op],
-    /// By op: the handler that interprets it.
-    handlers: &'a [Handler],
     links: &'a mut Links,
     /// Guest register by host register in [`COPIES`].
     copies: [Option<u8>; COPIES.len()],
@@ -90,12 +87,10 @@ fn flags(byte: usize) -> Place {
 }
 
 impl<'a> Emitter<'a> {
-    pub fn new(source: &'a Source<'a>, handlers: &'a [Handler], links: &'a mut Links) -> Emitter<'a> {
+    pub fn new(source: &'a Source<'a>, links: &'a mut Links) -> Emitter<'a> {
         Emitter {
             code: Code::default(),
             source,
-            ops: source.ops,
-            handlers,
             links,
             copies: [None; COPIES.len()],
             pinned: 0,
@@ -218,9 +213,8 @@ impl<'a> Emitter<'a> {
         };
         Some(match (base, usize::from(op.index)) {
             (Some(base), ZERO) => Place::At(base, disp),
-            (base, ZERO) => {
+            (None, ZERO) => {
                 self.code.set(AX, i64::from(disp) as u64);
-                debug_assert!(base.is_none());
                 Place::At(AX, 0)
             }
             (base, _) => Place::Sib(base, self.read(op.index), op.scale, disp),
@@ -243,7 +237,7 @@ impl<'a> Emitter<'a> {
     /// them. Changes RCX and RDX.
     pub fn host_address(&mut self, k: usize, size: u8, write: bool) {
         self.code.address(8, CX, Place::At(AX, i32::from(size) - 1));
-        self.code.op(4, &[0x8b], Code::number(DX), Place::Reg(AX));
+        self.code.load(4, DX, Place::Reg(AX));
         self.code.shift(5, 4, Place::Reg(DX), Tlb::INDEX_SHIFT);
         self.code.alu_constant(alu::AND, 4, Place::Reg(DX), Tlb::INDEX_MASK);
         self.code.alu(alu::ADD, 8, DX, of_tlb(Tlb::ENTRIES));
@@ -257,8 +251,9 @@ impl<'a> Emitter<'a> {
 
     /// The interpreter executes op `k` and goes on behind it.
     pub fn interpret(&mut self, k: usize) {
-        self.code.set(SI, std::ptr::from_ref(&self.ops[k]) as u64);
-        self.code.set(AX, self.handlers[k] as usize as u64);
+        let op = &self.source.ops[k];
+        self.code.set(SI, std::ptr::from_ref(op) as u64);
+        self.code.set(AX, op.run as usize as u64);
         self.code.jump_to(Place::Reg(AX));
     }
 
@@ -267,7 +262,7 @@ impl<'a> Emitter<'a> {
     pub fn look_up(&mut self, k: usize, miss: Miss) {
         let code = &mut self.code;
         let mut unequal = |code: &mut Code| self.cold.push(((k, miss, None), code.jump_if(condition::NOT_EQUAL)));
-        code.op(4, &[0x8b], Code::number(DX), Place::Reg(AX));
+        code.load(4, DX, Place::Reg(AX));
         code.shift(5, 4, Place::Reg(DX), JumpEntry::FOLD_SHIFT);
         code.alu(alu::XOR, 4, DX, Place::Reg(AX));
         code.alu_constant(alu::AND, 4, Place::Reg(DX), JUMPS as i32 - 1);
@@ -300,7 +295,7 @@ impl<'a> Emitter<'a> {
     /// Op `k`, the last, is done, and the next block begins at linear address RAX.
     fn arrive(&mut self, k: usize) {
         self.code.store(8, guest(RIP_BASE), AX);
-        self.code.alu_constant(alu::ADD, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), self.ops[k].seq.into());
+        self.code.alu_constant(alu::ADD, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), self.source.ops[k].seq.into());
     }
 
     /// Goes to the block at linear address RAX, `distance` from this one's start, behind op `k`; when that cannot be, leaves by `miss`.
@@ -341,7 +336,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Ends the code: puts what is rarely executed behind it.
-    pub fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Code {
         let mut cold = std::mem::take(&mut self.cold);
         cold.sort_by_key(|&(exit, _)| exit);
         for exits in cold.chunk_by(|a, b| a.0 == b.0) {
@@ -356,12 +351,12 @@ impl<'a> Emitter<'a> {
                 Miss::Leave { branch } => self.leave(k, branch),
             }
         }
-        self.code.bytes().to_vec()
+        self.code
     }
 
     /// Returns to the run loop with `rip` being RAX; or before the branch, when RAX is not canonical.
     fn leave(&mut self, k: usize, branch: i32) {
-        let seq = i32::from(self.ops[k].seq);
+        let seq = i32::from(self.source.ops[k].seq);
         let code = &mut self.code;
         code.copy(CX, AX);
         code.shift(4, 8, Place::Reg(CX), 16);

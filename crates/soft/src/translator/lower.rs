@@ -49,8 +49,7 @@ enum Operand {
 /// Number of a general register. `None` for AH to BH, which the interpreter deals with, and for all others.
 fn number(register: Register) -> Option<u8> {
     let is_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
-    let is_general = register.is_gpr8() || register.is_gpr16() || register.is_gpr32() || register.is_gpr64();
-    (is_general && !is_high).then(|| register.full_register().number() as u8)
+    (register.is_gpr() && !is_high).then(|| register.full_register().number() as u8)
 }
 
 fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
@@ -139,20 +138,16 @@ impl Emitter<'_> {
             Mnemonic::Leave => self.leave_frame(item)?,
             Mnemonic::Cdqe | Mnemonic::Cwde => {
                 let accumulator = self.read(RAX);
-                let from = insn.mnemonic() == Mnemonic::Cdqe;
-                self.code.op(
-                    if from { 8 } else { 4 },
-                    if from { &[0x63] } else { &[0x0f, 0xbf] },
-                    Code::number(accumulator),
-                    Place::Reg(accumulator),
-                );
+                // MOVSXD and MOVSX
+                let (size, opcode): (u8, &[u8]) = if insn.mnemonic() == Mnemonic::Cdqe { (8, &[0x63]) } else { (4, &[0x0f, 0xbf]) };
+                self.code.op(size, opcode, Code::number(accumulator), Place::Reg(accumulator));
                 self.written(RAX, accumulator);
                 self.flags_in_host = flags_ready;
             }
             Mnemonic::Cqo | Mnemonic::Cdq => {
                 let size = if insn.mnemonic() == Mnemonic::Cqo { 8 } else { 4 };
                 let (from, to) = (self.read(RAX), self.define(RDX));
-                self.code.op(size, &[0x8b], Code::number(to), Place::Reg(from));
+                self.code.load(size, to, Place::Reg(from));
                 self.code.shift(7, size, Place::Reg(to), size * 8 - 1);
                 self.written(RDX, to);
             }
@@ -162,7 +157,7 @@ impl Emitter<'_> {
                     return None;
                 }
                 let host = self.read(register);
-                // BSWAP has its register in the opcode: the middle field of no ModRM byte.
+                // BSWAP has its register in the opcode.
                 let number = Code::number(host);
                 self.code.push(&[0x40 | u8::from(size == 8) << 3 | number >> 3, 0x0f, 0xc8 | number & 7]);
                 self.written(register, host);
@@ -172,9 +167,7 @@ impl Emitter<'_> {
             Mnemonic::Jmp => return self.jmp(item),
             Mnemonic::Call => return self.call(item),
             Mnemonic::Ret => return self.ret(item),
-            _ if insn.is_jcc_short_or_near() => {
-                return self.branch(item, insn, flags_ready, Miss::Handler);
-            }
+            _ if insn.is_jcc_short_or_near() => return self.branch(item, insn, flags_ready, Miss::Handler),
             _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 1 => self.set(item, flags_ready)?,
             _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 2 => self.cmov(item, flags_ready)?,
             _ => return None,
@@ -189,6 +182,23 @@ impl Emitter<'_> {
         self.linear(item.op)?;
         self.host_address(item.k, size, write);
         Some(())
+    }
+
+    /// Operand `n` of `size` bytes, which is no constant, as a place to read from.
+    fn source_of(&mut self, item: &Item, n: u32, size: u8) -> Option<Place> {
+        match operand(item.insn, n)? {
+            Operand::Reg(register) => Some(Place::Reg(self.read(register))),
+            Operand::Mem => {
+                self.memory(item, size, false)?;
+                Some(Place::At(AX, 0))
+            }
+            Operand::Imm(_) => None,
+        }
+    }
+
+    /// A host register for a guest register of which `size` bytes are about to be overwritten; smaller ones than 4 keep the rest.
+    fn destination(&mut self, register: u8, size: u8) -> Reg {
+        if size >= 4 { self.define(register) } else { self.read(register) }
     }
 
     fn lock(&mut self, item: &Item) {
@@ -211,13 +221,13 @@ impl Emitter<'_> {
         match (operand(insn, 0)?, operand(insn, 1)?) {
             (Operand::Reg(to), Operand::Reg(from)) => {
                 let from = self.read(from);
-                let host = if size >= 4 { self.define(to) } else { self.read(to) };
+                let host = self.destination(to, size);
                 self.code.insert(size, host, Place::Reg(from));
                 self.written(to, host);
                 self.flags_in_host = flags_ready;
             }
             (Operand::Reg(to), Operand::Imm(value)) => {
-                let host = if size >= 4 { self.define(to) } else { self.read(to) };
+                let host = self.destination(to, size);
                 match size {
                     8 => self.code.set(host, i64::from(value) as u64),
                     4 => self.code.set(host, u64::from(value as u32)),
@@ -228,7 +238,7 @@ impl Emitter<'_> {
             }
             (Operand::Reg(to), Operand::Mem) => {
                 self.memory(item, size, false)?;
-                let host = if size >= 4 { self.define(to) } else { self.read(to) };
+                let host = self.destination(to, size);
                 self.code.insert(size, host, Place::At(AX, 0));
                 self.written(to, host);
             }
@@ -254,13 +264,7 @@ impl Emitter<'_> {
             return None;
         }
         let to = number(insn.op0_register())?;
-        let from = match operand(insn, 1)? {
-            Operand::Reg(from) => Place::Reg(self.read(from)),
-            _ => {
-                self.memory(item, from_size, false)?;
-                Place::At(AX, 0)
-            }
-        };
+        let from = self.source_of(item, 1, from_size)?;
         let host = self.define(to);
         match from_size {
             1 => self.code.op(size, &[0x0f, opcodes[0]], Code::number(host), from),
@@ -346,13 +350,7 @@ impl Emitter<'_> {
         let size = size(insn, 0);
         let second = operand(insn, 1)?;
         let from = if let Operand::Reg(from) = second { Some(self.read(from)) } else { None };
-        let place = match operand(insn, 0)? {
-            Operand::Reg(register) => Place::Reg(self.read(register)),
-            _ => {
-                self.memory(item, size, false)?;
-                Place::At(AX, 0)
-            }
-        };
+        let place = self.source_of(item, 0, size)?;
         match (from, second) {
             (Some(from), _) => self.code.op(size, if size == 1 { &[0x84] } else { &[0x85] }, Code::number(from), place),
             (None, Operand::Imm(value)) => {
@@ -434,13 +432,7 @@ impl Emitter<'_> {
             return None;
         }
         let to = number(insn.op0_register())?;
-        let from = match operand(insn, 1)? {
-            Operand::Reg(from) => Place::Reg(self.read(from)),
-            _ => {
-                self.memory(item, size, false)?;
-                Place::At(AX, 0)
-            }
-        };
+        let from = self.source_of(item, 1, size)?;
         let host;
         if insn.op_count() == 3 {
             let Operand::Imm(value) = operand(insn, 2)? else { return None };
@@ -562,7 +554,7 @@ impl Emitter<'_> {
 
     /// LEAVE.
     fn leave_frame(&mut self, item: &Item) -> Option<()> {
-        if item.insn.stack_pointer_increment() == 2 || item.insn.code() != iced_x86::Code::Leaveq {
+        if item.insn.code() != iced_x86::Code::Leaveq {
             return None;
         }
         let frame = self.read(RBP);
@@ -580,31 +572,27 @@ impl Emitter<'_> {
     fn branch(&mut self, item: &Item, jump: &Instruction, flags_ready: bool, miss: Miss) -> Option<After> {
         let target = target_distance(jump)?;
         let condition = self.condition(condition_code(jump), flags_ready);
-        self.code.load(8, AX, guest(RIP_BASE));
         let taken = self.code.jump_if(condition);
-        self.go_to(item.k, jump.next_ip() as i32, miss);
+        self.leave_for(item.k, jump.next_ip() as i32, miss);
         self.code.land(taken);
-        self.go_to(item.k, target, miss);
+        self.leave_for(item.k, target, miss);
         Some(After::Left)
     }
 
-    /// Goes to a place at this distance from RAX, the block's start.
-    fn go_to(&mut self, k: usize, distance: i32, miss: Miss) {
+    /// Goes to a place at this distance from the block's start behind op `k`, which changes nothing else.
+    pub fn go_to(&mut self, k: usize, distance: i32) {
+        self.leave_for(k, distance, Miss::Handler);
+    }
+
+    fn leave_for(&mut self, k: usize, distance: i32, miss: Miss) {
+        self.code.load(8, AX, guest(RIP_BASE));
         self.code.address(8, AX, Place::At(AX, distance));
         self.go_on(k, distance, miss);
     }
 
-    /// Goes on behind the block's last op, which is not a branch.
-    pub fn fall_through(&mut self, k: usize, distance: i32) {
-        self.code.load(8, AX, guest(RIP_BASE));
-        self.go_to(k, distance, Miss::Handler);
-    }
-
     fn jmp(&mut self, item: &Item) -> Option<After> {
-        if item.insn.op0_kind() == OpKind::NearBranch64 {
-            let distance = target_distance(item.insn)?;
-            self.code.load(8, AX, guest(RIP_BASE));
-            self.go_to(item.k, distance, Miss::Handler);
+        if let Some(distance) = target_distance(item.insn) {
+            self.go_to(item.k, distance);
             return Some(After::Left);
         }
         self.target(item)?;

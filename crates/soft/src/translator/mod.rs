@@ -61,6 +61,11 @@ impl Translator {
         self.arena.as_mut()?.add(code)
     }
 
+    /// Whether forgetting all code would make room.
+    pub fn can_be_emptied(&self) -> bool {
+        self.arena.is_some()
+    }
+
     /// Forgets all code; none of it may be running or be reached.
     pub fn clear(&mut self) {
         if let Some(arena) = &mut self.arena {
@@ -112,7 +117,6 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<
     let Source { ops, bytes, .. } = *source;
     let instructions: Vec<Instruction> = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).into_iter().collect();
     let at = |start: u64| instructions.iter().position(|insn| insn.ip() == start);
-    let handlers: Vec<Handler> = ops.iter().map(|op| op.run).collect();
     let mut flags_needed = vec![true; ops.len()];
     let mut needed = true;
     for (k, op) in ops.iter().enumerate().rev() {
@@ -122,7 +126,7 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<
             needed = !lower::replaces_flags(insn) && (needed || !lower::ignores_flags(insn));
         }
     }
-    let mut emitter = Emitter::new(source, &handlers, &mut translator.links);
+    let mut emitter = Emitter::new(source, &mut translator.links);
     let mut entries = vec![(0, 0)];
     // Whether the code made last goes on with what is made next.
     let mut falls_through = true;
@@ -130,7 +134,7 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<
         if op.count == 0 {
             // The block ended by its length.
             if falls_through {
-                emitter.fall_through(k, op.start.into());
+                emitter.go_to(k, op.start.into());
             }
             falls_through = false;
             continue;
@@ -157,7 +161,7 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<
         }
     }
     let code = emitter.finish();
-    let base = translator.add(&code)?;
+    let base = translator.add(code.bytes())?;
     let handler = |offset: usize| {
         // SAFETY: the offset is inside of what was just added, where an instruction's code begins that is a handler by its calling
         // convention: it takes the processor in RDI, keeps what a callee must keep, and returns an `Outcome` or goes on to a handler.

@@ -1,7 +1,7 @@
 //! Long runs of ordinary code: blocks that follow each other many times, and what has to reach into them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use vm_memory::{Bytes, GuestAddress};
@@ -58,14 +58,7 @@ fn endless_loop_is_left_when_kicked_and_goes_on_where_it_was() {
     });
     let mut counted = 0;
     for _ in 0..5 {
-        let vm = Arc::clone(&m.vm);
-        let kicker = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(20));
-            vm.kick(0);
-            Instant::now()
-        });
-        assert_eq!(m.run(), Exit::Interrupted);
-        assert!(kicker.join().unwrap().elapsed() < Duration::from_secs(1));
+        m.run_until_kicked();
         let registers = m.registers();
         assert!(registers.gpr[0] > counted, "it went on\n{registers}");
         assert!(m.get::<u64>(DATA).abs_diff(registers.gpr[0]) <= 2);
@@ -85,14 +78,7 @@ fn jump_to_itself_is_left_when_kicked() {
         a.set_label(&mut again).unwrap();
         a.jmp(again).unwrap();
     });
-    let vm = Arc::clone(&m.vm);
-    let kicker = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(20));
-        vm.kick(0);
-        Instant::now()
-    });
-    assert_eq!(m.run(), Exit::Interrupted);
-    assert!(kicker.join().unwrap().elapsed() < Duration::from_secs(1));
+    m.run_until_kicked();
     assert_eq!(m.registers().rip, CODE);
 }
 

@@ -177,13 +177,7 @@ fn kick_ends_an_endless_loop_and_a_long_string_instruction() {
         a.set_label(&mut again).unwrap();
         a.jmp(again).unwrap();
     });
-    let vm = std::sync::Arc::clone(&m.vm);
-    let kicker = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        vm.kick(0);
-    });
-    assert_eq!(m.run(), Exit::Interrupted);
-    kicker.join().unwrap();
+    m.run_until_kicked();
 }
 
 #[test]

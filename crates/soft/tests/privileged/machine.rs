@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::CodeAssembler;
 use soft::Soft;
@@ -248,6 +248,19 @@ impl Machine {
 
     pub fn run(&mut self) -> Exit {
         self.vcpu.run(&self.bus, Entry::default()).unwrap()
+    }
+
+    /// Runs until another thread has kicked the processor, which must be soon after it does.
+    #[track_caller]
+    pub fn run_until_kicked(&mut self) {
+        let vm = Arc::clone(&self.vm);
+        let kicker = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            vm.kick(0);
+            Instant::now()
+        });
+        assert_eq!(self.run(), Exit::Interrupted);
+        assert!(kicker.join().unwrap().elapsed() < Duration::from_secs(1));
     }
 
     /// Runs to HLT and returns the registers; the HLT must not be a handler's.
