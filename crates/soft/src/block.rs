@@ -5,8 +5,8 @@
 //! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under. Translated code
 //! ([`crate::translator`]) reads the jump cache too.
 //!
-//! An instruction that crosses into another page makes a block of its own, which is found only by way of the physical map, where
-//! the second page is compared.
+//! An instruction that crosses into another page makes a block of its own. The physical map compares the second page, the jump cache's
+//! entries know it by their address space, and no link leads there.
 #![allow(unsafe_code)] // Blocks keep pointers to state words and hand out pointers to their ops.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Op, Outcome, Slow, Trap, end_of_block, slow};
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
 
@@ -156,14 +156,15 @@ impl BlockCache {
         }
     }
 
+    fn running_block(&self) -> Option<&Block> {
+        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
+        let header = unsafe { self.running.as_ref() }?;
+        self.blocks.get(header.imm as usize)
+    }
+
     /// Whether the running block was decoded from any byte of `[start, end)`.
     pub fn runs_in(&self, start: u64, end: u64) -> bool {
-        if self.running.is_null() {
-            return false;
-        }
-        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
-        let header = unsafe { &*self.running };
-        let block = &self.blocks[header.imm as usize];
+        let Some(block) = self.running_block() else { return false };
         let overlaps = |gpa: u64, len: u16| start < gpa + u64::from(len) && gpa < end;
         overlaps(block.gpa, block.len) || block.crosses.as_ref().is_some_and(|second| overlaps(second.gpa, second.len))
     }
@@ -171,6 +172,18 @@ impl BlockCache {
     /// Nothing is running: memory accesses from outside blocks never have to wait for themselves.
     pub fn stop_running(&mut self) {
         self.running = std::ptr::null();
+    }
+
+    /// The running block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to the
+    /// jump cache, as its second page is another in another address space.
+    #[cold]
+    fn fill_link(&mut self) {
+        if let Some(link) = self.link.take()
+            && let Some(block) = self.running_block()
+            && block.crosses.is_none()
+        {
+            self.translator.links.fill(link, block.gpa, block.ops.as_ptr(), block.value);
+        }
     }
 
     /// The next block is what this link leads to.
@@ -210,14 +223,27 @@ impl Cpu {
         let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
         let space = self.space();
         self.regs[RIP_BASE] = self.rip;
-        if !single && self.blocks.link.is_none() {
-            let jump = &self.blocks.jumps[jump_index(va)];
+        if !single {
+            let jump = self.blocks.jumps[jump_index(va)];
             if jump.va == va && jump.space == space && jump.is_fresh() {
                 self.blocks.running = jump.ops;
+                if self.blocks.link.is_some() {
+                    self.blocks.fill_link();
+                }
                 return Ok(Cursor::first(jump.ops));
             }
         }
         self.find_block(va, space, single)
+    }
+
+    /// The first op of a block with an instruction that crosses pages, which the jump cache knows by the first: looks at the second.
+    extern "sysv64-unwind" fn look_at_second_page(&mut self, op: Cursor) -> Outcome {
+        if BlockCache::is_fresh(&self.blocks.blocks[op.imm as usize]) {
+            return op.next(self);
+        }
+        // Where the running block was entered is its linear address, in 64-bit code.
+        self.blocks.jumps[jump_index(self.regs[RIP_BASE])] = JumpEntry::NONE;
+        op.again(self)
     }
 
     /// What distinguishes linear addresses of code: the address space, and the width where it is not 64 bits.
@@ -304,15 +330,16 @@ impl Cpu {
     }
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
-        let link = self.blocks.link.take();
         let block = &self.blocks.blocks[index as usize];
         let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
-        self.blocks.running = ops;
-        if block.crosses.is_none() && !single {
+        if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
             self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, state, value };
-            if let Some(link) = link {
-                self.blocks.translator.links.fill(link, block.gpa, ops, value);
-            }
+        }
+        self.blocks.running = ops;
+        if single {
+            self.blocks.link = None;
+        } else {
+            self.blocks.fill_link();
         }
         Cursor::first(ops)
     }
@@ -334,7 +361,8 @@ impl Cpu {
                 Some(ops) => {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
                     let counts = self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX;
-                    Block { ops: with_header(counts, ops), gpa, len, crosses: None, state, value, heat: 0 }
+                    let header = translator::header(if counts { translator::warm } else { translator::named });
+                    Block { ops: with_header(header, ops), gpa, len, crosses: None, state, value, heat: 0 }
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
@@ -347,7 +375,15 @@ impl Cpu {
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Second { gpa: next, len, state: second_state, value: second_value });
-                    Block { ops: with_header(false, ops), gpa, len: available as u16, crosses, state, value, heat: 0 }
+                    Block {
+                        ops: with_header(translator::header(Cpu::look_at_second_page), ops),
+                        gpa,
+                        len: available as u16,
+                        crosses,
+                        state,
+                        value,
+                        heat: 0,
+                    }
                 }
             };
             let end = start + usize::from(block.len.max(1));
@@ -477,9 +513,8 @@ impl Slow for Undefined {
     }
 }
 
-/// A block's ops: `counts` tells whether it may be translated.
-fn with_header(counts: bool, mut ops: Vec<Op>) -> Box<[Op]> {
-    ops.insert(0, translator::header(counts));
+fn with_header(header: Op, mut ops: Vec<Op>) -> Box<[Op]> {
+    ops.insert(0, header);
     ops.into_boxed_slice()
 }
 

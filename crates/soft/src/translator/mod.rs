@@ -77,7 +77,7 @@ impl Translator {
 
 /// The first op of a block, which is no instruction: counts how often the block is executed, and has it translated. `imm` is the
 /// block's number.
-extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
+pub(crate) extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     if !cpu.blocks.heat(op.imm as usize, cpu.vm.translate_after) {
         return op.next(cpu);
     }
@@ -92,8 +92,8 @@ pub(crate) extern "sysv64-unwind" fn named(cpu: &mut Cpu, op: Cursor) -> Outcome
 }
 
 /// The first op of a block; whoever makes the block gives it the block's number.
-pub(crate) fn header(counts: bool) -> Op {
-    let mut op = Op::new(if counts { warm } else { named }, 0, 0, 0);
+pub(crate) fn header(run: Handler) -> Op {
+    let mut op = Op::new(run, 0, 0, 0);
     op.count = 0;
     op
 }
