@@ -411,6 +411,14 @@ const _: () = assert!(size_of::<UnmapDescriptor>() == 16);
 pub mod mode {
     /// Page: what the cache does.
     pub const CACHING: u8 = 0x08;
+    /// Page of a DVD drive: what it can do and how it is made (MMC-3 section 5.5.10).
+    pub const CAPABILITIES: u8 = 0x2a;
+    /// Bytes of the capabilities page, header and all, of a drive that writes nothing.
+    pub const CAPABILITIES_SIZE: usize = 22;
+    /// Capabilities page's third byte: DVD-ROMs are read.
+    pub const READS_DVD_ROM: u8 = 0x08;
+    /// Capabilities page's seventh byte: the medium lies in a tray.
+    pub const TRAY: u8 = 1 << 5;
     /// Page: all.
     pub const ALL: u8 = 0x3f;
     /// Device-specific byte: writes are refused.
