@@ -91,7 +91,11 @@ fn every_device_has_its_driver_and_the_heart_beats() {
         assert_eq!(guest.shell(&format!("until [ $({count}) = 2 ]; do usleep 50000; done; {count}")), "2");
     }
     for processor in [1, 2] {
-        assert!(guest.shell(&format!("echo 3 > /proc/sys/vm/drop_caches; taskset {processor} sha256sum /dev/sda")).starts_with(&common::sum(&disk)));
+        assert!(
+            guest
+                .shell(&format!("echo 3 > /proc/sys/vm/drop_caches; taskset {processor} sha256sum /dev/sda"))
+                .starts_with(&common::sum(&disk))
+        );
     }
     guest.until("the heart beats", |guest| status_has(guest, "heartbeat ok"));
     let freeze = guest.try_vmctl(&["freeze"]);

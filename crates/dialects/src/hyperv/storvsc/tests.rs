@@ -157,8 +157,11 @@ fn command_that_fails_is_answered_with_sense_data() {
 fn what_a_unit_does_not_tell_of_itself_is_zeroes() {
     let mut rig = Rig::ready();
     let page = rig.driver.pages(1);
-    let questions: [&[u8]; 3] =
-        [&[opcode::INQUIRY, 1, 0xb3, 0, 16, 0], &[opcode::MODE_SENSE_6, 0, 5, 0, 16, 0], &[opcode::MODE_SENSE_10, 0, 5, 0, 0, 0, 0, 0, 16, 0]];
+    let questions: [&[u8]; 3] = [
+        &[opcode::INQUIRY, 1, 0xb3, 0, 16, 0],
+        &[opcode::MODE_SENSE_6, 0, 5, 0, 16, 0],
+        &[opcode::MODE_SENSE_10, 0, 5, 0, 0, 0, 0, 0, 16, 0],
+    ];
     for question in questions {
         rig.driver.write(page, &[9; 20]);
         let answer = rig.execute(&srb(question, direction::READ, 20), &[(page, 20)]);
