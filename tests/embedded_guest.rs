@@ -308,11 +308,9 @@ fn all_dialects_are_one_tree() {
     let directory = TempDir::new().unwrap();
     let [xen, hyperv] = ["xen", "hyperv"].map(|bus| format!("{},bus={bus}", disk_file(directory.path(), bus).display()));
     let socket = directory.path().join("control");
-    let options = [
-        ["--dialect", "all", "--kv", "greeting=hello", "--control", socket.to_str().unwrap()].as_slice(),
-        &["--disk", &xen, "--disk", &hyperv, "--nic", "user,bus=xen", "--nic", "user,bus=hyperv"],
-    ];
-    let mut guest = Session::start(vmctl(directory.path(), &options.concat()));
+    let mut options = vec!["--dialect", "all", "--kv", "greeting=hello", "--control", socket.to_str().unwrap()];
+    options.extend(["--disk", &xen, "--disk", &hyperv, "--nic", "user,bus=xen", "--nic", "user,bus=hyperv"]);
+    let mut guest = Session::start(vmctl(directory.path(), &options));
     let boot = guest.wait_for(PROMPT);
     assert!(boot.contains("pvbus0 at mainbus0: KVM, Hyper-V 10.0, VMware, Xen 4."), "{boot}");
     let tree = answer(&mut guest, "pvbus");

@@ -191,17 +191,3 @@ fn panic_of_linux_is_printed_with_its_log() {
     let (_, told) = run.errors.split_once("the guest says that it has crashed:").unwrap_or_else(|| panic!("{run}"));
     assert!(told.contains("Kernel panic - not syncing: sysrq triggered crash"), "{run}");
 }
-
-#[test]
-fn vmwares_tools_run_beside_hyperv() {
-    let script = "echo ANSWER $(vmware-rpctool 'info-get guestinfo.x')";
-    let mut guest = Guest::new(script);
-    // Over the tools' archive there has to be busybox.
-    guest = guest.file("bin/busybox", &std::fs::read("/bin/busybox").unwrap());
-    for directory in ["proc", "sys", "dev"] {
-        guest.files.directory(directory);
-    }
-    let options = ["--dialect", "hyperv+vmware", "--kv", "x=the host's"];
-    let run = run(guest.command("initrd-vmtools.gz", "", &options), PATIENCE);
-    run.expect(&["Hypervisor detected: Microsoft Hyper-V", "ANSWER the host's", "reboot: Power down"]);
-}

@@ -229,6 +229,7 @@ fn hyperv_s_drivers_and_daemons_and_vmware_s_tools_work_in_one_guest() {
     shell::write_pattern(&disk, 1 << 20);
     let options = ["--kv", "hostname=web1", "--disk", &format!("{},bus=hyperv", disk.display()), "--nic", "user,bus=hyperv"];
     let mut guest = Guest::start(&kind, &options);
+    assert!(guest.shell("dmesg").contains("Hypervisor detected: Microsoft Hyper-V"));
     assert_eq!(devices(&mut guest), DEVICES.map(|(class, driver)| format!("{{{class}}} {driver}")));
     disk_and_card_work(&mut guest, &disk);
     guest.shell("(/usr/sbin/hv_kvp_daemon -n &)");

@@ -438,6 +438,9 @@ pub mod mode {
 /// Bit of a read's or write's second byte: to or from the medium itself (SBC-3 section 5.34).
 pub const FUA: u8 = 0x08;
 
+/// Bits of VERIFY's second byte: the blocks are to be compared with data of the guest (BYTCHK, SBC-3 section 5.36).
+pub const BYTE_CHECK: u8 = 0x06;
+
 /// Multimedia: what a DVD drive has besides (MMC-6).
 pub mod mmc {
     /// Profile: a DVD-ROM (table 91).

@@ -166,6 +166,8 @@ fn blocks_that_are_not_there_are_out_of_range() {
         assert_eq!(code(rig.ask(range, 4096).map(|_| 0)), (5, 0x2100), "{range:?}");
     }
     assert_eq!(rig.ask(&[opcode::VERIFY_10, 0, 0, 0, 0, 60, 0, 0, 4], 0), Ok(vec![]));
+    let compare = rig.give(&[opcode::VERIFY_10, 2, 0, 0, 0, 60, 0, 0, 1], &[60; 512]);
+    assert_eq!(code(compare), (5, 0x2400), "which is not done, and not said to be");
 }
 
 #[test]
