@@ -268,10 +268,10 @@ fn hyperv_guest_uses_keys_disk_and_network() {
     assert!(fetched.contains("a page of the host\r\n200 OK, 18 bytes in "), "{fetched}");
     until(&mut guest, "hostctl External/greeting", |text| text == "hello\r\n");
     assert_eq!(answer(&mut guest, "hostctl Guest/Parameters/VirtualMachineName"), "machine\r\n");
-    assert_eq!(
-        answer(&mut guest, "hostctl Auto/"),
-        "FullyQualifiedDomainName\r\nIntegrationServicesVersion\r\nNetworkAddressIPv4\r\nNetworkAddressIPv6\r\nOSName\r\nProcessorArchitecture\r\n"
-    );
+    // The same as Linux' daemon and OpenBSD tell.
+    let auto = "FullyQualifiedDomainName IntegrationServicesVersion NetworkAddressIPv4 NetworkAddressIPv6 OSBuildNumber OSName OSMajorVersion \
+        OSMinorVersion OSVersion ProcessorArchitecture";
+    assert_eq!(answer(&mut guest, "hostctl Auto/").split_ascii_whitespace().collect::<Vec<_>>().join(" "), auto);
     assert_eq!(answer(&mut guest, "hostctl External/greeting x"), "hostctl: the host does not allow it\r\n");
     until(&mut guest, "clock", |text| text.contains("Hyper-V   2"));
     guest.type_in("poweroff\r");
@@ -312,7 +312,7 @@ fn all_dialects_are_one_tree() {
     options.extend(["--disk", &xen, "--disk", &hyperv, "--nic", "user,bus=xen", "--nic", "user,bus=hyperv"]);
     let mut guest = Session::start(vmctl(directory.path(), &options));
     let boot = guest.wait_for(PROMPT);
-    assert!(boot.contains("pvbus0 at mainbus0: KVM, Hyper-V 10.0, VMware, Xen 4."), "{boot}");
+    assert!(boot.contains("pvbus0 at mainbus0: KVM, Hyper-V 10.0, VMware, Xen 4.17, OpenBSD\r\n"), "{boot}");
     let tree = answer(&mut guest, "pvbus");
     for device in ["vmt0", "pvclock0", "xen0", "hyperv0", "vmmci0"] {
         assert!(tree.contains(&format!("  {device}\r\n")), "no {device} in:\n{tree}");
