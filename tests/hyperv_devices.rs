@@ -130,6 +130,10 @@ fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
     // A longer MTU is a new beginning, with larger parts of the receive buffer.
     let lease = guest.shell("ifconfig eth0 mtu 9000 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1; cat /sys/class/net/eth0/mtu");
     assert!(lease.contains("lease of") && lease.ends_with("9000"), "{lease}");
+    // The driver asks for another address by a parameter of the card.
+    let lease = guest.shell("ifconfig eth0 down; ifconfig eth0 hw ether 02:00:00:00:00:08 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
+    assert!(lease.contains("lease of"), "{lease}");
+    assert_eq!(guest.shell("cat /sys/class/net/eth0/address"), "02:00:00:00:00:08");
     guest.vmctl(&["nic", "rm", "nic0"]);
     guest.shell("until [ ! -e /sys/class/net/eth0 ]; do usleep 50000; done");
     assert_eq!(guest.vmctl(&["nic", "ls"]), "");

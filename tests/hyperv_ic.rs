@@ -270,9 +270,15 @@ fn devices_work_with_every_version_of_vmbus_that_linux_speaks() {
     let disk = work.path().join("disk.raw");
     shell::write_pattern(&disk, 1 << 20);
     let kind = Kind { modules: "scsi_common scsi_mod scsi_transport_fc sd_mod", ..HYPERV };
-    for (version, number) in
-        [("2.4", 0x2_0004), ("3.0", 0x3_0000), ("4.0", 0x4_0000), ("4.1", 0x4_0001), ("5.0", 0x5_0000), ("5.1", 0x5_0001), ("5.2", 0x5_0002)]
-    {
+    for (version, number) in [
+        ("2.4", 0x2_0004),
+        ("3.0", 0x3_0000),
+        ("4.0", 0x4_0000),
+        ("4.1", 0x4_0001),
+        ("5.0", 0x5_0000),
+        ("5.1", 0x5_0001),
+        ("5.2", 0x5_0002),
+    ] {
         let mut guest = Guest::start(&kind, &["--disk", &format!("{},bus=hyperv", disk.display()), "--nic", "user,bus=hyperv"]);
         guest.shell(&format!("insmod /lib/modules/hv_vmbus.ko max_version={number}"));
         assert!(guest.shell("dmesg | grep 'Vmbus version'").ends_with(&format!("Vmbus version:{version}")));
