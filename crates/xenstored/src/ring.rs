@@ -4,9 +4,10 @@
 //! or something became of its connection, and in each turn of the loop only so far: a guest that never stops has the others wait for one turn of its.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use xenstore::ring::{Page, StoreRing};
 use xenstore::{ClientId, DomId, Server};
 
@@ -37,17 +38,26 @@ struct Ring {
 }
 
 /// All rings of a loop.
-#[derive(Default)]
 pub(crate) struct Rings {
+    /// Names the client of each that rings.
+    epoll: Arc<OwnedFd>,
     rings: HashMap<u64, Ring>,
     /// Those to be served in the next turn.
     due: Vec<ClientId>,
 }
 
 impl Rings {
+    /// None yet.
+    pub(crate) fn new(epoll: Arc<OwnedFd>) -> Rings {
+        Rings { epoll, rings: HashMap::new(), due: Vec::new() }
+    }
+
     /// Serves a ring from now on.
     pub(crate) fn add(&mut self, introduced: Introduced, server: &mut Server) {
         let Introduced { domain, client, line } = introduced;
+        if let Err(error) = epoll::add(&self.epoll, line.bell(), EventData::new_u64(client.number()), EventFlags::IN) {
+            return tracing::error!(%error, %domain, "a domain's ring cannot be served");
+        }
         let page = StoreRing::new(line, server.store().features(domain));
         // A guest that was there first waits to hear from the server, as Linux' dom0 does.
         page.page().ring();
@@ -81,7 +91,8 @@ impl Rings {
         for client in std::mem::take(&mut self.due) {
             let Some(ring) = self.rings.get_mut(&client.number()) else { continue };
             if server.ring(ring.domain) != Some(client) {
-                // It was released.
+                // It was released. The bell may outlive this, and nobody would hear it.
+                let _ = epoll::delete(&self.epoll, ring.page.page().bell());
                 self.rings.remove(&client.number());
                 continue;
             }
