@@ -13,9 +13,9 @@ use xenstore::{ClientId, DomId, Server};
 
 /// A guest at the other end.
 pub trait Line: Page + Send + Sync {
-    /// Readable once the guest has rung.
+    /// Becomes readable each time that the guest rings, even if it is so already.
     fn bell(&self) -> BorrowedFd<'_>;
-    /// The guest was heard: the bell is silent until it rings again.
+    /// The guest was heard, and may ring again.
     fn hear(&self);
     /// Tells the guest that something has changed in the page.
     fn ring(&self);
@@ -55,7 +55,9 @@ impl Rings {
     /// Serves a ring from now on.
     pub(crate) fn add(&mut self, introduced: Introduced, server: &mut Server) {
         let Introduced { domain, client, line } = introduced;
-        if let Err(error) = epoll::add(&self.epoll, line.bell(), EventData::new_u64(client.number()), EventFlags::IN) {
+        // Told once of each ring, the line need not take what it was told of.
+        let edges = EventFlags::IN | EventFlags::ET;
+        if let Err(error) = epoll::add(&self.epoll, line.bell(), EventData::new_u64(client.number()), edges) {
             return tracing::error!(%error, %domain, "a domain's ring cannot be served");
         }
         let page = StoreRing::new(line, server.store().features(domain));

@@ -59,7 +59,6 @@ struct Socket {
 /// The loop, for who pauses it and goes on, or hands it over. Dropped, it closes all connections and removes the socket.
 pub struct Service<'a> {
     epoll: Arc<OwnedFd>,
-    wake: Arc<OwnedFd>,
     listener: Option<Listener>,
     store: &'a SharedStore,
     sockets: HashMap<u64, Socket>,
@@ -80,16 +79,16 @@ impl<'a> Service<'a> {
     /// When the host has no descriptor or memory left.
     pub fn new(store: &'a SharedStore, keeper: Option<Keeper>) -> io::Result<Service<'a>> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let waker = Arc::clone(&wake);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Told once of each writing, nobody has to read it.
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
         store.set_waker(move || {
-            // It fails only when the counter is full, and then the loop is woken anyway.
-            let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
+            // The counter is full after 2^64 of these.
+            let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
         });
         let (sockets, rings, buffer) = (HashMap::new(), Rings::new(Arc::clone(&epoll)), vec![0; READ]);
         let (listener, introductions, hold_ends, listens_again) = (None, None, None, None);
-        Ok(Service { epoll, wake, listener, store, sockets, rings, introductions, buffer, keeper, hold_ends, listens_again })
+        Ok(Service { epoll, listener, store, sockets, rings, introductions, buffer, keeper, hold_ends, listens_again })
     }
 
     /// Serves who connects to `listener`.
@@ -166,7 +165,8 @@ impl<'a> Service<'a> {
             for event in ready.drain(..) {
                 match event.data.u64() {
                     LISTENER => self.accept(),
-                    WAKE => self.woken(),
+                    // Somebody in this process changed something.
+                    WAKE => self.work(None, |_, _| {}),
                     number => match usize::try_from(CALL - number) {
                         Ok(call) if call < calls => called = called.or(Some(call)),
                         _ => self.ready(number, event.flags),
@@ -253,13 +253,6 @@ impl<'a> Service<'a> {
             return;
         }
         self.sockets.insert(client.number(), Socket { descriptor, client, interest });
-    }
-
-    /// Somebody in this process changed something.
-    fn woken(&mut self) {
-        // Only the readiness is to go; the count says nothing.
-        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        self.work(None, |_, _| {});
     }
 
     fn ready(&mut self, number: u64, flags: EventFlags) {
