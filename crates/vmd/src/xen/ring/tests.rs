@@ -166,13 +166,18 @@ fn flood_on_the_socket_leaves_the_ring_its_turns() {
                 flooded.fetch_add(count as u64, Ordering::Relaxed);
             }
         });
-        until("the socket is flooded", || flooded.load(Ordering::Relaxed) > 1 << 20);
-        for turn in 0..200 {
-            let before = flooded.load(Ordering::Relaxed);
-            assert_eq!(both.guest.ask(op::WRITE, &format!("data/x\0{turn}")), "OK\0");
-            until("the flood goes on", || flooded.load(Ordering::Relaxed) > before);
-        }
+        let turns = scope.spawn(|| {
+            until("the socket is flooded", || flooded.load(Ordering::Relaxed) > 1 << 20);
+            for turn in 0..200 {
+                let before = flooded.load(Ordering::Relaxed);
+                assert_eq!(both.guest.ask(op::WRITE, &format!("data/x\0{turn}")), "OK\0");
+                until("the flood goes on", || flooded.load(Ordering::Relaxed) > before);
+            }
+        });
+        let turns = turns.join();
+        // Whatever became of them, or nobody would end.
         flooder.shutdown(Shutdown::Both).unwrap();
+        turns.unwrap();
     });
 }
 
@@ -189,12 +194,16 @@ fn flood_on_the_ring_leaves_the_socket_its_turns() {
                 flooded.fetch_add(16, Ordering::Relaxed);
             }
         });
-        for turn in 0..200 {
-            let before = flooded.load(Ordering::Relaxed);
-            client.write("/x", turn.to_string().as_bytes()).unwrap();
-            until("the flood goes on", || flooded.load(Ordering::Relaxed) > before);
-        }
+        let turns = scope.spawn(|| {
+            for turn in 0..200 {
+                let before = flooded.load(Ordering::Relaxed);
+                client.write("/x", turn.to_string().as_bytes()).unwrap();
+                until("the flood goes on", || flooded.load(Ordering::Relaxed) > before);
+            }
+        });
+        let turns = turns.join();
         is_over.store(true, Ordering::Relaxed);
+        turns.unwrap();
     });
 }
 
@@ -202,7 +211,7 @@ fn flood_on_the_ring_leaves_the_socket_its_turns() {
 fn memory_is_let_go_before_power_is_off() {
     let Both { directory, server, guest, ring } = Both::new();
     drop(ring);
-    // Its own page and its dialect hold the memory.
+    // The loop had it, and with it the memory.
     assert_eq!(Arc::strong_count(&guest.xen), 1);
     let mut client = Client::connect(&directory.path().join("socket")).unwrap();
     guest.kick();
@@ -220,7 +229,7 @@ fn domain_that_is_released_and_goes_on_ringing_is_served_again_after_a_reboot() 
     server.store().host().update(make_home).unwrap();
     let mut guest = Guest::new();
     let _ring = ServedRing::new(&guest.xen, &server).unwrap();
-    assert_eq!(guest.ask(op::WRITE, "data/x\01"), "OK\0");
+    assert_eq!(guest.ask(op::WRITE, "data/x\0one"), "OK\0");
     let mut client = Client::connect(&directory.path().join("socket")).unwrap();
-    assert_eq!(client.read("/local/domain/1/data/x").unwrap(), b"1");
+    assert_eq!(client.read("/local/domain/1/data/x").unwrap(), b"one");
 }
