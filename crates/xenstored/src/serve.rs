@@ -22,8 +22,8 @@ use crate::address::Listener;
 use crate::keeper::Keeper;
 use crate::ring::{Introduced, Rings};
 
-/// Bytes read at a time.
-const READ: usize = 16 << 10;
+/// Bytes read at a time: so many requests of a client that never stops do the others wait for.
+const READ: usize = 4 << 10;
 /// Sockets looked at before the clock is.
 const ROUND: usize = 64;
 /// How long domains wait at most for a transaction of a client that lost too often.
