@@ -145,23 +145,23 @@ fn bell_that_rings_on_after_its_ring_was_released_wakes_nobody() {
     let rig = Rig::new("released");
     eventually("the guest is served", || rig.answered() > 0);
     rig.release();
-    // It goes to sleep.
-    std::thread::sleep(Duration::from_millis(100));
-    let before = sleeps("released");
+    eventually("the loop sleeps", || status("released", "State") == "S (sleeping)");
+    let sleeps = || status("released", "voluntary_ctxt_switches").parse::<u64>().unwrap();
+    let before = sleeps();
     for _ in 0..100 {
         rustix::io::write(&*rig.bell, &1u64.to_ne_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(sleeps("released"), before);
+    assert_eq!(sleeps(), before);
     let mut client = Client::connect(&rig.directory.path().join("socket")).unwrap();
     client.write("/x", b"1").unwrap();
-    assert!(sleeps("released") > before, "it is awake for others");
+    eventually("it was awake for a client", || sleeps() > before);
 }
 
-/// How often the thread of this name went to sleep.
-fn sleeps(thread: &str) -> u64 {
+/// What the kernel says of the thread of this name: proc_pid_status(5).
+fn status(thread: &str, field: &str) -> String {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
-    let mut states = tasks.flat_map(|task| std::fs::read_to_string(task.path().join("status")));
-    let state = states.find(|state| state.contains(&format!("Name:\t{thread}\n"))).unwrap();
-    state.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:\t")).unwrap().parse().unwrap()
+    let mut all = tasks.flat_map(|task| std::fs::read_to_string(task.path().join("status")));
+    let status = all.find(|status| status.contains(&format!("Name:\t{thread}\n"))).unwrap();
+    status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t")).unwrap().into()
 }
