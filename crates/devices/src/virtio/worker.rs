@@ -82,6 +82,13 @@ impl Bell {
     }
 }
 
+/// For a loop that waits for more than the bell.
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.doorbell.as_fd()
+    }
+}
+
 /// A thread with a doorbell, ended and joined before this is gone.
 pub struct Worker<T> {
     bell: Bell,
