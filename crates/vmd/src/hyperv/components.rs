@@ -113,5 +113,11 @@ impl Components {
 
 /// What the guest finds in its pool AutoExternal (Hyper-V Data Exchange: names of the host's data items).
 fn facts(machine: Uuid) -> Facts {
-    Facts(vec![("VirtualMachineId", machine.to_string().to_uppercase()), ("VirtualMachineName", "machine".into())])
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Facts(vec![
+        ("HostName", host.clone()),
+        ("PhysicalHostName", host),
+        ("VirtualMachineId", machine.to_string().to_uppercase()),
+        ("VirtualMachineName", "machine".into()),
+    ])
 }
