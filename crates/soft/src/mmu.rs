@@ -20,6 +20,7 @@ use std::mem::offset_of;
 
 use crate::cpu::{Cpu, TrapKind, Width, cr0, cr4, rflags, vector};
 use crate::op::Trap;
+use crate::table::filled;
 
 pub(crate) use walk::PHYSICAL_BITS;
 pub(crate) use word::Word;
@@ -103,9 +104,9 @@ impl Tlb {
     pub fn new() -> Tlb {
         Tlb {
             key: 2,
-            entries: Box::new([EMPTY; TLB_ENTRIES]),
-            fetch: Box::new([FetchEntry { tag: NO_TAG, gpa: 0 }; FETCH_ENTRIES]),
-            contexts: Box::new([0; 4096]),
+            entries: filled(EMPTY),
+            fetch: filled(FetchEntry { tag: NO_TAG, gpa: 0 }),
+            contexts: filled(0),
             next_context: 1,
             large: 0,
             epoch: 0,
