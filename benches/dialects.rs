@@ -5,10 +5,13 @@
 //! ```
 //!
 //! A round boots each machine once with `nopv`, by which Linux takes no dialect, and once without, when it takes one; the kernel's own log says which. What
-//! is shown are medians: of the time to init, of the guest's instructions until it has powered off, and of the monitor's resident memory beyond the guest's when
-//! init runs, with the median of the rounds' ratios, and for memory of their differences, to the machine without dialects. That machine boots twice in
-//! each round: its second line is what the figures are worth on this host. Each round begins one machine later than the last, so that none is
+//! is shown are medians: of the time to init, of the guest's instructions until it has powered off, and of what the monitor has resident beyond the guest's
+//! memory when init runs, with the median of the rounds' ratios, and for memory of their differences, to the machine without dialects. That machine boots
+//! twice in each round: its second line is what the figures are worth on this host. Each round begins one machine later than the last, so that none is
 //! always measured behind the same other.
+//!
+//! Memory has two columns ([`machine::Memory`]): the monitor's own, which is what a dialect costs each machine, and pages of the program's file that are
+//! mapped, which machines share. A dialect that is set up and unused has executed some more of the program.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -18,7 +21,7 @@ mod measure;
 use std::process::Command;
 
 use common::guest;
-use machine::{MIB, Sample, run};
+use machine::{KIB, Memory, Sample, run};
 use measure::{load, median};
 
 /// What is compared: a name, `--dialect`, and what Linux says it is paravirtualized on. The first is what the others are compared with.
@@ -69,21 +72,25 @@ fn boot(dialect: &str, parameter: &str, taken: &str) -> Sample {
 
 /// Prints one line for each machine.
 fn report(title: &str, samples: &Samples) {
-    println!("\n{title:<12}{:>10}{:>10}{:>18}{:>10}{:>14}{:>14}", "init", "ratio", "instructions", "ratio", "beyond guest", "difference");
+    let memory = ["own memory", "difference", "of the file", "difference"].map(|column| format!("{column:>13}")).concat();
+    println!("\n{title:<12}{:>8}{:>8}{:>14}{:>8}{memory}", "init", "ratio", "instructions", "ratio");
     for ((name, ..), machine) in MACHINES.iter().zip(samples) {
         let of = |value: fn(&Sample) -> f64| median(machine.iter().map(value).collect());
         let beside = |value: fn(&Sample) -> f64, compare: fn(f64, f64) -> f64| {
             median(machine.iter().zip(&samples[0]).map(|(one, none)| compare(value(one), value(none))).collect())
         };
         let ratio = |one: f64, none: f64| one / none;
+        let difference = |one: f64, none: f64| one - none;
         println!(
-            "{name:<12}{:>8.2} s{:>10.2}{:>16.1} M{:>10.4}{:>10.2} MiB{:>+10.2} MiB",
+            "{name:<12}{:>6.2} s{:>8.2}{:>12.1} M{:>8.4}{:>9.0} KiB{:>+9.0} KiB{:>9.0} KiB{:>+9.0} KiB",
             of(init),
             beside(init, ratio),
             of(instructions) / 1e6,
             beside(instructions, ratio),
-            of(beyond_guest) / MIB,
-            beside(beyond_guest, |one, none| one - none) / MIB,
+            of(own) / KIB,
+            beside(own, difference) / KIB,
+            of(files) / KIB,
+            beside(files, difference) / KIB,
         );
     }
 }
@@ -96,6 +103,14 @@ fn instructions(sample: &Sample) -> f64 {
     sample.instructions.expect("instructions are counted")
 }
 
-fn beyond_guest(sample: &Sample) -> f64 {
-    sample.overhead.expect("mappings are readable")
+fn own(sample: &Sample) -> f64 {
+    memory(sample).own
+}
+
+fn files(sample: &Sample) -> f64 {
+    memory(sample).files
+}
+
+fn memory(sample: &Sample) -> Memory {
+    sample.memory.expect("mappings are readable")
 }
