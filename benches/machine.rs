@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Bytes of a kibibyte.
 pub const KIB: f64 = 1024.0;
-/// Bytes of a mebibyte.
-pub const MIB: f64 = 1024.0 * KIB;
 
 /// What a monitor has resident besides its guest's memory, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Memory {
-    /// Its own: what one more machine costs the host.
+    /// Its own but for translations.
     pub own: f64,
+    /// Translated code, its own too. How much of the guest is executed often enough depends on when its interrupts come.
+    pub translations: f64,
     /// Pages of the program and its libraries: the host's page cache has them once, for all machines and whoever else maps the files. The host
-    /// maps up to 16 around each that is touched (`fault_around_bytes`), so that it varies with where the program happens to lie.
+    /// maps up to 16 around each that is touched (`fault_around_bytes`).
     pub files: f64,
 }
 
@@ -97,7 +97,7 @@ fn beyond_guest(smaps: &str) -> Memory {
             "Anonymous" => anonymous = bytes(),
             // The last of each mapping.
             "VmFlags" if rest.split_whitespace().any(|flag| flag == "dd") => {}
-            "VmFlags" if is_nameless => memory.own += shares,
+            "VmFlags" if is_nameless => memory.translations += shares,
             "VmFlags" => {
                 memory.own += anonymous;
                 memory.files += resident - anonymous;
