@@ -22,6 +22,7 @@ use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width,
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
 use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
+use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
 
@@ -50,7 +51,7 @@ struct Block {
     gpa: u64,
     len: u16,
     /// Second page, when the only instruction crosses into it.
-    crosses: Option<Second>,
+    crosses: Option<Box<Second>>,
     state: *const AtomicU32,
     value: u32,
     /// How often it was executed, as long as [`translator::warm`] counts.
@@ -153,7 +154,7 @@ impl BlockCache {
         BlockCache {
             blocks: Vec::new(),
             by_address: HashMap::default(),
-            jumps: Box::new([JumpEntry::NONE; JUMPS]),
+            jumps: filled(JumpEntry::NONE),
             natives: Natives::new(),
             translator: Translator::default(),
             ops: 0,
@@ -352,7 +353,7 @@ impl Cpu {
                     // Fifteen more bytes complete any instruction; one that is longer is invalid and decodes as that.
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
-                    let crosses = Some(Second { gpa: next, len, state: second_state, value: second_value });
+                    let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
                     Block { ops: ops.into_boxed_slice(), gpa, len: available as u16, crosses, state, value, heat: 0 }
                 }
             };
