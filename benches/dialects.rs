@@ -5,10 +5,13 @@
 //! ```
 //!
 //! A round boots each machine once with `nopv`, by which Linux takes no dialect, and once without, when it takes one; the kernel's own log says which. What
-//! is shown are medians: of the time to init, of the guest's instructions until it has powered off, and of the monitor's resident memory beyond the guest's when
-//! init runs, with the median of the rounds' ratios, and for memory of their differences, to the machine without dialects. That machine boots twice in
-//! each round: its second line is what the figures are worth on this host. Each round begins one machine later than the last, so that none is
+//! is shown are medians: of the time to init, of the guest's instructions until it has powered off, and of what the monitor has resident beyond the guest's
+//! memory when init runs, with the median of the rounds' ratios, and for memory of their differences, to the machine without dialects. That machine boots
+//! twice in each round: its second line is what the figures are worth on this host. Each round begins one machine later than the last, so that none is
 //! always measured behind the same other.
+//!
+//! Memory has three parts ([`machine::Memory`]): what the monitor allocates and translated code are its own, which is what a dialect costs each machine;
+//! pages of the program's file that are mapped are the same for all machines. A dialect that is set up and unused has executed some more of the program.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -18,7 +21,7 @@ mod measure;
 use std::process::Command;
 
 use common::guest;
-use machine::{MIB, Sample, run};
+use machine::{KIB, Memory, Sample, run};
 use measure::{load, median};
 
 /// What is compared: a name, `--dialect`, and what Linux says it is paravirtualized on. The first is what the others are compared with.
@@ -57,7 +60,7 @@ fn main() {
 
 /// Boots Debian's kernel, which has to say that it took what it was to take.
 fn boot(dialect: &str, parameter: &str, taken: &str) -> Sample {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+    let mut command = at_fixed_addresses(env!("CARGO_BIN_EXE_vmctl"));
     command.args(["run", "--backend", "soft", "--stats", "--memory", "512M", "--dialect", dialect]);
     command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(guest("initrd-busybox.gz"));
     command.args(["--cmdline", &format!("console=ttyS0 panic=-1 {parameter}")]);
@@ -67,23 +70,37 @@ fn boot(dialect: &str, parameter: &str, taken: &str) -> Sample {
     sample
 }
 
+/// The program at the same addresses in each run, where the host allows it: how many pages the host maps around one that is touched depends on them.
+fn at_fixed_addresses(program: &str) -> Command {
+    let setarch = |program: &str| {
+        let mut command = Command::new("setarch");
+        command.args(["--addr-no-randomize", program]);
+        command
+    };
+    if setarch("true").status().is_ok_and(|status| status.success()) { setarch(program) } else { Command::new(program) }
+}
+
 /// Prints one line for each machine.
 fn report(title: &str, samples: &Samples) {
-    println!("\n{title:<12}{:>10}{:>10}{:>18}{:>10}{:>14}{:>14}", "init", "ratio", "instructions", "ratio", "beyond guest", "difference");
+    let memory = ["own KiB", "translated", "of the file"].map(|part| format!("{part:>13}{:>8}", "more")).concat();
+    println!("\n{title:<12}{:>8}{:>8}{:>14}{:>8}{memory}", "init", "ratio", "instructions", "ratio");
     for ((name, ..), machine) in MACHINES.iter().zip(samples) {
         let of = |value: fn(&Sample) -> f64| median(machine.iter().map(value).collect());
         let beside = |value: fn(&Sample) -> f64, compare: fn(f64, f64) -> f64| {
             median(machine.iter().zip(&samples[0]).map(|(one, none)| compare(value(one), value(none))).collect())
         };
         let ratio = |one: f64, none: f64| one / none;
+        let memory = [own, translations, files].map(|part| {
+            let (size, more) = (of(part) / KIB, beside(part, |one, none| one - none) / KIB);
+            format!("{size:>13.0}{more:>+8.0}")
+        });
         println!(
-            "{name:<12}{:>8.2} s{:>10.2}{:>16.1} M{:>10.4}{:>10.2} MiB{:>+10.2} MiB",
+            "{name:<12}{:>6.2} s{:>8.2}{:>12.1} M{:>8.4}{}",
             of(init),
             beside(init, ratio),
             of(instructions) / 1e6,
             beside(instructions, ratio),
-            of(beyond_guest) / MIB,
-            beside(beyond_guest, |one, none| one - none) / MIB,
+            memory.concat(),
         );
     }
 }
@@ -96,6 +113,18 @@ fn instructions(sample: &Sample) -> f64 {
     sample.instructions.expect("instructions are counted")
 }
 
-fn beyond_guest(sample: &Sample) -> f64 {
-    sample.overhead.expect("mappings are readable")
+fn own(sample: &Sample) -> f64 {
+    memory(sample).own
+}
+
+fn translations(sample: &Sample) -> f64 {
+    memory(sample).translations
+}
+
+fn files(sample: &Sample) -> f64 {
+    memory(sample).files
+}
+
+fn memory(sample: &Sample) -> Memory {
+    sample.memory.expect("mappings are readable")
 }

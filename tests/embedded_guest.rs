@@ -6,6 +6,8 @@
 #[path = "common/mod.rs"]
 mod common;
 mod guests;
+#[path = "common/tap.rs"]
+mod tap;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use guests::processor_time;
 use guests::session::Session;
+use tap::Tap;
 use tempfile::TempDir;
 
 const PROMPT: &str = "pvbus# ";
@@ -265,10 +268,10 @@ fn hyperv_guest_uses_keys_disk_and_network() {
     assert!(fetched.contains("a page of the host\r\n200 OK, 18 bytes in "), "{fetched}");
     until(&mut guest, "hostctl External/greeting", |text| text == "hello\r\n");
     assert_eq!(answer(&mut guest, "hostctl Guest/Parameters/VirtualMachineName"), "machine\r\n");
-    assert_eq!(
-        answer(&mut guest, "hostctl Auto/"),
-        "FullyQualifiedDomainName\r\nIntegrationServicesVersion\r\nNetworkAddressIPv4\r\nNetworkAddressIPv6\r\nOSName\r\nProcessorArchitecture\r\n"
-    );
+    // The same as Linux' daemon and OpenBSD tell.
+    let auto = "FullyQualifiedDomainName IntegrationServicesVersion NetworkAddressIPv4 NetworkAddressIPv6 OSBuildNumber OSName OSMajorVersion \
+        OSMinorVersion OSVersion ProcessorArchitecture";
+    assert_eq!(answer(&mut guest, "hostctl Auto/").split_ascii_whitespace().collect::<Vec<_>>().join(" "), auto);
     assert_eq!(answer(&mut guest, "hostctl External/greeting x"), "hostctl: the host does not allow it\r\n");
     until(&mut guest, "clock", |text| text.contains("Hyper-V   2"));
     guest.type_in("poweroff\r");
@@ -304,10 +307,12 @@ fn hyperv_disks_and_cards_come_and_go_while_the_guest_runs() {
 fn all_dialects_are_one_tree() {
     let directory = TempDir::new().unwrap();
     let [xen, hyperv] = ["xen", "hyperv"].map(|bus| format!("{},bus={bus}", disk_file(directory.path(), bus).display()));
-    let options = ["--dialect", "all", "--disk", &xen, "--disk", &hyperv, "--nic", "user,bus=xen", "--nic", "user,bus=hyperv"];
+    let socket = directory.path().join("control");
+    let mut options = vec!["--dialect", "all", "--kv", "greeting=hello", "--control", socket.to_str().unwrap()];
+    options.extend(["--disk", &xen, "--disk", &hyperv, "--nic", "user,bus=xen", "--nic", "user,bus=hyperv"]);
     let mut guest = Session::start(vmctl(directory.path(), &options));
     let boot = guest.wait_for(PROMPT);
-    assert!(boot.contains("pvbus0 at mainbus0: KVM, Hyper-V 10.0, VMware, Xen 4."), "{boot}");
+    assert!(boot.contains("pvbus0 at mainbus0: KVM, Hyper-V 10.0, VMware, Xen 4.17, OpenBSD\r\n"), "{boot}");
     let tree = answer(&mut guest, "pvbus");
     for device in ["vmt0", "pvclock0", "xen0", "hyperv0", "vmmci0"] {
         assert!(tree.contains(&format!("  {device}\r\n")), "no {device} in:\n{tree}");
@@ -322,30 +327,29 @@ fn all_dialects_are_one_tree() {
         let line = tree.lines().find(|line| line.contains(&format!(": {kind}, leaves"))).unwrap();
         line.split(':').next().unwrap().to_owned()
     };
-    for (kind, key) in [("VMware", "guestinfo.said"), ("Xen", "data/said"), ("Hyper-V", "Guest/said")] {
+    // One store: the host's key by every interface, and the guest's keys for the host.
+    for (kind, greeting, key, path) in [
+        ("VMware", "guestinfo.greeting", "guestinfo.said", "vm-data/said"),
+        ("Xen", "vm-data/greeting", "data/said", "data/said"),
+        ("Hyper-V", "External/greeting", "Guest/said", "data/hyperv/Guest/said"),
+    ] {
         let device = minor(kind);
+        until(&mut guest, &format!("hostctl -f {device} {greeting}"), |text| text == "hello\r\n");
         assert_eq!(answer(&mut guest, &format!("hostctl -f {device} {key} by-{kind}")), "", "{kind}");
         assert_eq!(answer(&mut guest, &format!("hostctl -f {device} {key}")), format!("by-{kind}\r\n"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mut get = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+            let got = get.args(["kv", "get", path, "--control"]).arg(&socket).output().unwrap();
+            if got.stdout.trim_ascii() == format!("by-{kind}").as_bytes() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{kind}: {got:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
-}
-
-/// A network between this machine and the guest's, which takes root to make.
-struct Tap(String);
-
-impl Tap {
-    fn new(name: &str, address: &str) -> Option<Tap> {
-        let ip = |arguments: &[&str]| Command::new("ip").args(arguments).status().is_ok_and(|status| status.success());
-        let tap = ip(&["tuntap", "add", "dev", name, "mode", "tap"]).then(|| Tap(name.to_owned()))?;
-        (ip(&["address", "add", address, "dev", name]) && ip(&["link", "set", name, "up"])).then_some(tap)
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["link", "delete", &self.0]).status();
-    }
 }
 
 #[test]

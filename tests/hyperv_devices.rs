@@ -10,6 +10,8 @@ mod common;
 mod initrd;
 #[path = "common/shell.rs"]
 mod shell;
+#[path = "common/tap.rs"]
+mod tap;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 use common::{Selftest, debian, run_host, sum};
 use shell::{Guest, Kind, PATIENCE, write_pattern};
+use tap::Tap;
 
 /// A whole Debian with systemd.
 const SYSTEM_PATIENCE: Duration = Duration::from_secs(1200);
@@ -127,6 +130,10 @@ fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
     // A longer MTU is a new beginning, with larger parts of the receive buffer.
     let lease = guest.shell("ifconfig eth0 mtu 9000 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1; cat /sys/class/net/eth0/mtu");
     assert!(lease.contains("lease of") && lease.ends_with("9000"), "{lease}");
+    // The driver asks for another address by a parameter of the card.
+    let lease = guest.shell("ifconfig eth0 down; ifconfig eth0 hw ether 02:00:00:00:00:08 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
+    assert!(lease.contains("lease of"), "{lease}");
+    assert_eq!(guest.shell("cat /sys/class/net/eth0/address"), "02:00:00:00:00:08");
     guest.vmctl(&["nic", "rm", "nic0"]);
     guest.shell("until [ ! -e /sys/class/net/eth0 ]; do usleep 50000; done");
     assert_eq!(guest.vmctl(&["nic", "ls"]), "");
@@ -145,6 +152,10 @@ fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
         "tx-checksum-ipv4: on",
         "tx-checksum-ipv6: on",
         "scatter-gather: on",
+        "tcp-segmentation-offload: on",
+        "tx-tcp-segmentation: on",
+        "tx-tcp6-segmentation: on",
+        "large-receive-offload: on",
         "rx-vlan-offload: on",
         "tx-vlan-offload: on",
     ] {
@@ -154,7 +165,7 @@ fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
     let channels = guest.shell("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '");
     assert_eq!(channels, "2 2");
 
-    let port = serve_traffic();
+    let port = serve_traffic("127.0.0.1");
     guest.shell(LEASE);
     guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/lease");
     // Segments with a checksum that is not right would be lost, and nothing come to an end.
@@ -165,11 +176,60 @@ fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
             assert!(said.contains("MICROSECONDS"), "{settings}, {way}: {said}");
         }
     }
+
+    // Both channels are sent on, and packets come on that which the guest's table names.
+    let table = guest.shell("ethtool -x eth0");
+    assert!(table.contains("with 2 RX ring(s)"), "{table}");
+    for queue in [1, 0] {
+        let weights = if queue == 1 { "0 1" } else { "1 0" };
+        let packets = |guest: &mut Guest| -> [u64; 2] {
+            [0, 1].map(|queue| guest.shell(&format!("ethtool -S eth0 | sed -n 's/ *rx_queue_{queue}_packets: //p'")).parse().unwrap())
+        };
+        guest.shell(&format!("ethtool -X eth0 weight {weights}"));
+        let before = packets(&mut guest);
+        guest.shell(&format!("traffic receive $(cat /gateway) {port} 4"));
+        let after = packets(&mut guest);
+        let came = [after[0] - before[0], after[1] - before[1]];
+        assert!(came[queue] > 100 && came[1 - queue] < 10, "weights {weights}: {came:?}");
+    }
+    assert_eq!(guest.shell("for n in 1 2 3 4 5 6 7 8; do traffic send $(cat /gateway) PORT 1 > /dev/null; done; ethtool -S eth0 | grep -c 'tx_queue_[01]_packets: [1-9]'".replace("PORT", &port.to_string()).as_str()), "2");
+}
+
+/// What the host's end of the network counts: with segmentation left to the host, and with segments taken whole, packets are longer than any frame.
+#[test]
+fn segments_are_cut_and_put_together_by_the_host_s_network() {
+    let Some(tap) = Tap::new(&format!("pvbushv{}", std::process::id() % 10_000_000), "198.51.100.5/30") else {
+        eprintln!("SKIPPED: a network between host and guest takes root, and /dev/net/tun");
+        return;
+    };
+    let kind = Kind { initrd: "initrd-hyperv-daemons.gz", ..HYPERV };
+    let mut guest = Guest::start(&kind, &["--nic", &format!("tap:{},bus=hyperv", tap.0)]);
+    guest.shell("ifconfig eth0 198.51.100.6 netmask 255.255.255.252 up");
+    let port = serve_traffic("198.51.100.5");
+    let count = |what: &str| -> u64 {
+        std::fs::read_to_string(format!("/sys/class/net/{}/statistics/{what}", tap.0)).unwrap().trim().parse().unwrap()
+    };
+    // What the host receives the guest has sent.
+    for (settings, way, end, is_long) in [
+        ("tso on", "send", "rx", true),
+        ("tso off gso off", "send", "rx", false),
+        ("lro on", "receive", "tx", true),
+        ("lro off", "receive", "tx", false),
+    ] {
+        guest.shell(&format!("ethtool -K eth0 {settings}"));
+        let (bytes, packets) = (format!("{end}_bytes"), format!("{end}_packets"));
+        let before = (count(&bytes), count(&packets));
+        let said = guest.shell(&format!("traffic {way} 198.51.100.5 {port} 16"));
+        assert!(said.contains("MICROSECONDS"), "{settings}: {said}");
+        let mean = (count(&bytes) - before.0) / (count(&packets) - before.1);
+        assert_eq!(mean > 1514, is_long, "{settings}: {mean} bytes in a packet");
+        assert!(mean > 1000, "{settings}: {mean} bytes in a packet");
+    }
 }
 
 /// The host's side of the guest's program `traffic`: sends without end when asked to, and takes everything.
-fn serve_traffic() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+fn serve_traffic(address: &str) -> u16 {
+    let listener = TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {

@@ -10,6 +10,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
 
@@ -21,7 +22,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use xenstore::client::{Client, ClientError, Refusal};
 use xenstore::{Config, DomId, Perms, SharedStore};
-use xenstored::Listener;
+use xenstored::{Listener, Pause, Service};
 
 /// A running `xenstored` in a directory of its own.
 struct Daemon(common::Daemon, TempDir);
@@ -288,7 +289,11 @@ fn store_of_this_process_is_served_and_a_domain_waits_no_longer_than_the_limit()
     let (store, stop) = (SharedStore::new(Config::default()), eventfd(0, EventfdFlags::CLOEXEC).unwrap());
     let listener = Listener::bind(&path).unwrap();
     std::thread::scope(|scope| {
-        let service = scope.spawn(|| xenstored::serve(listener, &store, &stop));
+        let service = scope.spawn(|| {
+            let mut service = Service::new(&store, None)?;
+            service.listen(listener)?;
+            service.run(&[stop.as_fd()], None)
+        });
         let host = store.host();
         let mut client = Client::connect(&path).unwrap();
         client.watch("/here", "token").unwrap();
@@ -311,7 +316,7 @@ fn store_of_this_process_is_served_and_a_domain_waits_no_longer_than_the_limit()
         });
         assert!(is_refused(never, Refusal::Busy));
         rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
-        service.join().unwrap().unwrap();
+        assert_eq!(service.join().unwrap().unwrap(), Pause::Called(0));
         assert!(matches!(client.read("/"), Err(ClientError::Connection(_))));
     });
     assert!(!path.exists());

@@ -143,6 +143,7 @@ impl Bus {
             hostname: HOSTNAME.to_string(),
             os_name_full: crate::NAME.to_string(),
             os_name: OS_NAME.to_string(),
+            os_version: env!("CARGO_PKG_VERSION").to_string(),
             started: 0,
             nics: self.networks.iter().map(Network::nic).collect(),
         };

@@ -19,7 +19,7 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 pub struct Kind {
     /// The dialect.
     pub dialect: &'static str,
-    /// The initial RAM disk with the modules.
+    /// The initial RAM disks, in order, with the modules.
     pub initrd: &'static str,
     /// Modules, in order.
     pub modules: &'static str,
@@ -44,7 +44,8 @@ impl Guest {
         let mut own = Initrd::default();
         add(&mut own);
         own.script(&init(kind.modules));
-        let image = initrd_with(work.path(), &[kind.initrd], &own.finish());
+        let bases: Vec<&str> = kind.initrd.split(' ').collect();
+        let image = initrd_with(work.path(), &bases, &own.finish());
         let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
         command.args(["run", "--dialect", kind.dialect, "--cpus", "2", "--cmdline", "console=ttyS0 quiet panic=-1"]).args(more);
         command.arg("--kernel").arg(guest("vmlinuz")).arg("--initrd").arg(image).arg("--control").arg(work.path().join("control"));

@@ -111,6 +111,8 @@ pub struct GuestInfo {
     pub os_name_full: String,
     /// Short name of the operating system.
     pub os_name: String,
+    /// Version of the operating system, of numbers and dots.
+    pub os_version: String,
     /// [`crate::Hal::now`] when it started.
     pub started: Nanos,
     /// Network cards with their addresses.

@@ -22,6 +22,7 @@ use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width,
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
 use crate::op::{Cursor, Op, Outcome, Slow, Trap, end_of_block, slow};
+use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
 
@@ -51,7 +52,7 @@ struct Block {
     gpa: u64,
     len: u16,
     /// Second page, when the only instruction crosses into it.
-    crosses: Option<Second>,
+    crosses: Option<Box<Second>>,
     state: *const AtomicU32,
     value: u32,
     /// How often it was executed, as long as [`translator::warm`] counts.
@@ -147,7 +148,7 @@ impl BlockCache {
         BlockCache {
             blocks: Vec::new(),
             by_address: HashMap::default(),
-            jumps: Box::new([JumpEntry::NONE; JUMPS]),
+            jumps: filled(JumpEntry::NONE),
             natives: Natives::new(),
             translator: Translator::default(),
             ops: 0,
@@ -374,16 +375,9 @@ impl Cpu {
                     // Fifteen more bytes complete any instruction; one that is longer is invalid and decodes as that.
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
-                    let crosses = Some(Second { gpa: next, len, state: second_state, value: second_value });
-                    Block {
-                        ops: with_header(translator::header(Cpu::look_at_second_page), ops),
-                        gpa,
-                        len: available as u16,
-                        crosses,
-                        state,
-                        value,
-                        heat: 0,
-                    }
+                    let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
+                    let ops = with_header(translator::header(Cpu::look_at_second_page), ops);
+                    Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0 }
                 }
             };
             let end = start + usize::from(block.len.max(1));

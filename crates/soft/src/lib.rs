@@ -28,6 +28,7 @@ mod native;
 mod op;
 mod run;
 mod system;
+mod table;
 mod translator;
 mod vm;
 

@@ -20,6 +20,7 @@ use std::mem::offset_of;
 
 use crate::cpu::{Cpu, TrapKind, Width, cr0, cr4, rflags, vector};
 use crate::op::Trap;
+use crate::table::filled;
 
 pub(crate) use walk::PHYSICAL_BITS;
 pub(crate) use word::Word;
@@ -103,9 +104,9 @@ impl Tlb {
     pub fn new() -> Tlb {
         Tlb {
             key: 2,
-            entries: Box::new([EMPTY; TLB_ENTRIES]),
-            fetch: Box::new([FetchEntry { tag: NO_TAG, gpa: 0 }; FETCH_ENTRIES]),
-            contexts: Box::new([0; 4096]),
+            entries: filled(EMPTY),
+            fetch: filled(FetchEntry { tag: NO_TAG, gpa: 0 }),
+            contexts: filled(0),
             next_context: 1,
             large: 0,
             epoch: 0,
@@ -381,7 +382,8 @@ impl Cpu {
         result
     }
 
-    /// Locked read-modify-write; returns the old value.
+    /// Locked read-modify-write; returns the old value. `new` has to own what it uses, as closures have it here: a pointer to a handler's stack
+    /// would keep the handler from calling the next in tail position.
     #[inline(always)]
     pub fn atomic_update<T: Word>(&mut self, va: u64, new: impl Fn(T) -> T) -> Result<T, Trap> {
         if let Some(at) = self.hit::<T, true>(va) {
@@ -396,7 +398,7 @@ impl Cpu {
                 old = seen;
             }
         }
-        self.atomic_slow(va, |old| Some(new(old)))
+        self.atomic_slow(va, move |old| Some(new(old)))
     }
 
     /// Locked compare-exchange; returns the old value.
@@ -406,7 +408,7 @@ impl Cpu {
             // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
             return Ok(unsafe { T::compare_exchange(at, expected, new) });
         }
-        self.atomic_slow(va, |old| if old == expected { Some(new) } else { None })
+        self.atomic_slow(va, move |old| if old == expected { Some(new) } else { None })
     }
 
     /// Locked access that the TLB does not know: fills it, or, across pages and in MMIO, does it under the machine's bus lock.

@@ -356,6 +356,7 @@ impl RunArguments {
             nics: self.nic,
             backend: self.backend,
             dialects: self.dialect.unwrap_or_default(),
+            xenstore: self.xenstore,
             uuid: self.uuid,
             fw_cfg: self.fw_cfg,
             serial: self.serial,

@@ -8,7 +8,7 @@ use vmd::config::SerialTarget;
 use vmd::control::Control;
 use vmd::kv::{self, Dump};
 use vmd::machine::{self, Outcome};
-use vmd::socket::{Server, StoreServer};
+use vmd::socket::Server;
 use vmd::store::MachineStore;
 
 use crate::args::RunArguments;
@@ -29,7 +29,7 @@ pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     let assignments = std::mem::take(&mut arguments.kv);
     let dump =
         arguments.kv_out.as_deref().map(|file| Dump::new(file).with_context(|| format!("--kv-out {}", file.display()))).transpose()?;
-    let (socket, store_socket) = (arguments.control.clone(), arguments.xenstore.clone());
+    let socket = arguments.control.clone();
     let want_stats = arguments.stats;
     let dialects_given = arguments.dialect.is_some();
     let mut config = arguments.into_config();
@@ -54,7 +54,6 @@ pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     .context("cannot watch for signals")?;
 
     let server = socket.map(|path| Server::start(&path, Arc::clone(&control))).transpose()?;
-    let store_server = store_socket.map(|path| StoreServer::start(&path, store.shared().clone())).transpose()?;
     if config.serial == SerialTarget::Stdio || config.console == Some(SerialTarget::Stdio) {
         let raw = terminal::make_raw().context("cannot set up the terminal")?;
         let control = Arc::clone(&control);
@@ -71,7 +70,7 @@ pub fn run(mut arguments: Box<RunArguments>) -> anyhow::Result<u8> {
     if let Some(dump) = dump {
         dump.write(store.as_ref()).context("--kv-out")?;
     }
-    drop((server, store_server));
+    drop(server);
     // The message holds its causes already.
     let report = report.map_err(|error| anyhow::anyhow!("{error}"))?;
     if want_stats {

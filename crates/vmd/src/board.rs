@@ -51,7 +51,7 @@ use crate::hyperv;
 use crate::inventory::Inventory;
 use crate::machine::{Event, EventSender, Outcome};
 use crate::paravirtual::Paravirtual;
-use crate::store::MachineStore;
+use crate::store::{MachineStore, StoreServer};
 use crate::xen::{self, Domain, Plugs, firmware};
 
 /// Why a board cannot be built.
@@ -88,6 +88,8 @@ pub enum Start {
 pub struct Parts<'a> {
     /// The store, in which the machine is a domain with Xen's dialect, and whose keys Hyper-V's pools show.
     pub store: &'a Arc<MachineStore>,
+    /// Who serves the ring of that domain.
+    pub store_server: &'a StoreServer,
     /// Disks and network cards, in order of their slots.
     pub inventory: &'a Arc<Inventory>,
     /// The machine's UUID.
@@ -293,9 +295,8 @@ impl Board {
 /// The machine in XenStore, with the disks and network cards that are Xen's.
 fn xen_domain(config: &MachineConfig, parts: &Parts<'_>, xen: &Arc<Xen>) -> Result<Domain, BoardError> {
     let host = |source| BoardError::Host { what: "Xen's backends".into(), source };
-    let domain =
-        Domain::new(Arc::clone(xen), parts.store.shared().clone(), &parts.identity.to_string(), config.cpus, config.console.is_some())
-            .map_err(host)?;
+    let domain = Domain::new(Arc::clone(xen), parts.store_server, &parts.identity.to_string(), config.cpus, config.console.is_some())
+        .map_err(host)?;
     fill(&domain, DeviceBus::Xen, parts.inventory)?;
     Ok(domain)
 }

@@ -47,6 +47,8 @@ pub struct MachineConfig {
     pub backend: BackendChoice,
     /// Paravirtual dialects.
     pub dialects: DialectList,
+    /// A socket at which the machine's store is offered to XenStore's own clients.
+    pub xenstore: Option<PathBuf>,
     /// What the machine tells as its UUID; a new one for each run when nothing is given.
     pub uuid: Option<Uuid>,
     /// Files for the guest in the firmware configuration device.
@@ -78,6 +80,7 @@ impl Default for MachineConfig {
             nics: Vec::new(),
             backend: BackendChoice::Auto,
             dialects: DialectList::default(),
+            xenstore: None,
             uuid: None,
             fw_cfg: Vec::new(),
             serial: SerialTarget::Stdio,

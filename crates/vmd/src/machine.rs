@@ -36,9 +36,11 @@ use crate::fw_cfg;
 use crate::kv::ValueError;
 use crate::paravirtual::{Paravirtual, Surroundings};
 use crate::profile;
+use crate::socket::server::ServerError;
 use crate::stats::RunStats;
 use crate::status::About;
 use crate::steal::RunDelay;
+use crate::store::StoreServer;
 use crate::xen;
 
 /// Name under which INFO shows the machine.
@@ -69,6 +71,9 @@ pub enum MachineError {
     /// A file for the guest.
     #[error(transparent)]
     Value(#[from] ValueError),
+    /// The store's socket.
+    #[error(transparent)]
+    Store(#[from] ServerError),
     /// A file of the command line.
     #[error("{}: {source}", path.display())]
     File {
@@ -141,6 +146,7 @@ pub fn host_memory() -> u64 {
 /// # Errors
 /// [`MachineError`] when it cannot be made, or the backend fails.
 pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Result<Report, MachineError> {
+    let store_server = StoreServer::new(control.store().shared().clone(), config.xenstore.as_deref())?;
     let mut first_image = Some(recognise(config)?);
     let Chosen { backend, reason } = backends::choose(config).map_err(VmmError::from)?;
     say(&Attachment::new(backend.as_ref(), Some(reason)).to_string());
@@ -168,7 +174,7 @@ pub fn run(config: &MachineConfig, control: &Control, say: &dyn Fn(&str)) -> Res
             Some(image) => image,
             None => recognise(config)?,
         };
-        let mut machine = Machine::assemble(config, identity, &image, &vmm, control, say)?;
+        let mut machine = Machine::assemble(config, identity, &image, &vmm, control, &store_server, say)?;
         drop(image);
         let event = machine.run(control, say);
         machine.take_down(&mut stats);
@@ -246,6 +252,7 @@ impl Machine {
         image: &boot::Image,
         vmm: &Arc<Vmm>,
         control: &Control,
+        store_server: &StoreServer,
         say: &dyn Fn(&str),
     ) -> Result<Machine, MachineError> {
         let mut ranges = boot::layout(config.memory.0, image.rom_size());
@@ -295,7 +302,8 @@ impl Machine {
             image if image.is_pvh() => Start::Pvh,
             _ => Start::Kernel,
         };
-        let parts = Parts { store: control.store(), inventory: control.inventory(), identity, start, paravirtual: &paravirtual, files };
+        let (store, inventory) = (control.store(), control.inventory());
+        let parts = Parts { store, store_server, inventory, identity, start, paravirtual: &paravirtual, files };
         let (board, bus) = Board::build(config, parts, &vm, &memory, &timers, sender.clone())?;
         let board = Arc::new(board);
         let modules = if config.kernel.is_some() { config.initrds.iter().map(|text| module(text)).collect() } else { Vec::new() };

@@ -80,7 +80,7 @@ impl Paravirtual {
                     xen
                 }
                 (DialectName::Hyperv, _) => {
-                    let hyperv = Hyperv::new(memory.clone(), Arc::clone(timers), with.frequencies, *vcpus);
+                    let hyperv = Hyperv::new(memory.clone(), Arc::clone(timers), with.frequencies, with.steal.clone(), *vcpus);
                     made.hyperv = Some(Arc::clone(&hyperv));
                     hyperv
                 }

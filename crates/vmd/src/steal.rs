@@ -1,5 +1,6 @@
-//! How long the host kept each processor's thread waiting: Linux' own count of it, the second number in `/proc/<pid>/task/<tid>/schedstat`
-//! (`Documentation/scheduler/sched-stats.rst`), which is also what Linux KVM takes for steal time (`record_steal_time`).
+//! How long each processor's thread ran, and how long the host kept it waiting: Linux' own counts, the first two numbers in
+//! `/proc/<pid>/task/<tid>/schedstat` (`Documentation/scheduler/sched-stats.rst`). They are also what Linux KVM takes for Hyper-V's run time
+//! (`current_task_runtime_100ns`) and for steal time (`record_steal_time`).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,6 +14,10 @@ const OWN: &str = "/proc/thread-self/schedstat";
 /// Three numbers of 20 digits and their separators.
 const LINE: usize = 64;
 
+/// Which number of the file is the time that the thread ran, and which the time that it waited.
+const RAN: usize = 0;
+const WAITED: usize = 1;
+
 /// The run delay of a machine's processor threads.
 pub struct RunDelay {
     threads: Vec<OnceLock<File>>,
@@ -21,7 +26,7 @@ pub struct RunDelay {
 impl RunDelay {
     /// For `vcpus` threads to come; `None` where the host does not count (a kernel without `CONFIG_SCHED_INFO`, or no `/proc`).
     pub fn new(vcpus: u32) -> Option<RunDelay> {
-        delay(&File::open(OWN).ok()?)?;
+        number(&File::open(OWN).ok()?, WAITED)?;
         Some(RunDelay { threads: (0..vcpus).map(|_| OnceLock::new()).collect() })
     }
 
@@ -32,19 +37,28 @@ impl RunDelay {
             let _ = thread.set(file);
         }
     }
+
+    /// A number of a processor's thread. One that has not begun, or has ended, does not run and waits for nothing.
+    fn number(&self, vcpu: VcpuId, which: usize) -> u64 {
+        let file = self.threads.get(vcpu as usize).and_then(OnceLock::get);
+        file.and_then(|file| number(file, which)).unwrap_or(0)
+    }
 }
 
 impl StealSource for RunDelay {
     fn stolen(&self, vcpu: VcpuId) -> u64 {
-        // A thread that has not begun, or has ended, waits for nothing.
-        self.threads.get(vcpu as usize).and_then(OnceLock::get).and_then(delay).unwrap_or(0)
+        self.number(vcpu, WAITED)
+    }
+
+    fn ran(&self, vcpu: VcpuId) -> u64 {
+        self.number(vcpu, RAN)
     }
 }
 
-fn delay(file: &File) -> Option<u64> {
+fn number(file: &File, which: usize) -> Option<u64> {
     let mut line = [0; LINE];
     let length = file.read_at(&mut line, 0).ok()?;
-    std::str::from_utf8(line.get(..length)?).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    std::str::from_utf8(line.get(..length)?).ok()?.split_ascii_whitespace().nth(which)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -70,8 +84,9 @@ mod tests {
                 delay.enter(0);
                 spin(end);
                 assert!(delay.stolen(0) > 1_000_000, "{} ns", delay.stolen(0));
+                assert!((1_000_000..250_000_000).contains(&delay.ran(0)), "{} ns", delay.ran(0));
             });
         });
-        assert_eq!(delay.stolen(1), 0, "there is no such processor");
+        assert_eq!([delay.stolen(1), delay.ran(1)], [0; 2], "there is no such processor");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   vmctl kv, --kv, guestinfo, fw_cfg ── dialects::store::Store ── MachineStore ─┐
-//!   Xen's domain: ring, backends ────────────────────────────────────────────────┼── xenstore::SharedStore
-//!   --xenstore SOCKET ── xenstored::serve ───────────────────────────────────────┘
+//!   Xen's backends ──────────────────────────────────────────────────────────────┼── xenstore::SharedStore
+//!   Xen's ring, --xenstore SOCKET ── StoreServer (server.rs), one event loop ────┘
 //! ```
 //!
 //! Relative paths are below the machine's home, `/local/domain/1`; absolute ones are the whole tree's. One store serves the machine over all its
@@ -12,6 +12,8 @@
 //! The directories of [`make_home`] follow XenServer (xapi-project/xen-api `ocaml/xenopsd/xc/domain.ml`) and libxl
 //! (`tools/libs/light/libxl_create.c`).
 
+pub mod server;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +21,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dialects::store::{Client, Observer, Store, StoreError, VM_DATA, WatchId};
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN};
 use xenstore::{Config, DomId, Error, Host, Perms, Quota, Server, Session, SharedStore, View, Watching};
+
+pub use server::StoreServer;
 
 /// The machine's home. [`DOMAIN`] is its number in the store whether it has Xen's dialect or not.
 pub const HOME: &str = "/local/domain/1";

@@ -6,12 +6,14 @@
 //! Each region carries a [`CodeMap`], vm-memory's "dirty bitmap" hook: it tells the software CPU that a device wrote to
 //! instructions which it has decoded. A device that fills guest memory behind vm-memory's back (`preadv` into a host pointer)
 //! has to call `mark_dirty` itself, as vm-memory asks.
+#![allow(unsafe_code)] // madvise(2).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use rustix::mm::Advice;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 use zerocopy::FromZeros;
 
 /// Size of a page, in bytes.
@@ -35,24 +37,37 @@ pub fn map(ranges: &[(u64, u64)]) -> Result<GuestMemory, std::io::Error> {
             Ok((GuestAddress(gpa), size))
         })
         .collect::<Result<_, std::io::Error>>()?;
-    GuestMemoryMmap::from_ranges(&ranges).map(Arc::new).map_err(std::io::Error::other)
+    let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).map_err(std::io::Error::other)?);
+    memory.iter().try_for_each(keep_out_of_core_dumps)?;
+    Ok(memory)
+}
+
+/// A core dump of the monitor is for finding the monitor's bugs: without what the guest keeps secret, and without its gigabytes. (madvise(2), `MADV_DONTDUMP`.)
+/// So its mappings also stay apart from the monitor's own, and /proc/PID/smaps says which they are: `dd`.
+fn keep_out_of_core_dumps(region: &GuestRegion) -> std::io::Result<()> {
+    let Ok(size) = usize::try_from(region.len()) else { return Ok(()) };
+    // SAFETY: the region's own mapping, whose contents this advice leaves alone.
+    unsafe { rustix::mm::madvise(region.as_ptr().cast(), size, Advice::LinuxDontDump) }.map_err(std::io::Error::from)
 }
 
 /// Which pages of a region hold instructions that a processor has decoded, and how often that was invalidated.
 ///
-/// Per page: a state word (bit 0: decoded instructions exist; the other bits: a generation that changes whenever they became
-/// invalid) and a bitmap of the 64-byte granules they came from. Clones share the same state.
+/// Clones share the same state.
 #[derive(Debug, Clone)]
 pub struct CodeMap {
-    pages: Arc<CodePages>,
+    pages: Arc<Box<[CodePage]>>,
     /// Where this slice starts in the region, in bytes.
     base: usize,
 }
 
-#[derive(Debug)]
-struct CodePages {
-    state: Box<[AtomicU32]>,
-    granules: Box<[AtomicU64]>,
+/// What is known of a page. Of a large region they are one large block, which the allocator maps for itself: of its pages only those cost
+/// memory whose part of the region is executed.
+#[derive(Debug, FromZeros)]
+struct CodePage {
+    /// Which 64-byte granules instructions were decoded from, by bit.
+    granules: AtomicU64,
+    /// Bit 0: there are any. The other bits: a generation that changes whenever they became invalid.
+    state: AtomicU32,
 }
 
 /// Bit 0 of a page's state word.
@@ -61,12 +76,12 @@ const HAS_CODE: u32 = 1;
 impl CodeMap {
     /// The state word of page `page` of the region; decoded instructions are valid as long as it stays the same.
     pub fn state(&self, page: usize) -> &AtomicU32 {
-        &self.pages.state[page]
+        &self.pages[page].state
     }
 
     /// Whether page `page` of the region holds decoded instructions, so that writes have to be told by [`CodeMap::written`].
     pub fn has_code(&self, page: usize) -> bool {
-        self.pages.state[page].load(Ordering::SeqCst) & HAS_CODE != 0
+        self.pages[page].state.load(Ordering::SeqCst) & HAS_CODE != 0
     }
 
     /// Notes that instructions are about to be decoded from bytes `[start, end)` of page `page` and returns the state word they
@@ -75,24 +90,24 @@ impl CodeMap {
         let first = start / 64;
         let last = (end.max(start + 1) - 1) / 64;
         let mask = (u64::MAX >> (63 - (last - first).min(63))) << first.min(63);
-        self.pages.granules[page].fetch_or(mask, Ordering::SeqCst);
-        let old = self.pages.state[page].fetch_or(HAS_CODE, Ordering::SeqCst);
+        self.pages[page].granules.fetch_or(mask, Ordering::SeqCst);
+        let old = self.pages[page].state.fetch_or(HAS_CODE, Ordering::SeqCst);
         (old | HAS_CODE, old & HAS_CODE == 0)
     }
 
     /// Notes a write of `len` bytes at `offset` of page `page`; returns whether decoded instructions became invalid.
     pub fn written(&self, page: usize, offset: usize, len: usize) -> bool {
-        let state = &self.pages.state[page];
+        let state = &self.pages[page].state;
         if state.load(Ordering::SeqCst) & HAS_CODE == 0 {
             return false;
         }
         let first = offset / 64;
         let last = ((offset + len.max(1) - 1) / 64).min(63);
         let mask = (u64::MAX >> (63 - (last - first))) << first;
-        if self.pages.granules[page].load(Ordering::SeqCst) & mask == 0 {
+        if self.pages[page].granules.load(Ordering::SeqCst) & mask == 0 {
             return false;
         }
-        self.pages.granules[page].store(0, Ordering::SeqCst);
+        self.pages[page].granules.store(0, Ordering::SeqCst);
         // A new generation with bit 0 clear.
         let _ = state.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |old| Some(old.wrapping_add(2) & !HAS_CODE));
         true
@@ -109,10 +124,9 @@ impl Default for CodeMap {
 impl NewBitmap for CodeMap {
     fn with_len(len: usize) -> Self {
         let pages = len.div_ceil(PAGE_SIZE as usize);
-        // Zeroed by the allocator, so that pages nobody executes cost no memory.
-        let state = <[AtomicU32]>::new_box_zeroed_with_elems(pages).unwrap_or_default();
-        let granules = <[AtomicU64]>::new_box_zeroed_with_elems(pages).unwrap_or_default();
-        CodeMap { pages: Arc::new(CodePages { state, granules }), base: 0 }
+        // Zeroed by the allocator, so that they stay untouched.
+        let pages = <[CodePage]>::new_box_zeroed_with_elems(pages).unwrap_or_default();
+        CodeMap { pages: Arc::new(pages), base: 0 }
     }
 }
 
@@ -129,7 +143,7 @@ impl Bitmap for CodeMap {
         while at < end {
             let page = at / PAGE_SIZE as usize;
             let page_end = (page + 1) * PAGE_SIZE as usize;
-            if page >= self.pages.state.len() {
+            if page >= self.pages.len() {
                 return;
             }
             self.written(page, at % PAGE_SIZE as usize, end.min(page_end) - at);
@@ -163,7 +177,7 @@ bitflags::bitflags! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::Bytes;
 
     #[test]
     fn device_write_to_decoded_instructions_changes_the_generation() {

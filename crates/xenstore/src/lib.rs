@@ -45,7 +45,7 @@ pub use journal::Record;
 pub use path::{Path, Special, Watched};
 pub use perms::{Access, Caller, Entry, Perms};
 pub use quota::{Quota, Quotas, Usage};
-pub use server::{Answer, Host, NoHost, Server, Waker};
+pub use server::{Answer, Host, NoHost, Server};
 pub use shared::{Session, SharedStore, View, Watching};
 pub use state::{Blob, ConnectionState, NodeState, State, StateError};
 pub use store::{ClientId, Config, Store, TxId};

@@ -2,8 +2,8 @@
 //!
 //! Whoever has the sockets or rings calls [`Server::receive`] with what arrived, sends what [`Server::output`] holds, says so by [`Server::sent`], and asks
 //! [`Server::wants_input`] whether to read on. [`Server::take_active`] names the connections that something became of, so that a loop
-//! need never look at the others; a connection that has a thread to itself gets a [`Waker`] instead. Messages may be cut at any byte. Requests of a connection are answered in order, events come before the reply
-//! to the request that caused them, and no connection can hold up another: see [`output`] for what is bounded and how.
+//! need never look at the others. Messages may be cut at any byte. Requests of a connection are answered in order, events come before the reply to the request
+//! that caused them, and no connection can hold up another: see [`output`] for what is bounded and how.
 //!
 //! What changes keys that outlive the server can be held back until it is written down, see [`journal`](crate::journal).
 //!
@@ -15,7 +15,6 @@ mod execute;
 mod output;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
 use crate::domain::Ring;
 use crate::domid::DomId;
@@ -68,9 +67,6 @@ pub enum Answer {
     OnceTakenOver,
 }
 
-/// Called when something became of a connection, without the store's lock.
-pub type Waker = Arc<dyn Fn() + Send + Sync>;
-
 /// Nobody runs domains: rings are accepted and never served.
 pub struct NoHost;
 
@@ -85,25 +81,16 @@ pub(crate) struct Connection {
     broken: bool,
     active: bool,
     conflicts: u32,
-    /// Of who serves this connection and no other.
-    waker: Option<Waker>,
 }
 
 /// Connections that something became of.
 #[derive(Default)]
-struct Active {
-    clients: Vec<ClientId>,
-    wakers: Vec<(ClientId, Waker)>,
-}
+struct Active(Vec<ClientId>);
 
 impl Active {
     fn add(&mut self, client: ClientId, connection: &mut Connection) {
-        if std::mem::replace(&mut connection.active, true) {
-            return;
-        }
-        match &connection.waker {
-            Some(waker) => self.wakers.push((client, Arc::clone(waker))),
-            None => self.clients.push(client),
+        if !std::mem::replace(&mut connection.active, true) {
+            self.0.push(client);
         }
     }
 }
@@ -172,8 +159,7 @@ impl Server {
     pub fn reconnect(&mut self, client: ClientId) {
         self.store.reset(client);
         if let Some(connection) = self.connections.get_mut(&client) {
-            let (privileged, waker) = (connection.privileged, connection.waker.take());
-            *connection = Connection { privileged, waker, ..Connection::default() };
+            *connection = Connection { privileged: connection.privileged, ..Connection::default() };
         }
         self.end_hold_of(client);
     }
@@ -233,39 +219,20 @@ impl Server {
 
     /// Connections that something became of since the last call: there are bytes to send, or it is broken, or gone, or wants input again.
     pub fn take_active(&mut self) -> Vec<ClientId> {
-        let clients = std::mem::take(&mut self.active.clients);
+        let clients = std::mem::take(&mut self.active.0);
         clients.iter().for_each(|client| self.rest(*client));
         clients
     }
 
     /// Whether [`Server::take_active`] would name any.
     pub fn has_active(&self) -> bool {
-        !self.active.clients.is_empty()
-    }
-
-    /// Gives the connection to a thread of its own: `waker` is called when [`Server::take_active`] would otherwise name it.
-    pub fn set_waker(&mut self, client: ClientId, waker: Waker) {
-        if let Some(connection) = self.connections.get_mut(&client) {
-            connection.waker = Some(waker);
-            if std::mem::take(&mut connection.active) {
-                self.active.clients.retain(|other| *other != client);
-                self.active.add(client, connection);
-            }
-        }
+        !self.active.0.is_empty()
     }
 
     /// Who serves the connection has just looked at it, and need not be told what became of it so far.
     pub fn attended(&mut self, client: ClientId) {
-        self.active.clients.retain(|other| *other != client);
-        self.active.wakers.retain(|(other, _)| *other != client);
+        self.active.0.retain(|other| *other != client);
         self.rest(client);
-    }
-
-    /// Wakers to be called for what became of their connections since the last call.
-    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
-        let wakers = std::mem::take(&mut self.active.wakers);
-        wakers.iter().for_each(|(client, _)| self.rest(*client));
-        wakers.into_iter().map(|(_, waker)| waker).collect()
     }
 
     /// Whether domains wait for a privileged client's transaction. Who loops gives it a time limit, and then calls [`Server::end_hold`].
@@ -331,7 +298,7 @@ impl Server {
         std::mem::take(&mut self.local_events)
     }
 
-    /// Adds a domain, as INTRODUCE does.
+    /// Adds a domain, as INTRODUCE does. Something became of its connection then: the ring is to be served.
     ///
     /// # Errors
     /// [`Error::BadRequest`], and what the [`Host`] says.
@@ -345,6 +312,7 @@ impl Server {
         match done {
             Ok(()) => {
                 self.rings.insert(domain, client);
+                self.activate(client);
                 self.deliver();
                 Ok(client)
             }

@@ -15,11 +15,12 @@ use crate::domid::DomId;
 use crate::edit::Op;
 use crate::error::Error;
 use crate::perms::Perms;
-use crate::server::{NoHost, Server, Waker};
+use crate::server::{NoHost, Server};
 use crate::store::{ClientId, Config, Store, TxId};
 use crate::watch::Event;
 
 type Callback = Arc<dyn Fn(&str) + Send + Sync>;
+type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// A store that threads share. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
@@ -59,15 +60,17 @@ impl SharedStore {
 
     /// Works on the server, delivers the events of that, and wakes who serves the connections.
     pub fn with<T>(&self, work: impl FnOnce(&mut Server) -> T) -> T {
-        let (result, events, wakers, active) = {
+        let (result, events, active) = {
             let mut server = lock(&self.0.server);
             let result = work(&mut server);
             server.deliver();
-            (result, server.take_local_events(), server.take_wakers(), server.has_active())
+            (result, server.take_local_events(), server.has_active())
         };
         events.iter().for_each(|event| self.call(event));
         let waker = if active { lock(&self.0.waker).clone() } else { None };
-        wakers.into_iter().chain(waker).for_each(|waker| waker());
+        if let Some(waker) = waker {
+            waker();
+        }
         result
     }
 
@@ -292,6 +295,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Ring;
 
     fn store() -> SharedStore {
         SharedStore::new(Config::default())
@@ -398,28 +402,13 @@ mod tests {
     }
 
     #[test]
-    fn connection_with_a_thread_of_its_own_wakes_that_and_nobody_else() {
+    fn domain_that_is_introduced_from_here_wakes_who_serves_the_rings() {
         let store = store();
-        let host = store.host();
         let woken: Arc<Mutex<u32>> = Arc::default();
         let count = woken.clone();
-        let ring = store.with(|server| {
-            let ring = server.connect(DomId::HOST, true);
-            let watched = server.store().watched(ring, b"/a").unwrap();
-            server.store().watch(ring, &watched, b"token", None).unwrap();
-            server.set_waker(ring, Arc::new(move || *count.lock().unwrap() += 1));
-            ring
-        });
-        host.write("/a", b"x").unwrap();
-        host.write("/a", b"y").unwrap();
-        assert_eq!(*woken.lock().unwrap(), 2);
-        assert!(store.with(|server| server.take_active()).is_empty());
-        store.with(|server| {
-            server.reconnect(ring);
-            server.receive(ring, b"\x02\0\0\0\0\0\0\0\0\0\0\0\x03\0\0\0/a\0");
-            server.attended(ring);
-        });
-        assert_eq!(*woken.lock().unwrap(), 2);
+        store.set_waker(move || *count.lock().unwrap() += 1);
+        let ring = store.with(|server| server.introduce(DomId(5), Ring { gfn: 1, port: 1 })).unwrap();
+        assert_eq!((*woken.lock().unwrap(), store.with(Server::take_active)), (1, vec![ring]));
     }
 
     #[test]

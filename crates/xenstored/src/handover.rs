@@ -98,14 +98,14 @@ pub fn hand_over(to: &Successor, service: &Service, xen: Option<&Xen>, pid_file:
 }
 
 fn try_to(to: &Successor, service: &Service, xen: Option<&Xen>, pid_file: Option<&PidFile>, server: &Server) -> anyhow::Result<Infallible> {
-    let listener = Named { descriptor: service.listener().socket().as_raw_fd(), path: service.listener().path().into() };
+    let listener = service.listener().context("there is no socket to hand over")?;
     let named = |file: &PidFile| Named { descriptor: file.as_fd().as_raw_fd(), path: file.path().into() };
     let lines = xen.map(Xen::served).unwrap_or_default();
     let handover = Handover {
         version: VERSION,
         state: server.state(),
-        listener,
-        identity: service.listener().identity(),
+        listener: Named { descriptor: listener.socket().as_raw_fd(), path: listener.path().into() },
+        identity: listener.identity(),
         pid_file: pid_file.map(named),
         connections: service.connections().map(|(client, descriptor)| (client.number(), descriptor.as_raw_fd())).collect(),
         rings: lines.iter().map(|(domain, line)| (*domain, line.bound())).collect(),
@@ -116,7 +116,7 @@ fn try_to(to: &Successor, service: &Service, xen: Option<&Xen>, pid_file: Option
     inherit(&state, true)?;
     check(to, &state)?;
     state.rewind()?;
-    let mut descriptors = vec![service.listener().socket().as_fd()];
+    let mut descriptors = vec![listener.socket().as_fd()];
     descriptors.extend(lines.iter().map(|(_, line)| line.bell()));
     descriptors.extend(pid_file.map(AsFd::as_fd));
     descriptors.extend(service.connections().map(|(_, descriptor)| descriptor));

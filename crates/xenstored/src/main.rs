@@ -163,7 +163,8 @@ fn serve(running: Running, rings: Option<Rings>, signals: &Signals, directory: &
     let Running { server, keeper, listener, connections, pid_file } = running;
     let program = std::env::current_exe().context("this program's file")?;
     let store = SharedStore::of(server);
-    let mut service = Service::new(listener, &store, keeper)?;
+    let mut service = Service::new(&store, keeper)?;
+    service.listen(listener)?;
     connections.into_iter().try_for_each(|(client, descriptor)| service.adopt(client, descriptor))?;
     let mut calls = vec![signals.end.as_fd(), signals.upgrade.as_fd(), signals.orders.as_fd()];
     let xen = rings.map(|Rings { xen, introduced }| {

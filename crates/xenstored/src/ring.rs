@@ -4,17 +4,18 @@
 //! or something became of its connection, and in each turn of the loop only so far: a guest that never stops has the others wait for one turn of its.
 
 use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use xenstore::ring::{Page, StoreRing};
 use xenstore::{ClientId, DomId, Server};
 
 /// A guest at the other end.
 pub trait Line: Page + Send + Sync {
-    /// Readable once the guest has rung.
+    /// Becomes readable each time that the guest rings, even if it is so already.
     fn bell(&self) -> BorrowedFd<'_>;
-    /// The guest was heard: the bell is silent until it rings again.
+    /// The guest was heard, and may ring again.
     fn hear(&self);
     /// Tells the guest that something has changed in the page.
     fn ring(&self);
@@ -37,17 +38,28 @@ struct Ring {
 }
 
 /// All rings of a loop.
-#[derive(Default)]
 pub(crate) struct Rings {
+    /// Names the client of each that rings.
+    epoll: Arc<OwnedFd>,
     rings: HashMap<u64, Ring>,
     /// Those to be served in the next turn.
     due: Vec<ClientId>,
 }
 
 impl Rings {
+    /// None yet.
+    pub(crate) fn new(epoll: Arc<OwnedFd>) -> Rings {
+        Rings { epoll, rings: HashMap::new(), due: Vec::new() }
+    }
+
     /// Serves a ring from now on.
     pub(crate) fn add(&mut self, introduced: Introduced, server: &mut Server) {
         let Introduced { domain, client, line } = introduced;
+        // Told once of each ring, the line need not take what it was told of.
+        let edges = EventFlags::IN | EventFlags::ET;
+        if let Err(error) = epoll::add(&self.epoll, line.bell(), EventData::new_u64(client.number()), edges) {
+            return tracing::error!(%error, %domain, "a domain's ring cannot be served");
+        }
         let page = StoreRing::new(line, server.store().features(domain));
         // A guest that was there first waits to hear from the server, as Linux' dom0 does.
         page.page().ring();
@@ -81,7 +93,8 @@ impl Rings {
         for client in std::mem::take(&mut self.due) {
             let Some(ring) = self.rings.get_mut(&client.number()) else { continue };
             if server.ring(ring.domain) != Some(client) {
-                // It was released.
+                // It was released. The bell may outlive this, and nobody would hear it.
+                let _ = epoll::delete(&self.epoll, ring.page.page().bell());
                 self.rings.remove(&client.number());
                 continue;
             }

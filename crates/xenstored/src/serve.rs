@@ -22,8 +22,8 @@ use crate::address::Listener;
 use crate::keeper::Keeper;
 use crate::ring::{Introduced, Rings};
 
-/// Bytes read at a time.
-const READ: usize = 16 << 10;
+/// Bytes read at a time: so many requests of a client that never stops do the others wait for.
+const READ: usize = 4 << 10;
 /// Sockets looked at before the clock is.
 const ROUND: usize = 64;
 /// How long domains wait at most for a transaction of a client that lost too often.
@@ -36,17 +36,6 @@ const LISTENER: u64 = u64::MAX;
 const WAKE: u64 = u64::MAX - 1;
 /// The first of those that call the loop's owner; the others are below.
 const CALL: u64 = u64::MAX - 2;
-
-/// Serves `store` to who connects to `listener`, until `stop` is readable. Then all connections are closed and the socket is removed.
-///
-/// Takes [`SharedStore::set_waker`] for itself, so a store has one such loop. Rings that other threads serve go on beside it, see
-/// [`Server::set_waker`].
-///
-/// # Errors
-/// When the host has no descriptor or memory left at the start.
-pub fn serve(listener: Listener, store: &SharedStore, stop: impl AsFd) -> io::Result<()> {
-    Service::new(listener, store, None)?.run(&[stop.as_fd()], None).map(drop)
-}
 
 /// Why [`Service::run`] came back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,11 +56,10 @@ struct Socket {
     interest: EventFlags,
 }
 
-/// The loop of [`serve`], for who pauses it and goes on, or hands it over. Dropped, it closes all connections and removes the socket.
+/// The loop, for who pauses it and goes on, or hands it over. Dropped, it closes all connections and removes the socket.
 pub struct Service<'a> {
-    epoll: OwnedFd,
-    wake: Arc<OwnedFd>,
-    listener: Listener,
+    epoll: Arc<OwnedFd>,
+    listener: Option<Listener>,
     store: &'a SharedStore,
     sockets: HashMap<u64, Socket>,
     rings: Rings,
@@ -83,26 +71,38 @@ pub struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
-    /// See [`serve`]. What outlives the server is written down by `keeper`.
+    /// Serves `store`, to nobody yet. What outlives the server is written down by `keeper`.
+    ///
+    /// Takes [`SharedStore::set_waker`] for itself, so a store has one such loop.
     ///
     /// # Errors
     /// When the host has no descriptor or memory left.
-    pub fn new(listener: Listener, store: &'a SharedStore, keeper: Option<Keeper>) -> io::Result<Service<'a>> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        epoll::add(&epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
-        epoll::add(&epoll, &*wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        let waker = Arc::clone(&wake);
+    pub fn new(store: &'a SharedStore, keeper: Option<Keeper>) -> io::Result<Service<'a>> {
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Told once of each writing, nobody has to read it.
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
         store.set_waker(move || {
-            // It fails only when the counter is full, and then the loop is woken anyway.
-            let _ = rustix::io::write(&*waker, &1u64.to_ne_bytes());
+            // The counter is full after 2^64 of these.
+            let _ = rustix::io::write(&wake, &1u64.to_ne_bytes());
         });
-        let (sockets, rings, buffer) = (HashMap::new(), Rings::default(), vec![0; READ]);
-        let (introductions, hold_ends, listens_again) = (None, None, None);
-        Ok(Service { epoll, wake, listener, store, sockets, rings, introductions, buffer, keeper, hold_ends, listens_again })
+        let (sockets, rings, buffer) = (HashMap::new(), Rings::new(Arc::clone(&epoll)), vec![0; READ]);
+        let (listener, introductions, hold_ends, listens_again) = (None, None, None, None);
+        Ok(Service { epoll, listener, store, sockets, rings, introductions, buffer, keeper, hold_ends, listens_again })
     }
 
-    /// Also serves the rings that come from `introductions`, until their domains are released. They are looked for when the server has done something.
+    /// Serves who connects to `listener`.
+    ///
+    /// # Errors
+    /// When the host has no memory left.
+    pub fn listen(&mut self, listener: Listener) -> io::Result<()> {
+        epoll::add(&self.epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Serves the rings that come from `introductions`, until their domains are released. They are looked for when the server has done something:
+    /// what is sent before [`SharedStore::with`] is over that introduced the domain is found.
     pub fn serve_rings(&mut self, introductions: Receiver<Introduced>) {
         self.introductions = Some(introductions);
     }
@@ -138,8 +138,8 @@ impl<'a> Service<'a> {
     }
 
     /// Where connections come from.
-    pub fn listener(&self) -> &Listener {
-        &self.listener
+    pub fn listener(&self) -> Option<&Listener> {
+        self.listener.as_ref()
     }
 
     fn turn_until(&mut self, calls: usize, quiet_by: Option<Instant>) -> io::Result<Pause> {
@@ -165,7 +165,8 @@ impl<'a> Service<'a> {
             for event in ready.drain(..) {
                 match event.data.u64() {
                     LISTENER => self.accept(),
-                    WAKE => self.woken(),
+                    // Somebody in this process changed something.
+                    WAKE => self.work(None, |_, _| {}),
                     number => match usize::try_from(CALL - number) {
                         Ok(call) if call < calls => called = called.or(Some(call)),
                         _ => self.ready(number, event.flags),
@@ -195,8 +196,10 @@ impl<'a> Service<'a> {
             tracing::warn!("a transaction that domains waited for did not end in time");
             self.work(None, |server, _| server.end_hold());
         }
-        if self.listens_again.take_if(is_over).is_some() {
-            epoll::add(&self.epoll, self.listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
+        if self.listens_again.take_if(is_over).is_some()
+            && let Some(listener) = &self.listener
+        {
+            epoll::add(&self.epoll, listener.socket(), EventData::new_u64(LISTENER), EventFlags::IN)?;
         }
         Ok(())
     }
@@ -205,11 +208,7 @@ impl<'a> Service<'a> {
     fn serve_due(&mut self) {
         let introduced: Vec<Introduced> = self.introductions.iter().flat_map(Receiver::try_iter).collect();
         for introduced in introduced {
-            let (domain, client) = (introduced.domain, introduced.client);
-            match epoll::add(&self.epoll, introduced.line.bell(), EventData::new_u64(client.number()), EventFlags::IN) {
-                Ok(()) => self.work(None, |server, rings| rings.add(introduced, server)),
-                Err(error) => tracing::error!(%error, %domain, "a domain's ring cannot be served"),
-            }
+            self.work(None, |server, rings| rings.add(introduced, server));
         }
         if self.rings.is_due() {
             self.work(None, |server, rings| rings.serve(server));
@@ -229,14 +228,15 @@ impl<'a> Service<'a> {
     /// Admits who waits, but not so many that those inside would have to wait.
     fn accept(&mut self) {
         for _ in 0..ROUND {
-            match rustix::net::accept_with(self.listener.socket(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            let Some(listener) = &self.listener else { return };
+            match rustix::net::accept_with(listener.socket(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(descriptor) => self.admit(descriptor),
                 Err(Errno::AGAIN) => return,
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(error) => {
                     tracing::warn!(%error, connections = self.sockets.len(), "cannot accept connections");
                     // Without this the loop would spin, as somebody still waits.
-                    let _ = epoll::delete(&self.epoll, self.listener.socket());
+                    let _ = epoll::delete(&self.epoll, listener.socket());
                     self.listens_again = Some(Instant::now() + RELIEF);
                     return;
                 }
@@ -253,13 +253,6 @@ impl<'a> Service<'a> {
             return;
         }
         self.sockets.insert(client.number(), Socket { descriptor, client, interest });
-    }
-
-    /// Somebody in this process changed something.
-    fn woken(&mut self) {
-        // Only the readiness is to go; the count says nothing.
-        let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        self.work(None, |_, _| {});
     }
 
     fn ready(&mut self, number: u64, flags: EventFlags) {

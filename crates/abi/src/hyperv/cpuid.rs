@@ -17,6 +17,8 @@ pub const LEAF_LIMITS: u32 = 5;
 
 /// EAX of [`LEAF_FEATURES`], beside those of [`crate::hypervisor::hyperv`].
 pub mod feature {
+    /// MSR of the time that the processor ran.
+    pub const VP_RUNTIME: u32 = 1 << 0;
     /// MSRs of synthetic timers.
     pub const STIMER: u32 = 1 << 3;
     /// MSRs of the local APIC and of the assist page.
@@ -43,6 +45,12 @@ pub mod more {
     pub const FREQUENCIES: u32 = 1 << 8;
     /// MSRs for a crash.
     pub const CRASH: u32 = 1 << 10;
+    /// Lists of pages to flush may name large pages ([`EXTENDED_RANGES`](super::super::hypercall::flush::EXTENDED_RANGES)).
+    pub const EXTENDED_RANGES: u32 = 1 << 14;
+    /// Interrupt sources can be polled ([`POLLING`](super::super::msr::sint::POLLING)).
+    pub const SINT_POLLING: u32 = 1 << 17;
+    /// The MSR of the hypercall page can be locked ([`HYPERCALL_LOCKED`](super::super::msr::HYPERCALL_LOCKED)).
+    pub const HYPERCALL_LOCK: u32 = 1 << 18;
     /// Synthetic timers can interrupt by a vector of the local APIC.
     pub const STIMER_DIRECT: u32 = 1 << 19;
 }

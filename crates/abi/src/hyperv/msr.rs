@@ -8,6 +8,8 @@ pub const HYPERCALL: u32 = 0x4000_0001;
 pub const VP_INDEX: u32 = 0x4000_0002;
 /// [`RESET_NOW`] resets the machine.
 pub const RESET: u32 = 0x4000_0003;
+/// How long the processor ran, in 100 ns (read only).
+pub const VP_RUNTIME: u32 = 0x4000_0010;
 /// The reference counter: 100 ns since the partition was made (read only).
 pub const TIME_REF_COUNT: u32 = 0x4000_0020;
 /// The reference TSC page: [`PAGE_ENABLE`], page number.

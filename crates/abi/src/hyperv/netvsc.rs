@@ -51,6 +51,8 @@ pub mod kind {
     pub const SEND_NDIS_CONFIG: u32 = 125;
     /// Both: [`super::Subchannel`], or its answer.
     pub const SUBCHANNEL: u32 = 133;
+    /// Host: [`super::IndirectionTable`], and the table behind the message.
+    pub const SEND_INDIRECTION_TABLE: u32 = 134;
 }
 
 /// Statuses (`NVSP_STAT_*`).
@@ -171,3 +173,16 @@ pub struct Subchannel {
     /// How many channels besides the first.
     pub count: U32,
 }
+
+/// `struct nvsp_5_send_indirect_table`: on which channel the guest shall send which packets, each entry a channel's index as [`U32`].
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct IndirectionTable {
+    /// How many entries: [`SEND_TABLE_ENTRIES`].
+    pub count: U32,
+    /// Where they are, from the beginning of the message.
+    pub offset: U32,
+}
+
+/// Entries of [`IndirectionTable`] (`VRSS_SEND_TAB_SIZE`); Linux takes no other number.
+pub const SEND_TABLE_ENTRIES: u32 = 16;

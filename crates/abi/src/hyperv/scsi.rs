@@ -411,6 +411,14 @@ const _: () = assert!(size_of::<UnmapDescriptor>() == 16);
 pub mod mode {
     /// Page: what the cache does.
     pub const CACHING: u8 = 0x08;
+    /// Page of a DVD drive: what it can do and how it is made (MMC-3 section 5.5.10).
+    pub const CAPABILITIES: u8 = 0x2a;
+    /// Bytes of the capabilities page, header and all, of a drive that writes nothing.
+    pub const CAPABILITIES_SIZE: usize = 22;
+    /// Capabilities page's third byte: DVD-ROMs are read.
+    pub const READS_DVD_ROM: u8 = 0x08;
+    /// Capabilities page's seventh byte: the medium lies in a tray.
+    pub const TRAY: u8 = 1 << 5;
     /// Page: all.
     pub const ALL: u8 = 0x3f;
     /// Device-specific byte: writes are refused.
@@ -429,6 +437,9 @@ pub mod mode {
 
 /// Bit of a read's or write's second byte: to or from the medium itself (SBC-3 section 5.34).
 pub const FUA: u8 = 0x08;
+
+/// Bits of VERIFY's second byte: the blocks are to be compared with data of the guest (BYTCHK, SBC-3 section 5.36).
+pub const BYTE_CHECK: u8 = 0x06;
 
 /// Multimedia: what a DVD drive has besides (MMC-6).
 pub mod mmc {

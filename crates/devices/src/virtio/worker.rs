@@ -1,5 +1,7 @@
 //! Threads that work on rings, and the eventfd doorbells that wake them.
 
+mod reserve;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +9,8 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
+
+pub use reserve::{Call, Reserve};
 
 /// Something to be woken by. Rings that nobody heard yet are one ring.
 pub struct Doorbell(OwnedFd);
@@ -80,6 +84,18 @@ impl Bell {
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
+
+    fn end_soon(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.ring();
+    }
+}
+
+/// For a loop that waits for more than the bell.
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.doorbell.as_fd()
+    }
 }
 
 /// A thread with a doorbell, ended and joined before this is gone.
@@ -109,8 +125,7 @@ impl<T: Send + 'static> Worker<T> {
 impl<T> Worker<T> {
     /// Tells the worker that it is time to end, without waiting for it.
     pub fn end_soon(&self) {
-        self.bell.stop.store(true, Ordering::Release);
-        self.bell.doorbell.ring();
+        self.bell.end_soon();
     }
 
     /// Whether it has nothing more to do.

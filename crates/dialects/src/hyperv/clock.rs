@@ -13,7 +13,7 @@ use crate::kvm::clock::ticks;
 /// Units a second.
 const HZ: u128 = 10_000_000;
 /// Nanoseconds of a unit.
-const UNIT: u64 = 100;
+pub(super) const UNIT: u64 = 100;
 
 /// The machine's reference clock.
 pub(super) struct ReferenceClock {

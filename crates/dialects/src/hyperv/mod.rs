@@ -44,6 +44,7 @@ use vmm::time::{Timer, TimerClient, Timers};
 use vmm::{CpuidEntry, CpuidTable, Frequencies, GuestMemory, MsrFault, PortCall, VcpuId};
 use zerocopy::IntoBytes;
 
+use crate::kvm::StealSource;
 use crate::kvm::eoi::flag_at;
 use crate::{Dialect, Processors};
 use clock::ReferenceClock;
@@ -72,7 +73,7 @@ const FEATURES: u32 = cpuid::TIME_REF_COUNT
     | feature::REFERENCE_TSC
     | feature::FREQUENCIES;
 const PRIVILEGES: u32 = cpuid::POST_MESSAGES | cpuid::SIGNAL_EVENTS | privilege::EXTENDED_HYPERCALLS;
-const MORE: u32 = more::FREQUENCIES | more::CRASH | more::STIMER_DIRECT;
+const MORE: u32 = more::FREQUENCIES | more::CRASH | more::EXTENDED_RANGES | more::SINT_POLLING | more::HYPERCALL_LOCK | more::STIMER_DIRECT;
 const HINTS: u32 = hint::REMOTE_FLUSH | hint::APIC_MSRS | hint::RELAXED_TIMING | hint::NO_AUTO_EOI | hint::CLUSTER_IPI;
 
 /// What the dialect does to the whole machine.
@@ -93,6 +94,8 @@ pub struct Hyperv {
     clock: ReferenceClock,
     frequencies: Frequencies,
     timers: Arc<Timers>,
+    /// How long processors run, where the host knows.
+    source: Option<Arc<dyn StealSource>>,
     /// [`msr::STIMERS`] for each processor.
     stimers: OnceLock<Vec<Timer>>,
     processors: OnceLock<Arc<dyn Processors>>,
@@ -120,14 +123,21 @@ struct Vp {
 }
 
 impl Hyperv {
-    /// The dialect for `vcpus` processors, 64 at most.
-    pub fn new(memory: GuestMemory, timers: Arc<Timers>, frequencies: Frequencies, vcpus: u32) -> Arc<Hyperv> {
+    /// The dialect for `vcpus` processors, 64 at most. What `source` knows of their threads is told.
+    pub fn new(
+        memory: GuestMemory,
+        timers: Arc<Timers>,
+        frequencies: Frequencies,
+        source: Option<Arc<dyn StealSource>>,
+        vcpus: u32,
+    ) -> Arc<Hyperv> {
         let vp = |vp| Mutex::new(Vp { controller: Controller::new(vp), assist: PageMsr::default() });
         let hyperv = Arc::new(Hyperv {
             memory,
             clock: ReferenceClock::new(Arc::clone(timers.clock()), frequencies),
             frequencies,
             timers,
+            source,
             stimers: OnceLock::new(),
             processors: OnceLock::new(),
             machine: OnceLock::new(),
@@ -304,11 +314,12 @@ impl Dialect for Hyperv {
     fn add_cpuid(&self, base: u32, table: &mut CpuidTable) {
         let [ebx, ecx, edx] = cpuid::SIGNATURE;
         let processors = self.vps.len() as u32;
+        let features = if self.source.is_some() { FEATURES | feature::VP_RUNTIME } else { FEATURES };
         let leaves = [
             (0, [base + cpuid::LEAF_LIMITS, ebx, ecx, edx]),
             (cpuid::LEAF_INTERFACE, [cpuid::INTERFACE, 0, 0, 0]),
             (cpuid::LEAF_VERSION, [BUILD, VERSION, 0, 0]),
-            (cpuid::LEAF_FEATURES, [FEATURES, PRIVILEGES, 0, MORE]),
+            (cpuid::LEAF_FEATURES, [features, PRIVILEGES, 0, MORE]),
             (cpuid::LEAF_HINTS, [HINTS, u32::MAX, 0, 0]),
             (cpuid::LEAF_LIMITS, [processors, processors, 0, 0]),
         ];
@@ -327,6 +338,7 @@ impl Dialect for Hyperv {
             msr::HYPERCALL => Ok(self.guest().hypercall.0),
             msr::VP_INDEX => Ok(vcpu.into()),
             msr::RESET => Ok(0),
+            msr::VP_RUNTIME => Ok(self.source.as_ref()?.ran(vcpu) / clock::UNIT),
             msr::TIME_REF_COUNT => Ok(self.clock.now()),
             msr::REFERENCE_TSC => Ok(self.guest().reference_tsc.0),
             msr::TSC_FREQUENCY => Ok(self.frequencies.tsc_hz),
@@ -356,7 +368,8 @@ impl Dialect for Hyperv {
                 Ok(())
             }
             msr::REFERENCE_TSC => self.write_reference_tsc(value),
-            msr::VP_INDEX | msr::TIME_REF_COUNT | msr::TSC_FREQUENCY | msr::APIC_FREQUENCY => Err(MsrFault),
+            msr::VP_RUNTIME if self.source.is_none() => return None,
+            msr::VP_INDEX | msr::VP_RUNTIME | msr::TIME_REF_COUNT | msr::TSC_FREQUENCY | msr::APIC_FREQUENCY => Err(MsrFault),
             msr::VP_ASSIST_PAGE => self.write_assist_page(vcpu, value),
             msr::CRASH_CTL => {
                 self.write_crash(value);

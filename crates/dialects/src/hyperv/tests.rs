@@ -99,6 +99,18 @@ impl Connections for Recorder {
     }
 }
 
+/// A host on which processor n has run for n seconds.
+struct RunTime;
+
+impl StealSource for RunTime {
+    fn stolen(&self, _vcpu: VcpuId) -> u64 {
+        0
+    }
+    fn ran(&self, vcpu: VcpuId) -> u64 {
+        u64::from(vcpu) * 1_000_000_000
+    }
+}
+
 struct Machine {
     memory: GuestMemory,
     clock: Arc<StepClock>,
@@ -113,7 +125,7 @@ fn machine() -> Machine {
     let clock = Arc::new(StepClock::new(Duration::ZERO));
     let timers = Timers::new(clock.clone());
     let frequencies = Frequencies { tsc_hz: 1_000_000_000, apic_hz: 1_000_000_000 };
-    let hyperv = Hyperv::new(memory.clone(), timers.clone(), frequencies, PROCESSORS);
+    let hyperv = Hyperv::new(memory.clone(), timers.clone(), frequencies, Some(Arc::new(RunTime)), PROCESSORS);
     let recorder = Arc::new(Recorder::default());
     hyperv.connect(recorder.clone(), recorder.clone());
     hyperv.serve(recorder.clone());

@@ -25,6 +25,9 @@ const VERSION_AT: usize = std::mem::offset_of!(StealTime, version);
 pub trait StealSource: Send + Sync {
     /// Nanoseconds that processor `vcpu` has waited for a host processor since it began to run. Never goes back.
     fn stolen(&self, vcpu: VcpuId) -> u64;
+
+    /// Nanoseconds that it has had one. Never goes back.
+    fn ran(&self, vcpu: VcpuId) -> u64;
 }
 
 /// Steal time of all processors of a machine.
@@ -156,6 +159,9 @@ mod tests {
     impl StealSource for Host {
         fn stolen(&self, vcpu: VcpuId) -> u64 {
             self.0.load(Ordering::Relaxed) * u64::from(vcpu)
+        }
+        fn ran(&self, _vcpu: VcpuId) -> u64 {
+            0
         }
     }
 

@@ -41,6 +41,9 @@ impl StealSource for Tenth {
     fn stolen(&self, _vcpu: VcpuId) -> u64 {
         self.0.now() / 10
     }
+    fn ran(&self, vcpu: VcpuId) -> u64 {
+        self.0.now() - self.stolen(vcpu)
+    }
 }
 
 struct Machine {

@@ -77,8 +77,10 @@ pub(super) const HYPERV: Table = &[
     (Edx, 4, "xmm-hypercall-input"),
     (Edx, 8, "frequencies"),
     (Edx, 10, "crash-msrs"),
+    (Edx, 14, "extended-flush-ranges"),
     (Edx, 15, "xmm-hypercall-output"),
     (Edx, 17, "sint-polling"),
+    (Edx, 18, "hypercall-lock"),
     (Edx, 19, "stimer-direct"),
 ];
 

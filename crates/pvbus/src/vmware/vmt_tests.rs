@@ -52,6 +52,7 @@ fn guest() -> GuestInfo {
         hostname: "puffy".to_string(),
         os_name_full: "Unikernel 1.0".to_string(),
         os_name: "Unikernel".to_string(),
+        os_version: "1.0".to_string(),
         started: 0,
         nics: vec![Nic { mac: [2, 0, 0, 0, 0, 1], addresses }],
     }

@@ -56,6 +56,8 @@ pub struct Machine {
     waits: AtomicU64,
     /// The vector by which the guest takes calls of hypervisors.
     pub upcall_vector: Option<u8>,
+    /// The processor by which everything is done.
+    pub processor: VcpuId,
     /// What the processor calls its hypercall instruction.
     pub vmmcall: bool,
 }
@@ -82,6 +84,7 @@ impl Machine {
             hypercalls: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             upcall_vector: None,
+            processor: 0,
             vmmcall: false,
         }
     }
@@ -146,7 +149,7 @@ impl Machine {
     fn hypercall(&self, vmmcall: bool, registers: &mut Registers) -> Result<Registers, HalError> {
         self.hypercalls.fetch_add(1, Ordering::Relaxed);
         let mut call = Hypercall { gpr: gpr(registers), long_mode: true, vmmcall, ..Hypercall::default() };
-        if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(0, &mut call)) {
+        if vmmcall != self.vmmcall || !self.dialects.iter().any(|dialect| dialect.hypercall(self.processor, &mut call)) {
             return Err(HalError::Fault);
         }
         Ok(from_gpr(&call.gpr))
@@ -154,7 +157,7 @@ impl Machine {
 
     fn port_call(&self, call: &mut PortCall) {
         if let Some(dialect) = self.dialects.iter().find(|dialect| dialect.takes_registers(call.port)) {
-            dialect.port_call(0, call);
+            dialect.port_call(self.processor, call);
         } else if !call.write {
             call.gpr[RAX] |= 0xffff_ffff;
         }
@@ -246,12 +249,12 @@ impl Hal for Machine {
     }
 
     fn read_msr(&self, index: u32) -> Result<u64, HalError> {
-        let answer = self.dialects.iter().find_map(|dialect| dialect.read_msr(0, index));
+        let answer = self.dialects.iter().find_map(|dialect| dialect.read_msr(self.processor, index));
         answer.and_then(Result::ok).ok_or(HalError::Fault)
     }
 
     fn write_msr(&self, index: u32, value: u64) -> Result<(), HalError> {
-        let answer = self.dialects.iter().find_map(|dialect| dialect.write_msr(0, index, value));
+        let answer = self.dialects.iter().find_map(|dialect| dialect.write_msr(self.processor, index, value));
         answer.and_then(Result::ok).ok_or(HalError::Fault)
     }
 

@@ -60,6 +60,7 @@ fn guest() -> GuestInfo {
         hostname: "puffy".into(),
         os_name_full: "Unikernel 1.0".into(),
         os_name: "Unikernel".into(),
+        os_version: "1.0".into(),
         started: 0,
         nics: vec![Nic { mac: [2, 0, 0, 0, 0, 1], addresses }],
     }

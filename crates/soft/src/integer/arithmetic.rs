@@ -163,7 +163,7 @@ extern "sysv64-unwind" fn mem_second<B: Binary, T: Host, const K: u8, const IMM:
 fn locked_value<B: Binary, T: Host>(cpu: &mut Cpu, op: Cursor, b: T) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let before = cpu.status_flags;
-    let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| B::apply(a, b, before).0));
+    let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, move |a| B::apply(a, b, before).0));
     cpu.status_flags = B::apply(a, b, before).1;
     op.next(cpu)
 }
@@ -211,7 +211,7 @@ extern "sysv64-unwind" fn unary_mem<U: Unary, T: Host, const K: u8>(cpu: &mut Cp
 extern "sysv64-unwind" fn unary_locked<U: Unary, T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let before = cpu.status_flags;
-    let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, |a| U::apply(a, before).0));
+    let a = attempt!(cpu, op, cpu.atomic_update::<T>(va, move |a| U::apply(a, before).0));
     cpu.status_flags = U::apply(a, before).1;
     op.next(cpu)
 }

@@ -66,7 +66,7 @@ extern "sysv64-unwind" fn bit_mem<B: BitOperation, T: Int, const REG: bool, cons
     let va = attempt!(cpu, op, va);
     let mask = 1 << (index & (u64::from(T::BITS) - 1));
     let word = if LOCK {
-        attempt!(cpu, op, cpu.atomic_update::<T>(va, |word| T::from_u64(B::apply(word.into_u64(), mask)))).into_u64()
+        attempt!(cpu, op, cpu.atomic_update::<T>(va, move |word| T::from_u64(B::apply(word.into_u64(), mask)))).into_u64()
     } else if B::STORES {
         let word = attempt!(cpu, op, cpu.load_for_write::<T>(va)).into_u64();
         attempt!(cpu, op, cpu.store(va, T::from_u64(B::apply(word, mask))));
@@ -82,9 +82,8 @@ extern "sysv64-unwind" fn bit_mem<B: BitOperation, T: Int, const REG: bool, cons
 #[inline(always)]
 fn bit_string<T: Int>(cpu: &mut Cpu, op: &Op, index: u64, write: bool) -> Result<u64, Trap> {
     let words = index as i64 >> T::BITS.trailing_zeros();
-    let mut moved = *op;
-    moved.disp = moved.disp.wrapping_add(words.wrapping_mul(T::SIZE as i64));
-    cpu.ea::<GENERAL>(&moved, T::SIZE, write)
+    let offset = cpu.displaced_address(op, op.disp.wrapping_add(words.wrapping_mul(T::SIZE as i64)));
+    cpu.linear(usize::from(op.seg), offset, T::SIZE, write)
 }
 
 /// Result and flags of an operation with one source.

@@ -396,7 +396,19 @@ fn counted_jump(insn: &Instruction, op: &mut Op) -> usize {
     };
     relative(insn, op);
     op.b = operand_size(insn) as u8;
-    op.size = (insn.op_code().address_size() / 8) as u8;
+    op.size = counter_size(insn.code());
     op.run = slow::<CountedJump>;
     1
+}
+
+/// Bytes of the counter, which are the address size. (`Instruction::op_code` knows them too, but see `native::thunk::Class`.)
+fn counter_size(code: Code) -> u8 {
+    use Code::*;
+    match code {
+        Loop_rel8_16_CX | Loope_rel8_16_CX | Loopne_rel8_16_CX | Jcxz_rel8_16 => 2,
+        Loop_rel8_32_CX | Loope_rel8_32_CX | Loopne_rel8_32_CX | Jcxz_rel8_32 => 2,
+        Loop_rel8_16_RCX | Loope_rel8_16_RCX | Loopne_rel8_16_RCX | Jrcxz_rel8_16 => 8,
+        Loop_rel8_64_RCX | Loope_rel8_64_RCX | Loopne_rel8_64_RCX | Jrcxz_rel8_64 => 8,
+        _ => 4,
+    }
 }

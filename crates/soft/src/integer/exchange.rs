@@ -23,7 +23,7 @@ extern "sysv64-unwind" fn xchg_reg<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome
 extern "sysv64-unwind" fn xchg_mem<T: Int>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let new = T::read_reg(cpu, op.b);
-    let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, |_| new));
+    let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, move |_| new));
     T::write_reg(cpu, op.b, old);
     op.next(cpu)
 }
@@ -41,7 +41,7 @@ extern "sysv64-unwind" fn xadd_reg<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcom
 extern "sysv64-unwind" fn xadd_mem<T: Host>(cpu: &mut Cpu, op: Cursor) -> Outcome {
     let va = attempt!(cpu, op, cpu.ea::<GENERAL>(&op, T::SIZE, true));
     let addend = T::read_reg(cpu, op.b);
-    let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, |old| T::add(old, addend).0));
+    let old = attempt!(cpu, op, cpu.atomic_update::<T>(va, move |old| T::add(old, addend).0));
     T::write_reg(cpu, op.b, old);
     cpu.status_flags = T::add(old, addend).1;
     op.next(cpu)

@@ -24,9 +24,15 @@ impl Cpu {
     /// Offset of the op's memory operand within its segment, masked to the address size (what LEA gives).
     #[inline(always)]
     pub fn effective_address(&self, op: &Op) -> u64 {
+        self.displaced_address(op, op.disp)
+    }
+
+    /// The same with another displacement.
+    #[inline(always)]
+    pub fn displaced_address(&self, op: &Op, disp: i64) -> u64 {
         let sum = self.regs[usize::from(op.base) & REG_MASK]
             .wrapping_add(self.regs[usize::from(op.index) & REG_MASK] << (op.scale & 3))
-            .wrapping_add(op.disp as u64);
+            .wrapping_add(disp as u64);
         match op.addr_size {
             8 => sum,
             4 => sum & 0xffff_ffff,

@@ -164,7 +164,7 @@ impl Features {
 /// Takes the instruction if it is one of this module's. `bytes` are its own.
 pub(crate) fn lower(natives: &mut Natives, l: &Lowering, insn: &Instruction, bytes: &[u8], op: &mut Op) -> bool {
     let features = features();
-    if insn.op_code().encoding() != EncodingKind::Legacy || !insn.cpuid_features().iter().all(|&f| features.allow(f)) {
+    if insn.encoding() != EncodingKind::Legacy || !insn.cpuid_features().iter().all(|&f| features.allow(f)) {
         return false;
     }
     moves::lower(l, insn, op)

@@ -15,6 +15,7 @@ use vmm::memory::GuestMemory;
 
 use super::area::{FxArea, mxcsr, x87};
 use super::arena::Arena;
+use super::thunk::Class;
 use super::xmm::vector;
 use super::{EncodingKind, Shape, features};
 use crate::cpu::{Cpu, TrapKind, access, cr0, cr4, efer, rflags, vector as exception};
@@ -410,6 +411,30 @@ fn unmasked_simd_exceptions_leave_what_the_host_leaves() {
         let bits = mxcsr::MASKS | mxcsr::FLAGS;
         state.fx.mxcsr = state.fx.mxcsr & !bits | random.next() as u32 & mxcsr::MASKS;
     });
+}
+
+#[test]
+fn operands_are_what_the_decoder_says() {
+    let said = |kind| match kind {
+        Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem => Some(Class::Xmm),
+        Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem => Some(Class::Mm),
+        Kind::r32_reg | Kind::r32_rm | Kind::r32_or_mem => Some(Class::Gpr32),
+        Kind::r64_reg | Kind::r64_rm | Kind::r64_or_mem => Some(Class::Gpr64),
+        Kind::imm8 => Some(Class::None),
+        _ => None,
+    };
+    let mut count = 0;
+    for code in codes() {
+        let info = code.op_code();
+        let expected = [0, 1].map(|n| if n < info.op_count() { said(info.op_kind(n)) } else { Some(Class::None) });
+        for insn in forms(code) {
+            if let Some(shape) = Shape::of(&insn) {
+                assert_eq!([Some(shape.first), Some(shape.second)], expected, "{code:?}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 400, "{count}");
 }
 
 #[test]

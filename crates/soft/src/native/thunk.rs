@@ -29,7 +29,7 @@ use iced_x86::code_asm::{
     AsmMemoryOperand, CodeAssembler, al, ax, byte_ptr, dword_ptr, mm0, mm1, ptr, qword_ptr, r8d, rax, rcx, rdi, rdx, rsp, word_ptr, xmm0,
     xmm1,
 };
-use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register, RflagsBits};
+use iced_x86::{Code, IcedError, Instruction, Mnemonic, OpKind, Register, RflagsBits};
 
 use super::area::{FxArea, mxcsr, x87};
 use super::xmm::__m128i;
@@ -85,12 +85,41 @@ pub(super) enum Class {
 }
 
 impl Class {
-    fn of(kind: OpCodeOperandKind) -> Option<Class> {
-        Some(match kind {
-            OpCodeOperandKind::xmm_reg | OpCodeOperandKind::xmm_rm | OpCodeOperandKind::xmm_or_mem => Class::Xmm,
-            OpCodeOperandKind::mm_reg | OpCodeOperandKind::mm_rm | OpCodeOperandKind::mm_or_mem => Class::Mm,
-            OpCodeOperandKind::r32_reg | OpCodeOperandKind::r32_rm | OpCodeOperandKind::r32_or_mem => Class::Gpr32,
-            OpCodeOperandKind::r64_reg | OpCodeOperandKind::r64_rm | OpCodeOperandKind::r64_or_mem => Class::Gpr64,
+    /// The class of operand `n`. iced's own table of operands (`Instruction::op_code`) is nearly a megabyte, and made as a whole when it is asked for the
+    /// first time.
+    fn of(insn: &Instruction, n: u32) -> Option<Class> {
+        let register = insn.op_register(n);
+        Some(match insn.op_kind(n) {
+            OpKind::Register if register.is_xmm() => Class::Xmm,
+            OpKind::Register if register.is_mm() => Class::Mm,
+            OpKind::Register if register.is_gpr32() => Class::Gpr32,
+            OpKind::Register if register.is_gpr64() => Class::Gpr64,
+            OpKind::Memory => Class::in_memory(insn)?,
+            _ => return None,
+        })
+    }
+
+    /// The class of the memory operand.
+    fn in_memory(insn: &Instruction) -> Option<Class> {
+        use Mnemonic::*;
+        Some(match insn.mnemonic() {
+            Cvtsi2ss | Cvtsi2sd | Pinsrd | Pinsrq | Pextrd | Pextrq if insn.memory_size().size() == 8 => Class::Gpr64,
+            Cvtsi2ss | Cvtsi2sd | Pinsrd | Pinsrq | Pextrd | Pextrq => Class::Gpr32,
+            Pinsrb | Pinsrw | Pextrb | Pextrw | Extractps => match insn.code() {
+                Code::Pinsrb_xmm_r64m8_imm8
+                | Code::Pinsrw_xmm_r64m16_imm8
+                | Code::Pinsrw_mm_r64m16_imm8
+                | Code::Pextrb_r64m8_xmm_imm8
+                | Code::Pextrw_r64m16_xmm_imm8
+                | Code::Extractps_r64m32_xmm_imm8 => Class::Gpr64,
+                _ => Class::Gpr32,
+            },
+            Cvtpi2ps | Cvtpi2pd => Class::Mm,
+            Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi | Cvtss2si | Cvttss2si | Cvtsd2si | Cvttsd2si => Class::Xmm,
+            // What only moves has handlers of its own.
+            Movd | Movq | Movlps | Movhps | Movlpd | Movhpd | Movntdqa | Lddqu => return None,
+            _ if insn.op0_register().is_mm() => Class::Mm,
+            _ if insn.op0_register().is_xmm() => Class::Xmm,
             _ => return None,
         })
     }
@@ -125,10 +154,9 @@ pub(super) struct Shape {
 impl Shape {
     /// The shape of an instruction; `None` for those that no vector thunk can execute.
     pub fn of(insn: &Instruction) -> Option<Shape> {
-        let info = insn.op_code();
-        let count = info.op_count();
-        let immediate = count > 1 && info.op_kind(count - 1) == OpCodeOperandKind::imm8;
-        let class = |n| if n < count - u32::from(immediate) { Class::of(info.op_kind(n)) } else { Some(Class::None) };
+        let count = insn.op_count();
+        let immediate = count > 1 && insn.op_kind(count - 1) == OpKind::Immediate8;
+        let class = |n| if n < count - u32::from(immediate) { Class::of(insn, n) } else { Some(Class::None) };
         let (first, second, third) = (class(0)?, class(1)?, class(2)?);
         if first == Class::None || third != Class::None || first.is_gpr() && second.is_gpr() {
             return None;

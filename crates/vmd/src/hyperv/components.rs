@@ -1,9 +1,10 @@
-//! Integration components on the machine's VMBus, all in one thread: they have little to do.
+//! Integration components on the machine's VMBus, all in one thread: they have little to do, and nothing before the guest has opened a channel, which is when
+//! it begins.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use ::devices::virtio::worker::{Bell, Worker};
+use ::devices::virtio::worker::{Call, Reserve};
 use dialects::hyperv::ic::{Facts, FileSystems, Heartbeat, Kvp, Pulse, Shutdown, ShutdownError, TimeSync, Vss, VssError};
 use dialects::hyperv::vmbus::VmBus;
 use dialects::store::Store;
@@ -33,49 +34,38 @@ pub struct Components {
     time: TimeSync,
     vss: Vss,
     timers: Arc<Timers>,
-    worker: Worker<()>,
+    worker: Reserve,
 }
 
 impl Components {
     /// Puts the components on `bus`.
     ///
     /// # Errors
-    /// When the host has no thread or descriptor left.
+    /// When the host has no descriptor left.
     pub fn new(bus: Arc<VmBus>, timers: &Arc<Timers>, store: Arc<dyn Store>, machine: Uuid) -> io::Result<Components> {
-        // The thread has the bell, and is made after those who ring it.
-        let bell: Arc<OnceLock<Bell>> = Arc::default();
-        let ring = Arc::clone(&bell);
-        let peer = Arc::new(move || {
-            if let Some(bell) = ring.get() {
-                bell.ring();
-            }
-        });
+        let call = Call::new("hyperv-ic")?;
+        let bell = call.clone();
+        let peer = Arc::new(move || bell.ring());
         let (heartbeat, shutdown) = (Heartbeat::default(), Shutdown::new(peer.clone()));
         let (time, vss) = (TimeSync::new(timers, peer.clone()), Vss::new(peer.clone()));
         let kvp = Kvp::new(store, facts(machine), peer.clone());
-        let devices = (
-            heartbeat.device(timers, peer.clone()),
-            shutdown.device(timers),
-            time.device(),
-            vss.device(timers),
-            kvp.device(timers, peer.clone()),
+        let mut devices = (
+            bus.attach(heartbeat.device(timers, peer.clone()), peer.clone()),
+            bus.attach(shutdown.device(timers), peer.clone()),
+            bus.attach(time.device(), peer.clone()),
+            bus.attach(vss.device(timers), peer.clone()),
+            bus.attach(kvp.device(timers, peer.clone()), peer),
         );
-        let worker = Worker::spawn("hyperv-ic", move |own| {
-            let _ = bell.set(own.clone());
-            let (heartbeat, shutdown, time, vss, kvp) = devices;
-            let mut heartbeat = bus.attach(heartbeat, peer.clone());
-            let mut shutdown = bus.attach(shutdown, peer.clone());
-            let mut time = bus.attach(time, peer.clone());
-            let mut vss = bus.attach(vss, peer.clone());
-            let mut kvp = bus.attach(kvp, peer);
-            while own.wait() {
+        let worker = call.reserve(move |bell| {
+            let (heartbeat, shutdown, time, vss, kvp) = &mut devices;
+            while bell.wait() {
                 heartbeat.work();
                 shutdown.work();
                 time.work();
                 vss.work();
                 kvp.work();
             }
-        })?;
+        });
         Ok(Components { heartbeat, shutdown, time, vss, timers: Arc::clone(timers), worker })
     }
 
@@ -113,5 +103,11 @@ impl Components {
 
 /// What the guest finds in its pool AutoExternal (Hyper-V Data Exchange: names of the host's data items).
 fn facts(machine: Uuid) -> Facts {
-    Facts(vec![("VirtualMachineId", machine.to_string().to_uppercase()), ("VirtualMachineName", "machine".into())])
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Facts(vec![
+        ("HostName", host.clone()),
+        ("PhysicalHostName", host),
+        ("VirtualMachineId", machine.to_string().to_uppercase()),
+        ("VirtualMachineName", "machine".into()),
+    ])
 }

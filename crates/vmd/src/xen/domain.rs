@@ -1,23 +1,21 @@
-//! The machine as a domain in XenStore: the nodes that Xen's toolstack would write, the thread that serves the guest's ring, and its devices.
+//! The machine as a domain in XenStore: the nodes that Xen's toolstack would write, the guest's ring, and its devices.
 //!
 //! Paths are those of `docs/misc/xenstore-paths.pandoc`; which nodes are the guest's to write is what libxl does
 //! (`tools/libs/light/libxl_create.c`, `libxl_device.c`).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use abi::xen::hvm::{CONSOLE_PAGE, STORE_PAGE};
-use devices::virtio::worker::{Bell, Worker};
-use dialects::xen::xenstore::StorePage;
+use abi::xen::hvm::CONSOLE_PAGE;
 use dialects::xen::{BACKEND_DOMAIN, DOMAIN, Xen};
 use vmm::memory::PAGE_SIZE;
-use xenstore::ring::StoreRing;
-use xenstore::{DomId, Error, Ring, Session, SharedStore, View, Watching};
+use xenstore::{Error, Session, View, Watching};
 
 use super::device::{Names, XenDevice};
+use super::ring::ServedRing;
 use super::{disk, nic};
 use crate::hotplug::{Device, Gone, Plugged, Slots};
 use crate::power::{PowerError, Wish};
-use crate::store::{HOME, make_home, perms};
+use crate::store::{HOME, StoreServer, make_home, perms};
 
 /// Where backends' directories are.
 pub(super) const BACKENDS: &str = "/local/domain/0/backend";
@@ -37,32 +35,30 @@ const NOT_SAVED: &[u8] = b"95 this monitor cannot save a machine; there are powe
 /// A domain with power on.
 pub struct Domain {
     xen: Arc<Xen>,
-    store: SharedStore,
     host: Arc<Session>,
     /// Looks for requests of a toolstack that cannot be granted.
     _refusing: Watching,
-    /// Serves the store's ring.
-    storekeeper: Mutex<Option<Worker<()>>>,
+    /// `None` when power is off.
+    ring: Mutex<Option<ServedRing>>,
     /// `None` when power is off.
     devices: Mutex<Option<Vec<Arc<XenDevice>>>>,
 }
 
 impl Domain {
-    /// Makes the domain's nodes in `store`, in place of what an earlier power-on left there, and serves its ring.
+    /// Makes the domain's nodes in the store of `server`, in place of what an earlier power-on left there, and has its ring served.
     ///
     /// # Errors
     /// When the host has no thread or descriptor left.
-    pub fn new(xen: Arc<Xen>, store: SharedStore, uuid: &str, vcpus: u32, has_console: bool) -> std::io::Result<Domain> {
-        let host = Arc::new(store.host());
+    pub fn new(xen: Arc<Xen>, server: &StoreServer, uuid: &str, vcpus: u32, has_console: bool) -> std::io::Result<Domain> {
+        let host = Arc::new(server.store().host());
         host.update(|view| write_home(view, uuid, vcpus)).map_err(std::io::Error::other)?;
         let toolstack = Arc::clone(&host);
         let refusing = host.watch_changes(SHUTDOWN, move |_| refuse_saving(&toolstack)).map_err(std::io::Error::other)?;
-        let domain = Domain { xen, store, host, _refusing: refusing, storekeeper: Mutex::default(), devices: Mutex::new(Some(Vec::new())) };
-        domain.serve_store()?;
+        let ring = Mutex::new(Some(ServedRing::new(&xen, server)?));
         if has_console {
-            domain.host.update(write_console).map_err(std::io::Error::other)?;
+            host.update(write_console).map_err(std::io::Error::other)?;
         }
-        Ok(domain)
+        Ok(Domain { xen, host, _refusing: refusing, ring, devices: Mutex::new(Some(Vec::new())) })
     }
 
     /// Asks the guest, if it obeys (`docs/misc/xenstore-paths.pandoc`, `control/shutdown`).
@@ -87,23 +83,12 @@ impl Domain {
         asked.map_err(|_| PowerError::NoXenDriver)
     }
 
-    /// Ends all threads.
+    /// Ends all threads, and lets go of the guest's memory.
     pub fn shut_down(&self) {
         let devices = lock(&self.devices).take().unwrap_or_default();
         devices.iter().for_each(|device| device.end_soon());
         devices.iter().for_each(|device| device.end());
-        drop(lock(&self.storekeeper).take());
-        self.store.with(|server| {
-            if let Some(client) = server.ring(DomId(DOMAIN)) {
-                server.disconnect(client);
-            }
-        });
-    }
-
-    fn serve_store(&self) -> std::io::Result<()> {
-        let (xen, store) = (Arc::clone(&self.xen), self.store.clone());
-        *lock(&self.storekeeper) = Some(Worker::spawn("xenstored", move |bell| serve_ring(&xen, &store, &bell))?);
-        Ok(())
+        drop(lock(&self.ring).take());
     }
 
     /// The first of `places` whose number no device has.
@@ -153,32 +138,6 @@ fn refuse_saving(host: &Session) {
     }
 }
 
-fn serve_ring(xen: &Arc<Xen>, store: &SharedStore, bell: &Bell) {
-    let ring = bell.clone();
-    let Some(port) = xen.open_store(Arc::new(move || ring.ring())) else { return };
-    let waker = bell.clone();
-    let domain = DomId(DOMAIN);
-    let introduced = store.with(|server| {
-        let client = server.introduce(domain, Ring { gfn: STORE_PAGE / PAGE_SIZE, port })?;
-        server.set_waker(client, Arc::new(move || waker.ring()));
-        Ok::<_, Error>((client, server.store().features(domain)))
-    });
-    let Ok((id, features)) = introduced else { return };
-    let mut page = StoreRing::new(StorePage::new(xen.memory().clone()), features);
-    let mut again = false;
-    while !bell.is_stopped() && (again || bell.wait()) {
-        let served = store.with(|server| {
-            let served = page.serve(server, id);
-            server.attended(id);
-            served
-        });
-        if served.notify {
-            xen.notify(port);
-        }
-        again = served.again;
-    }
-}
-
 fn write_home(view: &mut View<'_>, uuid: &str, vcpus: u32) -> Result<(), Error> {
     let readable = format!("n{BACKEND_DOMAIN},r{DOMAIN}");
     for old in [format!("{HOME}/device"), format!("{BACKENDS}/vbd/{DOMAIN}"), format!("{BACKENDS}/vif/{DOMAIN}")] {
@@ -224,16 +183,20 @@ mod tests {
     use devices::block::DiskSpec;
     use dialects::kvm::clock::PvClock;
     use vmm::time::{StepClock, Timers};
-    use xenstore::Config;
+    use xenstore::{Config, DomId, SharedStore};
 
     use super::*;
     use crate::hotplug::{Condition, Stage};
 
-    fn domain(store: &SharedStore) -> Domain {
+    fn server() -> StoreServer {
+        StoreServer::new(SharedStore::new(Config::default()), None).unwrap()
+    }
+
+    fn domain(server: &StoreServer) -> Domain {
         let memory = vmm::memory::map(&super::super::memory(0)).unwrap();
         let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
         let clock = Arc::new(PvClock::new(memory.clone(), Arc::clone(timers.clock()), 1_000_000_000, 1));
-        Domain::new(Xen::new(memory, clock, timers, None, [0; 16], 1), store.clone(), "uuid", 1, true).unwrap()
+        Domain::new(Xen::new(memory, clock, timers, None, [0; 16], 1), server, "uuid", 1, true).unwrap()
     }
 
     /// A disk of nothing, and when it was let go.
@@ -255,10 +218,10 @@ mod tests {
 
     #[test]
     fn nodes_are_whose_they_should_be() {
-        let store = SharedStore::new(Config::default());
-        let domain = domain(&store);
+        let server = server();
+        let domain = domain(&server);
         plug(&domain);
-        let guest = store.guest(DomId(DOMAIN));
+        let guest = server.store().guest(DomId(DOMAIN));
         assert_eq!(guest.read("name"), Ok(b"machine".to_vec()));
         assert_eq!(guest.write("name", b"mine"), Err(Error::Denied));
         for own in ["data/x", "control/feature-poweroff", "device/vbd/51712/ring-ref"] {
@@ -272,8 +235,8 @@ mod tests {
 
     #[test]
     fn device_is_gone_once_the_guest_has_closed() {
-        let store = SharedStore::new(Config::default());
-        let (domain, guest) = (domain(&store), store.guest(DomId(DOMAIN)));
+        let server = server();
+        let (domain, guest) = (domain(&server), server.store().guest(DomId(DOMAIN)));
         let (first, first_gone) = plug(&domain);
         let (second, _) = plug(&domain);
         assert_eq!((first.place(), second.place()), ("xvda".into(), "xvdb".into()));
@@ -291,9 +254,9 @@ mod tests {
         guest.write("device/vbd/51712/state", b"6").unwrap();
         first_gone.recv_timeout(Duration::from_secs(20)).unwrap();
         assert_eq!(guest.read("device/vbd/51712/state"), Err(Error::NoNode));
-        assert_eq!(store.host().exists(backend), Ok(false));
+        assert_eq!(server.store().host().exists(backend), Ok(false));
         first.ask_back();
-        assert_eq!(store.host().exists(backend), Ok(false), "what is gone does not come back");
+        assert_eq!(server.store().host().exists(backend), Ok(false), "what is gone does not come back");
         // Its number is free again, and what was said of it forgotten.
         let (third, _) = plug(&domain);
         assert_eq!((third.place(), third.condition().said), ("xvda".into(), None));
@@ -302,15 +265,15 @@ mod tests {
 
     #[test]
     fn device_that_nobody_uses_goes_at_once_and_others_can_be_pulled() {
-        let store = SharedStore::new(Config::default());
-        let domain = domain(&store);
+        let server = server();
+        let domain = domain(&server);
         let ((first, first_gone), (second, second_gone)) = (plug(&domain), plug(&domain));
         first.ask_back();
         first_gone.recv_timeout(Duration::from_secs(20)).unwrap();
-        store.guest(DomId(DOMAIN)).write("device/vbd/51728/state", b"4").unwrap();
+        server.store().guest(DomId(DOMAIN)).write("device/vbd/51728/state", b"4").unwrap();
         second.pull();
         assert!(second_gone.recv().is_err(), "nobody is told what he did himself");
-        assert_eq!(store.host().list("/local/domain/1/device/vbd"), Ok(Vec::new()));
+        assert_eq!(server.store().host().list("/local/domain/1/device/vbd"), Ok(Vec::new()));
         domain.shut_down();
         let (gone, _) = std::sync::mpsc::channel::<()>();
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -321,12 +284,12 @@ mod tests {
 
     #[test]
     fn guest_is_asked_only_for_what_it_said_it_obeys() {
-        let store = SharedStore::new(Config::default());
-        let domain = domain(&store);
+        let server = server();
+        let domain = domain(&server);
         assert_eq!(domain.ask(Wish::Shutdown), Err(PowerError::NoXenDriver));
-        store.guest(DomId(DOMAIN)).write("control/feature-poweroff", b"1").unwrap();
+        server.store().guest(DomId(DOMAIN)).write("control/feature-poweroff", b"1").unwrap();
         assert_eq!(domain.ask(Wish::Shutdown), Ok(()));
-        assert_eq!(store.host().read(SHUTDOWN), Ok(b"poweroff".to_vec()));
+        assert_eq!(server.store().host().read(SHUTDOWN), Ok(b"poweroff".to_vec()));
         assert_eq!(domain.ask(Wish::Reboot), Err(PowerError::NoXenDriver));
         assert_eq!(domain.ask(Wish::SetClock), Err(PowerError::NoWord(Wish::SetClock)));
         domain.shut_down();
@@ -334,9 +297,9 @@ mod tests {
 
     #[test]
     fn suspend_is_taken_back_and_the_toolstack_is_told_why() {
-        let store = SharedStore::new(Config::default());
-        let domain = domain(&store);
-        let (host, guest) = (store.host(), store.guest(DomId(DOMAIN)));
+        let server = server();
+        let domain = domain(&server);
+        let (host, guest) = (server.store().host(), server.store().guest(DomId(DOMAIN)));
         for word in SAVING {
             host.write(SHUTDOWN, word).unwrap();
             assert_eq!(guest.read("control/shutdown"), Ok(Vec::new()));
@@ -350,13 +313,13 @@ mod tests {
 
     #[test]
     fn power_comes_on_again_in_the_same_store() {
-        let store = SharedStore::new(Config::default());
+        let server = server();
         for _ in 0..2 {
-            let domain = domain(&store);
+            let domain = domain(&server);
             let (device, _) = plug(&domain);
             assert_eq!(device.place(), "xvda");
             domain.shut_down();
-            assert_eq!(store.host().read("/local/domain/1/device/vbd/51712/state"), Ok(b"1".to_vec()));
+            assert_eq!(server.store().host().read("/local/domain/1/device/vbd/51712/state"), Ok(b"1".to_vec()));
         }
     }
 }

@@ -12,6 +12,7 @@ mod disk;
 mod domain;
 pub mod firmware;
 mod nic;
+mod ring;
 
 use std::sync::Arc;
 

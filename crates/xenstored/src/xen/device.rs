@@ -126,10 +126,10 @@ impl EventChannel {
 
     /// Takes the event, so that another can come.
     pub fn take(&self) {
-        let mut port = [0; 4];
-        // There may be none, or one of a port that is not bound any more.
-        if (&self.device).read(&mut port).is_ok() {
-            let _ = (&self.device).write(&port);
+        // There may be none, and some of ports that are not bound any more, which nobody would tell of a second time.
+        let mut ports = [0; 64 * size_of::<u32>()];
+        if let Ok(count) = (&self.device).read(&mut ports) {
+            let _ = (&self.device).write(ports.get(..count).unwrap_or_default());
         }
     }
 }

@@ -58,6 +58,8 @@ pub struct Netvsc {
     transmitting: Option<(u16, Option<u64>)>,
     /// RNDIS messages for the guest.
     answers: VecDeque<Vec<u8>>,
+    /// How many subchannels the guest was given, until it has opened them all and is told to send on them.
+    sub_channels: u32,
     received: Box<[u8]>,
     /// Bytes in `received` that found no room yet.
     waiting: Option<usize>,
@@ -95,6 +97,7 @@ impl Netvsc {
             transmitter: Transmitter::new(),
             transmitting: None,
             answers: VecDeque::new(),
+            sub_channels: 0,
             received: vec![0; MAX_PACKET].into_boxed_slice(),
             waiting: None,
             packet: PacketBuf::default(),
@@ -153,6 +156,7 @@ impl Netvsc {
     pub fn work(&mut self, mut network: Option<&mut (dyn Network + '_)>) -> Result<Worked, NetError> {
         let mut worked = self.transmit(network.as_deref_mut())?;
         self.send_answers()?;
+        self.send_table()?;
         if let Some(network) = network
             && self.receive.is_some()
         {
@@ -167,6 +171,7 @@ impl Netvsc {
     fn reset(&mut self) {
         (self.version, self.send, self.receive, self.waiting, self.transmitting) = (None, None, None, None, None);
         self.answers.clear();
+        self.sub_channels = 0;
         self.transmitter.clear();
         self.adapter.reset();
         self.adapter.mtu = DEFAULT_MTU;
@@ -280,6 +285,7 @@ impl Netvsc {
             Message::Subchannels(count) => {
                 let count = if self.version >= Some(version::V5) { count.min(MAX_SUBCHANNELS.into()) } else { 0 };
                 channel.offer_sub_channels(count as u16);
+                self.sub_channels = count;
                 let answer = Subchannel { operation: status::SUCCESS.into(), count: count.into() };
                 return Some(nvsp::message(self.version, kind::SUBCHANNEL, &answer));
             }
@@ -314,6 +320,19 @@ impl Netvsc {
                 break;
             }
             self.answers.pop_front();
+        }
+        Ok(())
+    }
+
+    /// Tells the guest to send on all its channels, once it has opened them.
+    fn send_table(&mut self) -> Result<(), NetError> {
+        let channels = self.sub_channels + 1;
+        if self.sub_channels > 0
+            && self.channels.len() == channels as usize
+            && let Some(first) = self.channels.iter_mut().find(|queue| queue.channel.index() == 0)
+            && first.channel.send(&Outgoing::in_band(0, &nvsp::send_table(self.version, channels)))?
+        {
+            self.sub_channels = 0;
         }
         Ok(())
     }

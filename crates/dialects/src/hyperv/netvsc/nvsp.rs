@@ -1,8 +1,8 @@
 //! NVSP messages as bytes and as what they mean.
 
 use abi::hyperv::netvsc::{
-    Init, InitComplete, MAX_MDL_CHAIN_LENGTH, MESSAGE_SIZE, NO_SECTION, NdisConfig, OLD_MESSAGE_SIZE, RndisPacket, SendBuffer, Subchannel,
-    kind, status, version,
+    IndirectionTable, Init, InitComplete, MAX_MDL_CHAIN_LENGTH, MESSAGE_SIZE, NO_SECTION, NdisConfig, OLD_MESSAGE_SIZE, RndisPacket,
+    SEND_TABLE_ENTRIES, SendBuffer, Subchannel, kind, status, version,
 };
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -88,6 +88,15 @@ pub(super) fn acknowledged(version: Option<u32>) -> Vec<u8> {
 /// The answer to [`Message::Rndis`].
 pub(super) fn taken(version: Option<u32>, status: u32) -> Vec<u8> {
     message(version, kind::SEND_RNDIS_PACKET_COMPLETE, &U32::new(status))
+}
+
+/// Tells the guest to send on so many channels in turns. The table lies behind the message's unit, where Linux looks for it whatever the offset says.
+pub(super) fn send_table(version: Option<u32>, channels: u32) -> Vec<u8> {
+    let table = |offset: usize| IndirectionTable { count: SEND_TABLE_ENTRIES.into(), offset: (offset as u32).into() };
+    let unit = message(version, kind::SEND_INDIRECTION_TABLE, &table(0)).len();
+    let mut message = message(version, kind::SEND_INDIRECTION_TABLE, &table(unit));
+    message.extend((0..SEND_TABLE_ENTRIES).flat_map(|entry| (entry % channels.max(1)).to_le_bytes()));
+    message
 }
 
 /// RNDIS messages for the guest.

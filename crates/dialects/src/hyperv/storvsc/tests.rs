@@ -152,6 +152,24 @@ fn command_that_fails_is_answered_with_sense_data() {
     assert_eq!((answer.srb_status & 0x3f, answer.sense_length), (srb_status::ERROR, 0));
 }
 
+/// Linux takes these failures for success, and looks at the data.
+#[test]
+fn what_a_unit_does_not_tell_of_itself_is_zeroes() {
+    let mut rig = Rig::ready();
+    let page = rig.driver.pages(1);
+    let questions: [&[u8]; 3] = [
+        &[opcode::INQUIRY, 1, 0xb3, 0, 16, 0],
+        &[opcode::MODE_SENSE_6, 0, 5, 0, 16, 0],
+        &[opcode::MODE_SENSE_10, 0, 5, 0, 0, 0, 0, 0, 16, 0],
+    ];
+    for question in questions {
+        rig.driver.write(page, &[9; 20]);
+        let answer = rig.execute(&srb(question, direction::READ, 20), &[(page, 20)]);
+        assert_eq!((answer.srb_status & 0x3f, answer.payload[2]), (srb_status::ERROR, 5));
+        assert_eq!(rig.driver.read(page, 20), [[0; 16].as_slice(), &[9; 4]].concat(), "{question:?}");
+    }
+}
+
 #[test]
 fn units_that_are_not_there_say_so() {
     let mut rig = Rig::ready();

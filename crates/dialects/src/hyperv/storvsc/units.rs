@@ -120,7 +120,13 @@ impl Units {
                 srb.sense_length = 0;
                 srb.transfer_length = moved.into();
             }
-            Err(sense) => fail(srb, srb_status::ERROR, Some(sense)),
+            Err(sense) => {
+                if let Some(asked) = asked_of_itself(&cdb) {
+                    // Linux takes the failure for success (`storvsc_on_io_completion`), so that what it finds has to be nothing.
+                    let _ = reply(data, &vec![0; asked], asked);
+                }
+                fail(srb, srb_status::ERROR, Some(sense));
+            }
         }
     }
 
@@ -140,6 +146,16 @@ impl Units {
 
     fn units(&self) -> MutexGuard<'_, BTreeMap<u8, Entry>> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many bytes a command wants to know of the unit itself: INQUIRY and MODE SENSE.
+fn asked_of_itself(cdb: &[u8; CDB_SIZE]) -> Option<usize> {
+    match cdb[0] {
+        opcode::INQUIRY => Some(u16::from_be_bytes([cdb[3], cdb[4]]).into()),
+        opcode::MODE_SENSE_6 => Some(cdb[4].into()),
+        opcode::MODE_SENSE_10 => Some(u16::from_be_bytes([cdb[7], cdb[8]]).into()),
+        _ => None,
     }
 }
 

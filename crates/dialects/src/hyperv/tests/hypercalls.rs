@@ -123,7 +123,7 @@ fn events_reach_their_connection_in_every_form() {
 fn without_vmbus_there_are_no_connections() {
     let memory = vmm::memory::map(&[(0, RAM)]).unwrap();
     let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
-    let hyperv = Hyperv::new(memory, timers, Frequencies { tsc_hz: 1, apic_hz: 1 }, 1);
+    let hyperv = Hyperv::new(memory, timers, Frequencies { tsc_hz: 1, apic_hz: 1 }, None, 1);
     let mut call = from_ring(0);
     (call.gpr[RCX], call.gpr[RDX]) = (u64::from(code::SIGNAL_EVENT) | FAST, 1);
     hyperv.port_call(0, &mut call);

@@ -26,6 +26,63 @@ fn leaves_are_those_by_which_linux_takes_it_for_hyperv() {
     assert_eq!(table.get(0x4000_0004, 0).unwrap().ebx, u32::MAX);
 }
 
+/// Leaf 0x40000003 bit by bit (TLFS 2.4.4): what it promises is there, and what it does not is not.
+#[test]
+fn what_is_promised_is_there_and_nothing_else_is() {
+    let machine = machine();
+    machine.write(0, msr::GUEST_OS_ID, LINUX);
+    let mut table = CpuidTable::default();
+    machine.hyperv.add_cpuid(0x4000_0000, &mut table);
+    let [features, hints] = [3, 4].map(|leaf| table.get(0x4000_0000 + leaf, 0).unwrap());
+    let registers: [(u32, &[u32]); 15] = [
+        (0, &[0x4000_0010]),
+        (1, &[0x4000_0020]),
+        (2, &[0x4000_0080, 0x4000_0081, 0x4000_0082, 0x4000_0083, 0x4000_0084, 0x4000_0090, 0x4000_009f]),
+        (3, &[0x4000_00b0, 0x4000_00b1, 0x4000_00b6, 0x4000_00b7]),
+        (4, &[0x4000_0071, 0x4000_0072, 0x4000_0073]),
+        (5, &[0x4000_0000, 0x4000_0001]),
+        (6, &[0x4000_0002]),
+        (7, &[0x4000_0003]),
+        // Pages of statistics.
+        (8, &[0x4000_00e0, 0x4000_00e7]),
+        (9, &[0x4000_0021]),
+        // Idle.
+        (10, &[0x4000_00f0]),
+        (11, &[0x4000_0022, 0x4000_0023]),
+        // Debugger.
+        (12, &[0x4000_00f1, 0x4000_00f5]),
+        // Migration to a TSC of another frequency.
+        (13, &[0x4000_0106, 0x4000_0107, 0x4000_0108]),
+        // TSC that does not change.
+        (15, &[0x4000_0118]),
+    ];
+    for (bit, registers) in registers {
+        for &index in registers {
+            let is_promised = features.eax >> bit & 1 != 0;
+            assert_eq!(machine.hyperv.read_msr(0, index).is_some(), is_promised, "{index:#x}");
+            assert_eq!(machine.hyperv.write_msr(0, index, 0).is_some(), is_promised, "{index:#x}");
+        }
+    }
+    // PostMessage, SignalEvent, extended calls.
+    assert_eq!(features.ebx, 1 << 4 | 1 << 5 | 1 << 20);
+    // Frequencies, crash, extended ranges of flushes, polled sources, a locked hypercall page, direct timers; no input in XMM registers (4), no idle (5).
+    assert_eq!(features.edx, 1 << 8 | 1 << 10 | 1 << 14 | 1 << 17 | 1 << 18 | 1 << 19);
+    // Flushes, local APIC by MSRs, relaxed timing, no automatic end of interrupts, interrupts by calls.
+    assert_eq!(hints.eax, 1 << 2 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 10);
+}
+
+#[test]
+fn run_time_is_what_the_host_counts() {
+    let machine = machine();
+    assert_eq!([0, 1, 2].map(|vcpu| machine.read(vcpu, msr::VP_RUNTIME)), [0, 10_000_000, 20_000_000]);
+    let timers = Timers::new(machine.clock.clone());
+    let ignorant = Hyperv::new(machine.memory.clone(), timers, Frequencies { tsc_hz: 1, apic_hz: 1 }, None, 1);
+    assert_eq!((ignorant.read_msr(0, msr::VP_RUNTIME), ignorant.write_msr(0, msr::VP_RUNTIME, 0)), (None, None));
+    let mut table = CpuidTable::default();
+    ignorant.add_cpuid(0x4000_0000, &mut table);
+    assert_eq!(table.get(0x4000_0003, 0).unwrap().eax & 1, 0);
+}
+
 #[test]
 fn hypercall_page_is_there_only_while_the_guest_says_what_it_is() {
     let machine = machine();
@@ -67,7 +124,7 @@ fn wild_pages_fault_and_leave_memory_alone() {
 #[test]
 fn read_only_registers_fault() {
     let machine = machine();
-    for index in [msr::VP_INDEX, msr::TIME_REF_COUNT, msr::TSC_FREQUENCY, msr::APIC_FREQUENCY, msr::SVERSION] {
+    for index in [msr::VP_INDEX, msr::VP_RUNTIME, msr::TIME_REF_COUNT, msr::TSC_FREQUENCY, msr::APIC_FREQUENCY, msr::SVERSION] {
         assert_eq!(machine.hyperv.write_msr(0, index, 1), Some(Err(MsrFault)), "{index:#x}");
     }
     assert_eq!(machine.read(2, msr::VP_INDEX), 2);

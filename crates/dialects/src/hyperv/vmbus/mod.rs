@@ -137,7 +137,8 @@ impl Connections for VmBus {
 
 impl TimerClient for Shared {
     fn timer_due(&self, _token: u64) {
-        if self.lock().scan_monitor() {
+        // A device that is called may be done with something before the scan is.
+        if self.with(State::scan_monitor) {
             self.look_later();
         }
     }

@@ -76,6 +76,9 @@ impl StealSource for Host {
     fn stolen(&self, vcpu: VcpuId) -> u64 {
         self.0.load(Ordering::Relaxed) * u64::from(vcpu)
     }
+    fn ran(&self, _vcpu: VcpuId) -> u64 {
+        0
+    }
 }
 
 pub(super) struct Guest {

@@ -196,7 +196,7 @@ impl Pools {
     }
 }
 
-/// What hosts expect of the Auto pool, as far as the kernel knows it (Linux `tools/hv/hv_kvp_daemon.c`).
+/// What hosts expect of the Auto pool, as far as the kernel knows it (Linux `tools/hv/hv_kvp_daemon.c`; OpenBSD `sys/dev/pv/hypervic.c`).
 fn auto(guest: &GuestInfo) -> Vec<(&'static str, String)> {
     /// `PROCESSOR_ARCHITECTURE_AMD64` of Windows, as OpenBSD says it.
     const AMD64: &str = "9";
@@ -204,12 +204,18 @@ fn auto(guest: &GuestInfo) -> Vec<(&'static str, String)> {
         let all = guest.nics.iter().flat_map(|nic| &nic.addresses).map(|address| address.ip);
         all.filter(wanted).map(|ip| ip.to_string()).collect::<Vec<_>>().join(";")
     };
+    let mut version = guest.os_version.split('.');
+    let mut next_number = || version.next().unwrap_or_default().to_string();
     [
         ("FullyQualifiedDomainName", guest.hostname.clone()),
         ("IntegrationServicesVersion", env!("CARGO_PKG_VERSION").to_string()),
         ("NetworkAddressIPv4", addresses(IpAddr::is_ipv4)),
         ("NetworkAddressIPv6", addresses(IpAddr::is_ipv6)),
+        ("OSBuildNumber", guest.os_version.clone()),
         ("OSName", guest.os_name_full.clone()),
+        ("OSMajorVersion", next_number()),
+        ("OSMinorVersion", next_number()),
+        ("OSVersion", guest.os_version.clone()),
         ("ProcessorArchitecture", AMD64.to_string()),
     ]
     .map(|(key, value)| (key, fitting(value)))

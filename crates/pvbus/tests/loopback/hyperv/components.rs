@@ -37,7 +37,8 @@ fn with_kvp() -> (Rig, Arc<MapStore>) {
 fn guest(hostname: &str) -> News {
     let address = |ip: &str, prefix| Address { ip: ip.parse().unwrap(), prefix };
     let nic = Nic { mac: [2, 0, 0, 0, 0, 1], addresses: vec![address("10.0.2.15", 24), address("fe80::1", 64)] };
-    News::Guest(GuestInfo { hostname: hostname.into(), os_name_full: "pvbus 1".into(), nics: vec![nic], ..GuestInfo::default() })
+    let (hostname, os_name_full, os_version) = (hostname.into(), "pvbus 1".into(), "1.2.3".into());
+    News::Guest(GuestInfo { hostname, os_name_full, os_version, nics: vec![nic], ..GuestInfo::default() })
 }
 
 impl Rig {
@@ -169,6 +170,8 @@ fn what_the_kernel_tells_is_in_the_auto_pool_and_stays_true() {
     rig.poll_after(&mut tree, KVP_PERIOD);
     let at_host = |key: &str| String::from_utf8(store.read(Client::Host, &format!("data/hyperv/Auto/{key}")).unwrap()).unwrap();
     assert_eq!(at_host("FullyQualifiedDomainName"), "puffy");
+    let version = ["OSVersion", "OSMajorVersion", "OSMinorVersion", "OSBuildNumber"].map(at_host);
+    assert_eq!(version, ["1.2.3", "1", "2", "1.2.3"]);
     assert_eq!((at_host("NetworkAddressIPv4"), at_host("NetworkAddressIPv6")), ("10.0.2.15".into(), "fe80::1".into()));
     let keys = tree.stores().store(Kind::HyperV).unwrap();
     assert_eq!(keys.write(b"Auto/Nothing", b"1"), Err(StoreError::NotFound), "only keys that there are");

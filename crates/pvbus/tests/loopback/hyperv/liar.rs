@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm::GuestMemory;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Rig;
+use super::{Rig, VP};
 
 /// The channel's number.
 pub const RELID: u32 = 5;
@@ -69,7 +69,7 @@ impl Liar {
 
     /// Sends a message.
     pub fn say(&self, message: &[u8]) {
-        assert!(self.hyperv.post_message(0, SINT, MESSAGE_TYPE, message), "the guest takes messages");
+        assert!(self.hyperv.post_message(VP, SINT, MESSAGE_TYPE, message), "the guest takes messages");
     }
 
     pub fn offer(&self, relid: u32) -> Offer {
@@ -150,7 +150,7 @@ impl Liar {
             state.written = (state.written + 1) % size;
         }
         self.memory.write_obj(state.written as u32, GuestAddress(base + control::WRITE_INDEX)).unwrap();
-        self.hyperv.signal_event(0, SINT, RELID as u16);
+        self.hyperv.signal_event(VP, SINT, RELID as u16);
     }
 
     /// Takes the guest's next packet: transaction and payload.

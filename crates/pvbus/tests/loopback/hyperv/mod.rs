@@ -18,6 +18,8 @@ use vmm::Frequencies;
 use crate::machine::{Interrupts, Machine};
 
 const HZ: u64 = 1_000_000_000;
+/// The processor that attaches the bus, of two.
+const VP: u32 = 1;
 const SECOND: Nanos = 1_000_000_000;
 /// Polls after which a host that does its part has nothing more to say.
 const TURNS: usize = 200;
@@ -47,9 +49,10 @@ impl Rig {
 
     /// With a platform at whose connections nobody answers.
     fn silent() -> Rig {
-        let machine = Machine::new();
+        let mut machine = Machine::new();
+        machine.processor = VP;
         let frequencies = Frequencies { tsc_hz: HZ, apic_hz: HZ as u32 };
-        let hyperv = Hyperv::new(machine.memory.clone(), machine.timers.clone(), frequencies, 1);
+        let hyperv = Hyperv::new(machine.memory.clone(), machine.timers.clone(), frequencies, None, VP + 1);
         let interrupts = Arc::<Interrupts>::default();
         hyperv.connect(interrupts.clone(), interrupts.clone());
         let bus = VmBus::new(machine.memory.clone(), hyperv.clone());

@@ -395,6 +395,27 @@ fn flows_are_spread_over_channels() {
 }
 
 #[test]
+fn guest_is_told_to_send_on_all_channels_once_it_has_opened_them() {
+    for (version, unit) in [(version::V61, 40), (version::V6, 32), (version::V5, 32)] {
+        let mut rig = Rig::open();
+        rig.ask(&words(&[kind::INIT, version, version]));
+        rig.ask(&words(&[kind::SUBCHANNEL, 1, 2]));
+        let offers = rig.driver.offers();
+        for (relid, _) in offers {
+            assert!(rig.front.receive().is_none(), "not yet");
+            rig.driver.open(relid);
+            rig.device.work();
+        }
+        let told = rig.front.receive().unwrap();
+        assert_eq!((told.kind, told.transaction, told.payload.len()), (packet::IN_BAND, 0, unit + 64));
+        assert_eq!(told.payload[..12], words(&[kind::SEND_INDIRECTION_TABLE, 16, unit as u32]));
+        assert_eq!(told.payload[unit..], words(&[0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0]));
+        rig.device.work();
+        assert!(rig.front.receive().is_none(), "once");
+    }
+}
+
+#[test]
 fn channel_can_be_closed_and_opened_again() {
     let mut rig = Rig::up();
     rig.driver.close(&rig.front);

@@ -1,6 +1,8 @@
 //! Reads, writes, flushes and discards (SBC-3).
 
-use abi::hyperv::scsi::{BlockLimits, Capacity10, Capacity16, FUA, Sense, UnmapDescriptor, UnmapHeader, asc, mmc, opcode, sense_key};
+use abi::hyperv::scsi::{
+    BYTE_CHECK, BlockLimits, Capacity10, Capacity16, FUA, Sense, UnmapDescriptor, UnmapHeader, asc, mmc, opcode, sense_key,
+};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Cdb, Data, ILLEGAL_FIELD, Kind, Outcome, Unit, reply};
@@ -75,8 +77,11 @@ impl Unit {
         answer(done, len, UNWRITABLE)
     }
 
-    /// Whether blocks are there, which is all that can be said without reading them.
+    /// Whether blocks are there, which is all that can be said without reading them. Nothing is compared.
     pub(super) fn verify(&self, cdb: Cdb<'_>) -> Outcome {
+        if cdb.byte(1) & BYTE_CHECK != 0 {
+            return Err(ILLEGAL_FIELD);
+        }
         self.inside(cdb.field::<4>(2), cdb.field::<2>(7)).map(|_| 0)
     }
 

@@ -88,7 +88,16 @@ impl Unit {
                 }
                 Ok(caching)
             }
-            (mode::ALL, Kind::Dvd) => Ok(Vec::new()),
+            (mode::CAPABILITIES | mode::ALL, Kind::Dvd) => {
+                let mut capabilities = vec![0; mode::CAPABILITIES_SIZE];
+                // It reads, and nobody can write, lock or eject; no parameter can be changed.
+                let (reads, tray) = if control == mode::CHANGEABLE { (0, 0) } else { (mode::READS_DVD_ROM, mode::TRAY) };
+                let values = [mode::CAPABILITIES, mode::CAPABILITIES_SIZE as u8 - 2, reads, 0, 0, 0, tray];
+                for (byte, value) in capabilities.iter_mut().zip(values) {
+                    *byte = value;
+                }
+                Ok(capabilities)
+            }
             _ => Err(ILLEGAL_FIELD),
         }
     }

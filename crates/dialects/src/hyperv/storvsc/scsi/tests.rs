@@ -166,6 +166,8 @@ fn blocks_that_are_not_there_are_out_of_range() {
         assert_eq!(code(rig.ask(range, 4096).map(|_| 0)), (5, 0x2100), "{range:?}");
     }
     assert_eq!(rig.ask(&[opcode::VERIFY_10, 0, 0, 0, 0, 60, 0, 0, 4], 0), Ok(vec![]));
+    let compare = rig.give(&[opcode::VERIFY_10, 2, 0, 0, 0, 60, 0, 0, 1], &[60; 512]);
+    assert_eq!(code(compare), (5, 0x2400), "which is not done, and not said to be");
 }
 
 #[test]
@@ -232,6 +234,8 @@ fn dvd_has_one_track_and_cannot_be_written() {
     assert_eq!(toc, [0, 18, 1, 1, 0, 0x14, 1, 0, 0, 0, 0, 0, 0, 0x14, 0xaa, 0, 0, 0, 0, 16]);
     let configuration = rig.ask(&[opcode::GET_CONFIGURATION, 0, 0, 0, 0, 0, 0, 0, 255], 255).unwrap();
     assert_eq!((configuration[7], &configuration[12..16]), (0x10, [0, 0x10, 1, 0].as_slice()));
+    let capabilities = rig.ask(&[opcode::MODE_SENSE_10, 0, mode::CAPABILITIES, 0, 0, 0, 0, 0, 255], 255).unwrap();
+    assert_eq!((capabilities.len(), &capabilities[8..15]), (30, [0x2a, 20, 8, 0, 0, 0, 0x20].as_slice()), "it reads, and has a tray");
     let event = rig.ask(&[opcode::GET_EVENT_STATUS, 1, 0, 0, 1 << mmc::EVENT_MEDIA, 0, 0, 0, 8], 8).unwrap();
     assert_eq!(event[5], mmc::MEDIA_PRESENT);
     assert_eq!(code(rig.give(&[opcode::WRITE_10, 0, 0, 0, 0, 0, 0, 0, 1], &[1; 2048])), (5, 0x2000));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use abi::hyperv::ring::kind;
+use abi::hyperv::vmbus::{GpadlTorndown, SINT, VersionResponse, interrupt_page, message, monitor, version};
 use abi::hyperv::vmbus::{Header, InitiateContact, MAX_MESSAGE, MESSAGE_CONNECTION, MESSAGE_CONNECTION_5, Offer as OfferMessage, Relid};
-use abi::hyperv::vmbus::{SINT, VersionResponse, interrupt_page, message, monitor, version};
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::time::StepClock;
@@ -155,20 +155,24 @@ fn guests_of_the_interrupt_page_have_their_events_there() {
     assert_eq!(bench.guest.memory.read_obj::<u32>(GuestAddress(page + interrupt_page::TO_GUEST)).unwrap(), 1 << relid);
 }
 
-#[test]
-fn old_guests_signal_devices_by_the_monitor_page() {
-    let mut bench = Bench::new(0);
-    let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
-    bench.guest.bus.watch_monitor(&timers);
-    let page = 0x3000;
-    let contact = |version: u32, monitor_to_host: u64| InitiateContact {
+/// Contact of a version, with a monitor page.
+fn contact(version: u32, monitor_to_host: u64) -> InitiateContact {
+    InitiateContact {
         header: Header::new(message::INITIATE_CONTACT),
         version: version.into(),
         target_vp: 0.into(),
         interrupt_page: u64::from(SINT).into(),
         monitor_to_guest: 0.into(),
         monitor_to_host: monitor_to_host.into(),
-    };
+    }
+}
+
+#[test]
+fn old_guests_signal_devices_by_the_monitor_page() {
+    let mut bench = Bench::new(0);
+    let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
+    bench.guest.bus.watch_monitor(&timers);
+    let page = 0x3000;
     for (version, wild) in [(version::WIN10_RS3, page), (version::WIN10, 0), (version::WIN10, 1 << 40), (version::WIN10, page + 8)] {
         bench.guest.post(&contact(version, wild));
         assert_eq!(bench.guest.expect::<VersionResponse>(message::VERSION_RESPONSE).supported, 1);
@@ -198,6 +202,33 @@ fn old_guests_signal_devices_by_the_monitor_page() {
     signal(&bench.guest);
     (0..3).for_each(|_| later());
     assert_eq!(bench.guest.memory.read_obj::<u32>(trigger).unwrap(), 1 << offer.monitor_id, "nobody looks any more");
+}
+
+/// Linux' cards on hosts before Windows 10 take their buffers back while the channel is open, and wait: a device may let go while the page is looked at.
+#[test]
+fn memory_of_a_device_that_lets_go_while_the_monitor_page_is_looked_at_is_given_back() {
+    let mut guest = Guest::new();
+    let timers = Timers::new(Arc::new(StepClock::new(Duration::ZERO)));
+    guest.bus.watch_monitor(&timers);
+    let in_use = Arc::new(Mutex::new(None));
+    let last = Arc::clone(&in_use);
+    let mut echo = guest.bus.attach(Echo::default(), Arc::new(move || drop(last.lock().unwrap().take())));
+    let page = 0x3000;
+    guest.post(&contact(version::WIN8, page));
+    guest.expect::<VersionResponse>(message::VERSION_RESPONSE);
+    let offer = guest.offers()[0];
+    let relid = offer.relid.get();
+    let _channel = guest.open(relid, PAGES);
+    echo.work();
+    let pfns = guest.pages(2);
+    let (gpadl, _) = guest.lend(relid, &pfns);
+    *in_use.lock().unwrap() = echo.device().channels[&0].gpadl(gpadl);
+    guest.tear_down(relid, gpadl);
+    assert_eq!(guest.next(), None);
+    guest.memory.write_obj(1u32 << offer.monitor_id, GuestAddress(page + monitor::TRIGGERS)).unwrap();
+    timers.clock().advance_to(MONITOR_PERIOD);
+    timers.run_due();
+    assert_eq!(guest.expect::<GpadlTorndown>(message::GPADL_TORNDOWN).gpadl.get(), gpadl);
 }
 
 #[test]
