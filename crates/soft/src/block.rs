@@ -5,8 +5,8 @@
 //! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under. Translated code
 //! ([`crate::translator`]) reads the jump cache too.
 //!
-//! An instruction that crosses into another page makes a block of its own, which is found only by way of the physical map, where
-//! the second page is compared.
+//! An instruction that crosses into another page makes a block of its own. The physical map compares the second page, the jump cache's
+//! entries know it by their address space, and no link leads there.
 #![allow(unsafe_code)] // Blocks keep pointers to state words and hand out pointers to their ops.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Op, Outcome, Slow, Trap, end_of_block, slow};
 use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
@@ -47,6 +47,7 @@ pub(crate) struct Lowering {
 
 /// One run of decoded instructions.
 struct Block {
+    /// The first is no instruction: it names the block, see [`translator::header`].
     ops: Box<[Op]>,
     gpa: u64,
     len: u16,
@@ -66,9 +67,6 @@ struct Second {
     value: u32,
 }
 
-/// Guest physical addresses of instructions: the first, and the one behind the last.
-type Range = [u64; 2];
-
 /// An entry of the jump cache, with what it takes to run the block.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -76,7 +74,6 @@ pub(crate) struct JumpEntry {
     va: u64,
     /// See [`Cpu::space`].
     space: u64,
-    running: Range,
     ops: *const Op,
     state: *const AtomicU32,
     value: u32,
@@ -86,13 +83,12 @@ pub(crate) struct JumpEntry {
 impl JumpEntry {
     pub const VA: i32 = offset_of!(JumpEntry, va) as i32;
     pub const SPACE: i32 = offset_of!(JumpEntry, space) as i32;
-    pub const RUNNING: i32 = offset_of!(JumpEntry, running) as i32;
     pub const OPS: i32 = offset_of!(JumpEntry, ops) as i32;
     pub const STATE: i32 = offset_of!(JumpEntry, state) as i32;
     pub const VALUE: i32 = offset_of!(JumpEntry, value) as i32;
     /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
     pub const FOLD_SHIFT: u8 = 12;
-    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, running: [0; 2], ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
+    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
 
     /// Whether what the block was decoded from has not changed.
     #[inline(always)]
@@ -117,9 +113,9 @@ pub(crate) struct BlockCache {
     natives: Natives,
     translator: Translator,
     ops: usize,
-    /// The running block's range in its page, and in the second one.
-    running: [Range; 2],
-    /// The link that a translated branch has just followed in vain.
+    /// The running block's ops; null when none is running.
+    running: *const Op,
+    /// The link that a translated branch has just followed, and that is not filled.
     link: Option<NonNull<Link>>,
 }
 
@@ -145,10 +141,8 @@ impl Hasher for AddressHasher {
 impl BlockCache {
     /// Where the pointer to the jump cache is, for generated code.
     pub const JUMP_CACHE: usize = offset_of!(BlockCache, jumps);
-    /// Where the running block's range is.
+    /// Where the pointer to the running block's ops is.
     pub const RUNNING: usize = offset_of!(BlockCache, running);
-    /// Where the link that was followed in vain is to be put.
-    pub const LINK: usize = offset_of!(BlockCache, link);
 
     pub fn new() -> BlockCache {
         BlockCache {
@@ -158,19 +152,45 @@ impl BlockCache {
             natives: Natives::new(),
             translator: Translator::default(),
             ops: 0,
-            running: [[0; 2]; 2],
+            running: std::ptr::null(),
             link: None,
         }
     }
 
+    fn running_block(&self) -> Option<&Block> {
+        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
+        let header = unsafe { self.running.as_ref() }?;
+        self.blocks.get(header.imm as usize)
+    }
+
     /// Whether the running block was decoded from any byte of `[start, end)`.
     pub fn runs_in(&self, start: u64, end: u64) -> bool {
-        self.running.iter().any(|&[from, to]| start < to && from < end)
+        let Some(block) = self.running_block() else { return false };
+        let overlaps = |gpa: u64, len: u16| start < gpa + u64::from(len) && gpa < end;
+        overlaps(block.gpa, block.len) || block.crosses.as_ref().is_some_and(|second| overlaps(second.gpa, second.len))
     }
 
     /// Nothing is running: memory accesses from outside blocks never have to wait for themselves.
     pub fn stop_running(&mut self) {
-        self.running = [[0; 2]; 2];
+        self.running = std::ptr::null();
+    }
+
+    /// The running block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to the
+    /// jump cache, as its second page is another in another address space.
+    #[cold]
+    fn fill_link(&mut self) {
+        if let Some(link) = self.link.take()
+            && let Some(block) = self.running_block()
+            && block.crosses.is_none()
+        {
+            self.translator.links.fill(link, block.gpa, block.ops.as_ptr(), block.value);
+        }
+    }
+
+    /// The next block is what this link leads to.
+    pub fn follow(&mut self, link: NonNull<Link>) {
+        self.stop_running();
+        self.link = Some(link);
     }
 
     fn clear(&mut self) {
@@ -204,15 +224,27 @@ impl Cpu {
         let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
         let space = self.space();
         self.regs[RIP_BASE] = self.rip;
-        if !single && self.blocks.link.is_none() {
-            let jump = &self.blocks.jumps[jump_index(va)];
+        if !single {
+            let jump = self.blocks.jumps[jump_index(va)];
             if jump.va == va && jump.space == space && jump.is_fresh() {
-                self.blocks.running[0] = jump.running;
-                self.blocks.running[1] = [0; 2];
+                self.blocks.running = jump.ops;
+                if self.blocks.link.is_some() {
+                    self.blocks.fill_link();
+                }
                 return Ok(Cursor::first(jump.ops));
             }
         }
         self.find_block(va, space, single)
+    }
+
+    /// The first op of a block with an instruction that crosses pages, which the jump cache knows by the first: looks at the second.
+    extern "sysv64-unwind" fn look_at_second_page(&mut self, op: Cursor) -> Outcome {
+        if BlockCache::is_fresh(&self.blocks.blocks[op.imm as usize]) {
+            return op.next(self);
+        }
+        // Where the running block was entered is its linear address, in 64-bit code.
+        self.blocks.jumps[jump_index(self.regs[RIP_BASE])] = JumpEntry::NONE;
+        op.again(self)
     }
 
     /// What distinguishes linear addresses of code: the address space, and the width where it is not 64 bits.
@@ -233,11 +265,11 @@ impl Cpu {
         if !BlockCache::is_fresh(block) {
             return;
         }
-        let source = Source { ops: &block.ops, bytes: &bytes, gpa: block.gpa, state: block.state, attention };
+        let source = Source { ops: &block.ops, bytes: &bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
         match translator::translate(translator, &source) {
             Some(entries) => entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler),
             None => {
-                block.ops[0].run = translator::cold;
+                block.ops[0].run = translator::named;
                 if translator.can_be_emptied() {
                     // Everything begins anew with the next block that is decoded.
                     *ops = MAX_OPS + 1;
@@ -294,32 +326,23 @@ impl Cpu {
                 index
             }
         };
-        if let Some(counter) = self.blocks.blocks[index as usize].ops.first_mut().filter(|op| op.count == 0) {
-            counter.imm = index.into();
-        }
+        self.blocks.blocks[index as usize].ops[0].imm = index.into();
         Ok(self.start(index, va, space, single))
     }
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
-        let link = self.blocks.link.take();
         let block = &self.blocks.blocks[index as usize];
-        let running = [block.gpa, block.gpa + u64::from(block.len)];
-        self.blocks.running[0] = running;
-        match &block.crosses {
-            Some(second) => self.blocks.running[1] = [second.gpa, second.gpa + u64::from(second.len)],
-            None => {
-                self.blocks.running[1] = [0; 2];
-                if !single {
-                    let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
-                    self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, running, ops, state, value };
-                    if let Some(link) = link {
-                        let [gpa, end] = running;
-                        self.blocks.translator.links.fill(link, gpa, end, ops, value);
-                    }
-                }
-            }
+        let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
+        if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
+            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, state, value };
         }
-        Cursor::first(block.ops.as_ptr())
+        self.blocks.running = ops;
+        if single {
+            self.blocks.link = None;
+        } else {
+            self.blocks.fill_link();
+        }
+        Cursor::first(ops)
     }
 
     /// Decodes the block at `gpa`, which the code runs at linear address `va`.
@@ -336,12 +359,11 @@ impl Cpu {
             self.vm.read_page(gpa, start, &mut bytes[..available]);
             let limit = if single { 1 } else { MAX_INSTRUCTIONS };
             let mut block = match self.decode_bytes(&bytes[..available], limit) {
-                Some(mut ops) => {
+                Some(ops) => {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
-                    if self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX {
-                        ops.insert(0, translator::counter());
-                    }
-                    Block { ops: ops.into_boxed_slice(), gpa, len, crosses: None, state, value, heat: 0 }
+                    let counts = self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX;
+                    let header = translator::header(if counts { translator::warm } else { translator::named });
+                    Block { ops: with_header(header, ops), gpa, len, crosses: None, state, value, heat: 0 }
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
@@ -354,7 +376,8 @@ impl Cpu {
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
-                    Block { ops: ops.into_boxed_slice(), gpa, len: available as u16, crosses, state, value, heat: 0 }
+                    let ops = with_header(translator::header(Cpu::look_at_second_page), ops);
+                    Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0 }
                 }
             };
             let end = start + usize::from(block.len.max(1));
@@ -482,6 +505,11 @@ impl Slow for Undefined {
     fn execute(cpu: &mut Cpu, _op: &Op) -> Result<crate::op::Flow, Trap> {
         Err(cpu.ud())
     }
+}
+
+fn with_header(header: Op, mut ops: Vec<Op>) -> Box<[Op]> {
+    ops.insert(0, header);
+    ops.into_boxed_slice()
 }
 
 #[inline(always)]

@@ -156,8 +156,13 @@ impl Cursor {
 }
 
 impl Op {
+    /// What stands where no block is.
+    pub const fn hole(run: Handler) -> Op {
+        Op::new(run, 0, 0, 0)
+    }
+
     /// An op without operands at this place of a block.
-    pub fn new(run: Handler, start: u16, len: u8, seq: u8) -> Op {
+    pub const fn new(run: Handler, start: u16, len: u8, seq: u8) -> Op {
         Op {
             run,
             imm: 0,

@@ -304,7 +304,8 @@ impl Cpu {
         if flags & attention::STEP != 0 {
             return self.step();
         }
-        if shadow { Attended::RunOne } else { Attended::Run }
+        // What had to wait for the shadow's end is looked at again after one instruction.
+        if shadow && self.attention.flags() != 0 { Attended::RunOne } else { Attended::Run }
     }
 
     /// INIT, SIPI, NMI and interrupts from the local APIC.

@@ -14,7 +14,6 @@
 //! jumps there, as [`crate::op::Cursor::next`] would.
 
 use std::mem::offset_of;
-use std::ptr::NonNull;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
 use crate::block::{BlockCache, JUMPS, JumpEntry};
@@ -41,10 +40,12 @@ pub(super) enum Miss {
     /// The run loop goes on at RAX: all of the op is done. When RAX is no canonical address, all but its branch is, which stands at this
     /// distance from the block's start and is executed next, alone.
     Leave { branch: i32 },
+    /// The run loop goes on at the next block, of which the address is where entered blocks have theirs: all of the op is done.
+    Arrived,
 }
 
-/// A way out of an op: see [`Miss`]; with the link that is to be filled.
-type Exit = (usize, Miss, Option<NonNull<Link>>);
+/// A way out of an op.
+type Exit = (usize, Miss);
 
 /// The code of a block in the making.
 pub(super) struct Emitter<'a> {
@@ -58,7 +59,9 @@ pub(super) struct Emitter<'a> {
     next_copy: usize,
     /// The host's arithmetic flags are the guest's.
     pub flags_in_host: bool,
-    /// By op and what happens, with the link that was followed in vain: the jumps there.
+    /// Handlers of the interpreter go back to this code.
+    pub is_reentered: bool,
+    /// By op and what happens: the jumps there.
     cold: Vec<(Exit, Jump)>,
 }
 
@@ -96,6 +99,7 @@ impl<'a> Emitter<'a> {
             pinned: 0,
             next_copy: 0,
             flags_in_host: false,
+            is_reentered: false,
             cold: Vec::new(),
         }
     }
@@ -245,7 +249,7 @@ impl<'a> Emitter<'a> {
         self.code.alu(alu::OR, 8, CX, of_tlb(Tlb::KEY));
         self.code.alu(alu::CMP, 8, CX, Place::At(DX, if write { Tlb::WRITE_TAG } else { Tlb::READ_TAG }));
         let miss = self.code.jump_if(condition::NOT_EQUAL);
-        self.cold.push(((k, Miss::Handler, None), miss));
+        self.cold.push(((k, Miss::Handler), miss));
         self.code.alu(alu::ADD, 8, AX, Place::At(DX, Tlb::ADDEND));
     }
 
@@ -261,7 +265,7 @@ impl<'a> Emitter<'a> {
     /// op `k` is left by `miss`. Changes RCX.
     pub fn look_up(&mut self, k: usize, miss: Miss) {
         let code = &mut self.code;
-        let mut unequal = |code: &mut Code| self.cold.push(((k, miss, None), code.jump_if(condition::NOT_EQUAL)));
+        let mut unequal = |code: &mut Code| self.cold.push(((k, miss), code.jump_if(condition::NOT_EQUAL)));
         code.load(4, DX, Place::Reg(AX));
         code.shift(5, 4, Place::Reg(DX), JumpEntry::FOLD_SHIFT);
         code.alu(alu::XOR, 4, DX, Place::Reg(AX));
@@ -278,61 +282,76 @@ impl<'a> Emitter<'a> {
         code.load(4, CX, Place::At(CX, 0));
         code.alu(alu::CMP, 4, CX, Place::At(DX, JumpEntry::VALUE));
         unequal(code);
-        self.look_around((k, miss, None));
+        self.look_around((k, miss));
+        self.look_at_stack((k, miss));
     }
 
-    /// Leaves by `exit` when something wants the processor's attention, or the stack is used up. Changes RCX.
+    /// Leaves by `exit` when something wants the processor's attention. Changes RCX.
     fn look_around(&mut self, exit: Exit) {
         let code = &mut self.code;
         code.set(CX, self.source.attention as u64);
         code.alu_constant(alu::CMP, 4, Place::At(CX, 0), 0);
         self.cold.push((exit, code.jump_if(condition::NOT_EQUAL)));
-        // CMP RSP, [floor]: handlers that call the next one instead of jumping to it use up the stack.
-        code.op(8, &[0x3b], 4, Place::At(DI, offset_of!(Cpu, stack_floor) as i32));
-        self.cold.push((exit, code.jump_if(condition::BELOW)));
     }
 
-    /// Op `k`, the last, is done, and the next block begins at linear address RAX.
-    fn arrive(&mut self, k: usize) {
-        self.code.store(8, guest(RIP_BASE), AX);
+    /// Leaves by `exit` when the stack is used up: handlers may call the next one instead of jumping to it, and if that is this code, it would
+    /// never end.
+    fn look_at_stack(&mut self, exit: Exit) {
+        if self.is_reentered {
+            let code = &mut self.code;
+            // CMP RSP, [floor]
+            code.op(8, &[0x3b], 4, Place::At(DI, offset_of!(Cpu, stack_floor) as i32));
+            self.cold.push((exit, code.jump_if(condition::BELOW)));
+        }
+    }
+
+    /// Op `k`, the last, is done.
+    fn count(&mut self, k: usize) {
         self.code.alu_constant(alu::ADD, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), self.source.ops[k].seq.into());
     }
 
-    /// Goes to the block at linear address RAX, `distance` from this one's start, behind op `k`; when that cannot be, leaves by `miss`.
+    /// Goes to the block `distance` from this one's start, behind op `k`; when that cannot be, leaves by `miss`.
     pub fn go_on(&mut self, k: usize, distance: i32, miss: Miss) {
         let gpa = self.source.gpa.wrapping_add_signed(distance.into());
         if (gpa ^ self.source.gpa) >> 12 != 0 {
+            self.code.load(8, AX, guest(RIP_BASE));
+            self.code.address(8, AX, Place::At(AX, distance));
             self.look_up(k, miss);
             self.enter(k);
             return;
         }
-        let link = self.links.add(gpa);
-        let exit = (k, miss, Some(link));
+        if distance != 0 {
+            self.code.alu_constant(alu::ADD, 8, guest(RIP_BASE), distance);
+        }
+        self.count(k);
+        // What only goes forward ends with the page. So it is enough to look around, and whether the page has changed, on the way back.
+        let op = &self.source.ops[k];
+        if op.count > 0 && distance <= op.start.into() {
+            self.look_around((k, Miss::Arrived));
+            let code = &mut self.code;
+            code.set(CX, self.source.state as u64);
+            code.alu_constant(alu::CMP, 4, Place::At(CX, 0), self.source.value.cast_signed());
+            self.cold.push(((k, Miss::Arrived), code.jump_if(condition::NOT_EQUAL)));
+        }
+        self.look_at_stack((k, Miss::Arrived));
+        let link = self.links.add(gpa, self.source.value);
         self.code.set(DX, link.as_ptr() as u64);
-        self.code.set(CX, self.source.state as u64);
-        self.code.load(4, CX, Place::At(CX, 0));
-        self.code.alu(alu::CMP, 8, CX, Place::At(DX, Link::VALUE));
-        self.cold.push((exit, self.code.jump_if(condition::NOT_EQUAL)));
-        self.look_around(exit);
-        self.arrive(k);
+        self.run(Place::At(DX, Link::OPS));
+    }
+
+    /// Runs the ops that are at the address in a place.
+    fn run(&mut self, ops: Place) {
         let code = &mut self.code;
-        let [from, to] = [0, 8].map(|offset| of_cache(BlockCache::RUNNING + offset));
-        code.alu_constant(alu::ADD, 8, from, distance);
-        code.load(8, CX, Place::At(DX, Link::END));
-        code.store(8, to, CX);
-        code.load(8, SI, Place::At(DX, Link::OPS));
+        code.load(8, SI, ops);
+        code.store(8, of_cache(BlockCache::RUNNING), SI);
         code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
     }
 
-    /// Goes on in the block at linear address RAX, whose entry of the jump cache RDX is; op `k` is the last of this one. Changes XMM0.
+    /// Goes on in the block at linear address RAX, whose entry of the jump cache RDX is; op `k` is the last of this one.
     pub fn enter(&mut self, k: usize) {
-        self.arrive(k);
-        let code = &mut self.code;
-        // MOVUPS XMM0, [running]; MOVUPS [running], XMM0
-        code.op(4, &[0x0f, 0x10], 0, Place::At(DX, JumpEntry::RUNNING));
-        code.op(4, &[0x0f, 0x11], 0, of_cache(BlockCache::RUNNING));
-        code.load(8, SI, Place::At(DX, JumpEntry::OPS));
-        code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
+        self.code.store(8, guest(RIP_BASE), AX);
+        self.count(k);
+        self.run(Place::At(DX, JumpEntry::OPS));
     }
 
     /// Ends the code: puts what is rarely executed behind it.
@@ -341,14 +360,14 @@ impl<'a> Emitter<'a> {
         cold.sort_by_key(|&(exit, _)| exit);
         for exits in cold.chunk_by(|a, b| a.0 == b.0) {
             exits.iter().for_each(|&(_, jump)| self.code.land(jump));
-            let (k, miss, link) = exits[0].0;
-            if let Some(link) = link {
-                self.code.set(CX, link.as_ptr() as u64);
-                self.code.store(8, of_cache(BlockCache::LINK), CX);
-            }
+            let (k, miss) = exits[0].0;
             match miss {
                 Miss::Handler => self.interpret(k),
                 Miss::Leave { branch } => self.leave(k, branch),
+                Miss::Arrived => {
+                    self.code.load(8, AX, guest(RIP_BASE));
+                    self.done();
+                }
             }
         }
         self.code
@@ -356,7 +375,6 @@ impl<'a> Emitter<'a> {
 
     /// Returns to the run loop with `rip` being RAX; or before the branch, when RAX is not canonical.
     fn leave(&mut self, k: usize, branch: i32) {
-        let seq = i32::from(self.source.ops[k].seq);
         let code = &mut self.code;
         code.copy(CX, AX);
         code.shift(4, 8, Place::Reg(CX), 16);
@@ -367,8 +385,14 @@ impl<'a> Emitter<'a> {
         code.alu_constant(alu::ADD, 8, Place::Reg(AX), branch);
         code.alu_constant(alu::SUB, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), 1);
         code.land(canonical);
+        self.count(k);
+        self.done();
+    }
+
+    /// Returns to the run loop with `rip` being RAX.
+    fn done(&mut self) {
+        let code = &mut self.code;
         code.store(8, Place::At(DI, offset_of!(Cpu, rip) as i32), AX);
-        code.alu_constant(alu::ADD, 8, Place::At(DI, offset_of!(Cpu, instructions) as i32), seq);
         code.set(AX, Outcome::Done as u64);
         code.push(&[RETURN]);
     }

@@ -1,35 +1,47 @@
 //! Links: what a direct branch to a place in its own page remembers of the block there.
 //!
 //! Code of one page is decoded from one physical page, whatever its linear address, so such a branch needs neither the jump cache nor the
-//! address space. A link is filled when its branch is taken for the first time, and again after the page has changed.
+//! address space. A link is filled when its branch is taken for the first time, with a block that was decoded while the page was as it is
+//! for the branch: so where that is still what it was, the block is, too.
 #![allow(unsafe_code)] // Generated code and the block cache share links by pointer.
 
 use std::mem::offset_of;
 use std::ptr::NonNull;
 
-use crate::op::Op;
+use crate::cpu::{Cpu, RIP_BASE};
+use crate::op::{Cursor, Handler, Op, Outcome};
 
 /// Links that are allocated together.
 const CHUNK: usize = 128;
-/// What no state word is (`vmm::memory::CodeMap`): the link is not filled.
-const EMPTY: u64 = 1 << 32;
 
 /// See the module.
 #[repr(C)]
 pub(crate) struct Link {
-    /// State word of the page that the block was decoded under.
-    value: u64,
+    /// [`HOLE`], or the block's.
     ops: *const Op,
-    /// Guest physical address of the block, and of what is behind it.
+    /// Guest physical address of the block.
     gpa: u64,
-    end: u64,
+    /// State word of the page that branch and block were decoded under.
+    value: u32,
 }
 
 /// Where things are, for generated code.
 impl Link {
-    pub const VALUE: i32 = offset_of!(Link, value) as i32;
     pub const OPS: i32 = offset_of!(Link, ops) as i32;
-    pub const END: i32 = offset_of!(Link, end) as i32;
+}
+
+/// What a link leads to that is not filled.
+static HOLE: Op = {
+    let unlinked: extern "sysv64-unwind" fn(&mut Cpu, Cursor, NonNull<Link>) -> Outcome = unlinked;
+    // SAFETY: only generated code that has followed a link comes here, and it has the link where a third argument is.
+    Op::hole(unsafe { std::mem::transmute::<extern "sysv64-unwind" fn(&mut Cpu, Cursor, NonNull<Link>) -> Outcome, Handler>(unlinked) })
+};
+
+/// Has the block found that `link` leads to. The branch is done: the block's address is where entered blocks have theirs.
+extern "sysv64-unwind" fn unlinked(cpu: &mut Cpu, _hole: Cursor, link: NonNull<Link>) -> Outcome {
+    cpu.blocks.follow(link);
+    cpu.rip = cpu.regs[RIP_BASE];
+    Outcome::Done
 }
 
 /// The links of one processor. They stay where they are until all are dropped.
@@ -40,10 +52,10 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// A new link to what stands at `gpa`.
-    pub fn add(&mut self, gpa: u64) -> NonNull<Link> {
+    /// A new link to what stands at `gpa`, for a branch in code that was decoded under `value`.
+    pub fn add(&mut self, gpa: u64, value: u32) -> NonNull<Link> {
         if self.used == self.chunks.len() * CHUNK {
-            let chunk = Box::new([const { Link { value: EMPTY, ops: std::ptr::null(), gpa: 0, end: 0 } }; CHUNK]);
+            let chunk = Box::new([const { Link { ops: &raw const HOLE, gpa: 0, value: 0 } }; CHUNK]);
             self.chunks.push(NonNull::from(Box::leak(chunk)));
         }
         let chunk = self.chunks[self.used / CHUNK];
@@ -51,17 +63,17 @@ impl Links {
         let link = unsafe { chunk.cast::<Link>().add(self.used % CHUNK) };
         self.used += 1;
         // SAFETY: nobody else has this link yet.
-        unsafe { (*link.as_ptr()).gpa = gpa };
+        unsafe { ((*link.as_ptr()).gpa, (*link.as_ptr()).value) = (gpa, value) };
         link
     }
 
-    /// Fills a link with a block, if that is the one it leads to.
-    pub fn fill(&mut self, link: NonNull<Link>, gpa: u64, end: u64, ops: *const Op, value: u32) {
+    /// Fills a link with a block, if that is the one it leads to, from the same time.
+    pub fn fill(&mut self, link: NonNull<Link>, gpa: u64, ops: *const Op, value: u32) {
         // SAFETY: links come from `add` and live until `clear`, after which the block cache knows none; generated code reads them only
         // on the thread that is here now.
         let link = unsafe { &mut *link.as_ptr() };
-        if link.gpa == gpa {
-            (link.end, link.ops, link.value) = (end, ops, value.into());
+        if (link.gpa, link.value) == (gpa, value) {
+            link.ops = ops;
         }
     }
 
@@ -85,21 +97,25 @@ impl Drop for Links {
 mod tests {
     use super::*;
 
-    fn values(links: &[NonNull<Link>]) -> Vec<u64> {
+    /// Which links are filled.
+    fn filled(links: &[NonNull<Link>]) -> Vec<usize> {
         // SAFETY: the tests' links live.
-        links.iter().map(|link| unsafe { link.as_ref() }.value).collect()
+        let is_filled = |link: &NonNull<Link>| !std::ptr::eq(unsafe { link.as_ref() }.ops, &raw const HOLE);
+        (0..links.len()).filter(|&n| is_filled(&links[n])).collect()
     }
 
     #[test]
     fn link_is_filled_only_with_the_block_it_leads_to() {
         let mut links = Links::default();
-        let all: Vec<_> = (0..2 * CHUNK as u64 + 1).map(|n| links.add(0x1000 + n)).collect();
-        assert!(values(&all).iter().all(|&value| value == EMPTY));
-        links.fill(all[CHUNK], 0x5000, 0x5010, std::ptr::null(), 3);
-        assert_eq!(values(&all)[CHUNK], EMPTY, "an interrupt came in between");
-        links.fill(all[CHUNK], 0x1000 + CHUNK as u64, 0x5010, std::ptr::null(), 3);
-        assert_eq!(values(&all).iter().position(|&value| value == 3), Some(CHUNK));
+        let all: Vec<_> = (0..2 * CHUNK as u64 + 1).map(|n| links.add(0x1000 + n, 3)).collect();
+        let ops = NonNull::dangling().as_ptr();
+        links.fill(all[CHUNK], 0x5000, ops, 3);
+        assert_eq!(filled(&all), [0; 0], "an interrupt came in between");
+        links.fill(all[CHUNK], 0x1000 + CHUNK as u64, ops, 5);
+        assert_eq!(filled(&all), [0; 0], "the page was changed in between");
+        links.fill(all[CHUNK], 0x1000 + CHUNK as u64, ops, 3);
+        assert_eq!(filled(&all), [CHUNK]);
         links.clear();
-        assert_eq!(values(&[links.add(7)]), [EMPTY]);
+        assert_eq!(filled(&[links.add(7, 3)]), [0; 0]);
     }
 }

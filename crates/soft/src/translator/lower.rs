@@ -573,21 +573,15 @@ impl Emitter<'_> {
         let target = target_distance(jump)?;
         let condition = self.condition(condition_code(jump), flags_ready);
         let taken = self.code.jump_if(condition);
-        self.leave_for(item.k, jump.next_ip() as i32, miss);
+        self.go_on(item.k, jump.next_ip() as i32, miss);
         self.code.land(taken);
-        self.leave_for(item.k, target, miss);
+        self.go_on(item.k, target, miss);
         Some(After::Left)
     }
 
     /// Goes to a place at this distance from the block's start behind op `k`, which changes nothing else.
     pub fn go_to(&mut self, k: usize, distance: i32) {
-        self.leave_for(k, distance, Miss::Handler);
-    }
-
-    fn leave_for(&mut self, k: usize, distance: i32, miss: Miss) {
-        self.code.load(8, AX, guest(RIP_BASE));
-        self.code.address(8, AX, Place::At(AX, distance));
-        self.go_on(k, distance, miss);
+        self.go_on(k, distance, Miss::Handler);
     }
 
     fn jmp(&mut self, item: &Item) -> Option<After> {

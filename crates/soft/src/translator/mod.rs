@@ -75,9 +75,9 @@ impl Translator {
     }
 }
 
-/// The first op of a block that may become hot, which is no instruction: counts how often the block is executed, and has it translated.
-/// `imm` is the block's number.
-extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
+/// The first op of a block, which is no instruction: counts how often the block is executed, and has it translated. `imm` is the
+/// block's number.
+pub(crate) extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     if !cpu.blocks.heat(op.imm as usize, cpu.vm.translate_after) {
         return op.next(cpu);
     }
@@ -86,16 +86,16 @@ extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.again(cpu)
 }
 
-/// An op that runs [`warm`]; whoever puts it into a block gives it the block's number.
-pub(crate) fn counter() -> Op {
-    let mut op = Op::new(warm, 0, 0, 0);
-    op.count = 0;
-    op
+/// The first op of a block that is not to be translated: only names it.
+pub(crate) extern "sysv64-unwind" fn named(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    op.next(cpu)
 }
 
-/// What [`warm`] becomes when its block cannot be translated.
-pub(crate) extern "sysv64-unwind" fn cold(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    op.next(cpu)
+/// The first op of a block; whoever makes the block gives it the block's number.
+pub(crate) fn header(run: Handler) -> Op {
+    let mut op = Op::new(run, 0, 0, 0);
+    op.count = 0;
+    op
 }
 
 /// A block to translate.
@@ -106,8 +106,9 @@ pub(crate) struct Source<'a> {
     pub bytes: &'a [u8],
     /// Where those are.
     pub gpa: u64,
-    /// State word of the page.
+    /// State word of the page, and what it is now.
     pub state: *const AtomicU32,
+    pub value: u32,
     /// The processor's flags of [`crate::attention`].
     pub attention: *const AtomicU32,
 }
@@ -144,6 +145,7 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<
         let jump = if op.count == 2 { instructions.get(index + 1) } else { None };
         let item = Item { insn: &instructions[index], jump, op, k, flags_needed: flags_needed[k] };
         let start = emitter.code.len();
+        emitter.is_reentered |= !falls_through;
         match emitter.instruction(&item) {
             Some(after) => {
                 if !falls_through {

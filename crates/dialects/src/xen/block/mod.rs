@@ -3,10 +3,12 @@
 //! Several queues, rings of several pages, indirect segments, flush, discard and persistent grants. A request is copied out of the ring, its pages are
 //! mapped for as long as it takes or longer (`grants.rs`), and data moves between them and the disk directly.
 
+mod burst;
 mod grants;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use abi::xen::io::blkif::{
     Discard, INDIRECT_PAGES, Indirect, Request, Response, SECTOR, SEGMENTS, SEGMENTS_PER_INDIRECT_PAGE, SLOT, Segment, info, op, status,
@@ -19,6 +21,7 @@ use super::ring::{BackRing, BrokenRing, MAX_PAGES};
 use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Access, GrantError, Peer, Xen};
 use crate::disk::Disk;
+use burst::{Burst, Habit};
 use grants::Grants;
 #[cfg(test)]
 pub(super) use grants::MOST_KEPT;
@@ -43,6 +46,7 @@ pub struct Blkback {
     /// Called when the guest has sent something.
     bell: Peer,
     queues: Vec<Queue>,
+    habit: Habit,
 }
 
 struct Queue {
@@ -74,17 +78,33 @@ impl From<GrantError> for Refusal {
 impl Blkback {
     /// A backend for `disk`; `bell` is rung when the guest has sent something, and [`Blkback::work`] is to be called.
     pub fn new(xen: Arc<Xen>, disk: Arc<dyn Disk>, bell: Peer) -> Blkback {
-        Blkback { xen, disk, bell, queues: Vec::new() }
+        Blkback { xen, disk, bell, queues: Vec::new(), habit: Habit::default() }
     }
 
-    /// Does the requests that wait; `true` when there may be more.
+    /// Does the requests that wait, and those of the same burst that follow; `true` when there may be more.
     ///
     /// # Errors
     /// [`BrokenRing`]: the device is to be ended.
     pub fn work(&mut self) -> Result<bool, BrokenRing> {
+        let mut habit = std::mem::take(&mut self.habit);
+        let mut burst = Burst::begin(&mut habit, Instant::now());
+        while burst.goes_on(self.serve()?, Instant::now()) {}
+        self.habit = habit;
         let mut more = false;
         for queue in &mut self.queues {
-            let mut slot = [0; SLOT];
+            if queue.ring.publish() {
+                self.xen.notify(queue.port);
+            }
+            more |= queue.ring.ask_for_event()?;
+        }
+        Ok(more)
+    }
+
+    /// Does the requests that wait, without showing the frontend that they are done; how many.
+    fn serve(&mut self) -> Result<u32, BrokenRing> {
+        let mut done = 0;
+        let mut slot = [0; SLOT];
+        for queue in &mut self.queues {
             // A ring's worth, then it is another's turn.
             for _ in 0..queue.ring.slots() {
                 if !queue.ring.next(&mut slot)? {
@@ -93,13 +113,10 @@ impl Blkback {
                 let response = Work { xen: &self.xen, disk: self.disk.as_ref(), grants: &mut queue.grants }.answer(&slot);
                 queue.grants.release();
                 queue.ring.respond(response.as_bytes());
+                done += 1;
             }
-            if queue.ring.publish() {
-                self.xen.notify(queue.port);
-            }
-            more |= queue.ring.ask_for_event()?;
         }
-        Ok(more)
+        Ok(done)
     }
 
     /// The queue whose keys are at `prefix`.

@@ -1,0 +1,99 @@
+//! When the requests that were done are shown to the frontend: at the end of a burst.
+//!
+//! What an application reads or writes at once comes in pieces, as a request has at most some segments (Linux' blkfront takes 32 unless told
+//! otherwise, so 1 MiB is 8 requests), and each event for pieces that are done interrupts the guest while it makes the next. So after a request
+//! the next is waited for, for about as long as a guest needs to make one. Where requests come alone they are answered at once, but for
+//! one now and then that tells whether this is still so.
+
+use std::time::{Duration, Instant};
+
+/// How long the next request of a burst is waited for.
+const PAUSE: Duration = Duration::from_micros(30);
+/// How long a burst may last, so that a frontend that has always more to ask is answered, too.
+const LONGEST: Duration = Duration::from_micros(500);
+/// Which of the requests that come alone is held, to see whether another follows.
+const TRIED: u32 = 32;
+
+/// What a frontend's requests were like so far.
+#[derive(Debug, Default)]
+pub(super) struct Habit {
+    /// Requests that came alone since the last burst of several.
+    alone: u32,
+}
+
+/// Requests that come close behind each other.
+pub(super) struct Burst<'a> {
+    habit: &'a mut Habit,
+    begin: Instant,
+    /// When a request was last done.
+    last: Instant,
+    /// Requests that were done.
+    done: u32,
+}
+
+impl Burst<'_> {
+    pub fn begin(habit: &mut Habit, now: Instant) -> Burst<'_> {
+        Burst { habit, begin: now, last: now, done: 0 }
+    }
+
+    /// Whether to look for requests again, when `done` have just been done.
+    pub fn goes_on(&mut self, done: u32, now: Instant) -> bool {
+        self.done += done;
+        if done > 0 {
+            self.last = now;
+        }
+        let waits = self.done > 1 || self.done == 1 && self.habit.alone.is_multiple_of(TRIED);
+        if now - self.begin < LONGEST && (done > 0 || waits && now - self.last < PAUSE) {
+            if done == 0 {
+                // The guest's processor may be waiting for this one.
+                std::thread::yield_now();
+            }
+            return true;
+        }
+        match self.done {
+            0 => {}
+            1 => self.habit.alone += 1,
+            _ => self.habit.alone = 0,
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How long a burst lasts that finds as many requests as stated, at so many microseconds after its beginning: the looks after which it goes on.
+    fn looks(habit: &mut Habit, found: &[(u64, u32)]) -> usize {
+        let begin = Instant::now();
+        let mut burst = Burst::begin(habit, begin);
+        found.iter().take_while(|&&(at, done)| burst.goes_on(done, begin + Duration::from_micros(at))).count()
+    }
+
+    #[test]
+    fn burst_lasts_until_nothing_has_come_for_a_while() {
+        let habit = &mut Habit::default();
+        assert_eq!(looks(habit, &[(10, 1), (20, 1), (21, 0), (45, 0), (49, 1), (78, 0), (80, 0)]), 6);
+        assert_eq!(looks(habit, &[(10, 2), (39, 0), (41, 0)]), 2);
+        assert_eq!(looks(habit, &[(10, 0)]), 0, "woken for nothing");
+    }
+
+    #[test]
+    fn burst_ends_however_much_there_is_to_do() {
+        assert_eq!(looks(&mut Habit::default(), &[(10, 32), (300, 32), (501, 32)]), 2);
+    }
+
+    #[test]
+    fn requests_that_come_alone_are_answered_at_once() {
+        let habit = &mut Habit::default();
+        let mut held = Vec::new();
+        for request in 0..100 {
+            if looks(habit, &[(10, 1), (11, 0), (41, 0)]) == 2 {
+                held.push(request);
+            }
+        }
+        assert_eq!(held, [0, 32, 64, 96]);
+        assert_eq!(looks(habit, &[(10, 1), (11, 1), (12, 0), (42, 0)]), 3, "two at once");
+        assert_eq!(looks(habit, &[(10, 1), (11, 0), (39, 1), (70, 0)]), 3, "then the first is held");
+    }
+}
