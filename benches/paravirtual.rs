@@ -7,12 +7,15 @@
 //! A machine for each dialect has two disks of equal content and two cards, one of each kind; `tests/common/guest/traffic.rs` uses them in turn, round
 //! after round, so that all have the same load of the host. Times are the guest's own. What is shown is the median time for one piece, and the median
 //! of the rounds' ratios: the dialect's to virtio's, which is to be at most 1.5, and virtio's to QEMU's, at most 1. Images are in the host's page
-//! cache, so that nothing but guest and monitor is measured.
+//! cache, so that nothing but guest and monitor is measured. The embedded guest, with the drivers of `pvbus`, does the same in the same machine with
+//! the same disk (`traffic` at its prompt).
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../tests/guests/mod.rs"]
+mod guests;
 #[allow(dead_code)]
 #[path = "../tests/rig/initrd.rs"]
 mod initrd;
@@ -28,6 +31,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{guest, guest_program, initrd_with, run};
+use guests::session::Session;
 use initrd::Initrd;
 use measure::{load, median};
 
@@ -40,13 +44,15 @@ struct Bus {
     disk: &'static str,
     /// The card's driver, as sysfs has it.
     driver: &'static str,
+    /// The disk's driver in the embedded guest, and the disk there.
+    own: Option<(&'static str, &'static str)>,
 }
 
-const VIRTIO: Bus = Bus { name: "virtio", dialect: "", option: "", disk: "/dev/vda", driver: "virtio_net" };
+const VIRTIO: Bus = Bus { name: "virtio", dialect: "", option: "", disk: "/dev/vda", driver: "virtio_net", own: None };
 /// Those that are compared with it.
 const DIALECTS: [Bus; 2] = [
-    Bus { name: "xen", dialect: "xen", option: ",bus=xen", disk: "/dev/xvda", driver: "vif" },
-    Bus { name: "hyperv", dialect: "hyperv", option: ",bus=hyperv", disk: "/dev/sda", driver: "hv_netvsc" },
+    Bus { name: "xen", dialect: "xen", option: ",bus=xen", disk: "/dev/xvda", driver: "vif", own: Some(("xbf", "xbf0")) },
+    Bus { name: "hyperv", dialect: "hyperv", option: ",bus=hyperv", disk: "/dev/sda", driver: "hv_netvsc", own: Some(("hvs", "sd0")) },
 ];
 /// In the order of their needs; a guest has those of its RAM disk.
 const MODULES: &str = "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net \
@@ -88,11 +94,19 @@ fn main() {
 
     for bus in DIALECTS {
         let image = archive(work.path(), &[&VIRTIO, &bus], rounds, port);
-        let mut vmctl = vmctl(&image);
-        vmctl.args(["--dialect", bus.dialect, "--nic", "user", "--nic", &format!("user{}", bus.option)]);
-        vmctl.arg("--disk").arg(&first).arg("--disk").arg(format!("{}{}", second.display(), bus.option));
-        let results = results(vmctl);
-        report(&results, bus.name, &results, VIRTIO.name);
+        let with_devices = |mut vmctl: Command| {
+            vmctl.args(["--dialect", bus.dialect, "--nic", "user", "--nic", &format!("user{}", bus.option)]);
+            vmctl.arg("--disk").arg(&first).arg("--disk").arg(format!("{}{}", second.display(), bus.option));
+            vmctl
+        };
+        let linux = results(with_devices(vmctl(&image)));
+        report(&linux, bus.name, &linux, VIRTIO.name);
+        if let Some((driver, disk)) = bus.own {
+            let mut vmctl = Command::new(env!("CARGO_BIN_EXE_vmctl"));
+            vmctl.args(["run", "--backend", "soft", "--cmdline", "prompt", "--kernel"]);
+            vmctl.arg(guests::write(work.path(), "embedded", embedded::GUEST));
+            report(&embedded(with_devices(vmctl), driver, disk, rounds), driver, &linux, VIRTIO.name);
+        }
     }
 
     // In turns, as the host's load changes.
@@ -208,6 +222,30 @@ fn results(machine: Command) -> Results {
         }
     }
     assert!(!results.is_empty(), "nothing was measured:\n{run}");
+    results
+}
+
+/// Boots the embedded guest and has it use its disk; what it says that it took.
+fn embedded(machine: Command, driver: &str, disk: &str, rounds: usize) -> Results {
+    const PROMPT: &str = "pvbus# ";
+    let mut guest = Session::start(machine);
+    guest.wait_for(PROMPT);
+    let mut answer = |command: &str| {
+        guest.type_in(&format!("{command}\r"));
+        guest.wait_for("\r\n");
+        guest.wait_for(PROMPT)
+    };
+    // The disk is there when its backend is.
+    while !answer("disk").contains(disk) {}
+    let mut results = Results::new();
+    for _ in 0..rounds {
+        for (name, arguments) in DISK.iter().filter(|(_, arguments)| !arguments.starts_with("cached")) {
+            let said = answer(&format!("traffic {}", arguments.replace("DISK", disk)));
+            let microseconds = said.split_once(" bytes in ").and_then(|(_, rest)| rest.split_once(" us")?.0.parse().ok());
+            let microseconds = microseconds.unwrap_or_else(|| panic!("{name} on {disk} was not measured: {said}"));
+            results.entry(((*name).into(), driver.into())).or_default().push(microseconds);
+        }
+    }
     results
 }
 

@@ -75,7 +75,7 @@ fn prompt_runs_commands_and_powers_off() {
     assert_eq!(answer(&mut guest, "nonsense"), "nonsense: no such command; type help for a list\r\n");
     let help = answer(&mut guest, "help");
     assert!(
-        ["clock", "disk", "dmesg", "help", "hostctl", "http", "mem", "net", "pci", "ping", "poweroff", "pvbus", "reboot"]
+        ["clock", "disk", "dmesg", "help", "hostctl", "http", "mem", "net", "pci", "ping", "poweroff", "pvbus", "reboot", "traffic"]
             .iter()
             .all(|name| help.contains(name))
     );
@@ -198,6 +198,11 @@ fn xen_domain_reads_and_writes_keys_and_its_disk() {
     assert_eq!(answer(&mut guest, "disk"), "xbf0: 2048 sectors of 512 bytes, read and write\r\n");
     assert!(answer(&mut guest, "disk xbf0 7").contains("|sector.number.7.|\r\n"));
     assert_eq!(answer(&mut guest, "disk xbf0 2048"), "disk: not inside of the disk, or not in whole sectors\r\n");
+    assert!(answer(&mut guest, "traffic sequential xbf0 read 3").starts_with("xbf0: 1048576 bytes in "));
+    assert!(answer(&mut guest, "traffic random xbf0 write 999").starts_with("xbf0: 4096 bytes in "));
+    assert!(answer(&mut guest, "disk xbf0 7").contains("00 00 00 00"), "999 of 256 places are all");
+    assert_eq!(answer(&mut guest, "traffic random xbf1 read 1"), "traffic: xbf1: there is no such device\r\n");
+    assert_eq!(answer(&mut guest, "traffic"), "usage: traffic random|sequential disk read|write count\r\n");
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
 }

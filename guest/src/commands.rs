@@ -1,13 +1,14 @@
 //! The commands of the prompt.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use abi::pci::{CAP_MSIX, CAP_VENDOR};
 use logic::calendar::DateTime;
 use logic::words::{self, Options, Unterminated};
-use pvbus::block::DiskError;
+use pvbus::block::{BlockDevice, DiskError};
 use pvbus::hal::SECOND;
 use pvbus::{Interface, Kind, StoreError};
 
@@ -21,6 +22,9 @@ const DEFAULT_DEVICE: &str = "/dev/pvbus0";
 const DEVICE: &str = "/dev/pvbus";
 /// Bytes of a sector.
 const SECTOR: usize = 512;
+/// Bytes that [`traffic`] moves at once, at random places and in order.
+const BLOCK: usize = 4 << 10;
+const PIECE: usize = 1 << 20;
 /// The root of the device tree.
 const ROOT: &str = "mainbus0";
 
@@ -68,6 +72,12 @@ const COMMANDS: &[Command] = &[
     Command { name: "poweroff", usage: "", about: "switch the machine off", run: |bus, _| bus.go_down(false) },
     Command { name: "pvbus", usage: "", about: "the device tree and the hypervisors' interfaces", run: tree },
     Command { name: "reboot", usage: "", about: "start the machine again", run: |bus, _| bus.go_down(true) },
+    Command {
+        name: "traffic",
+        usage: "random|sequential disk read|write count",
+        about: "how long a disk takes for 4 KiB or 1 MiB; writing destroys what is there",
+        run: traffic,
+    },
 ];
 
 /// Runs a line that was typed.
@@ -220,11 +230,14 @@ impl fmt::Display for Safe<'_> {
     }
 }
 
+fn disk_named(bus: &Bus, name: &str) -> Result<Arc<dyn BlockDevice>, Failure> {
+    bus.tree.disks().into_iter().find(|disk| disk.name() == name).ok_or_else(|| Failure::Device(name.into()))
+}
+
 fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
-    let disks = bus.tree.disks();
     let (name, sector) = match arguments {
         [] => {
-            for disk in disks {
+            for disk in bus.tree.disks() {
                 let Some(geometry) = disk.geometry() else { continue };
                 let access = if geometry.is_read_only { "read-only" } else { "read and write" };
                 println!("{}: {} sectors of 512 bytes, {access}", disk.name(), geometry.sectors);
@@ -234,7 +247,7 @@ fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
         [name, sector] => (name, sector.parse().map_err(|_| Failure::Usage)?),
         _ => return Err(Failure::Usage),
     };
-    let disk = disks.into_iter().find(|disk| disk.name() == *name).ok_or_else(|| Failure::Device(name.clone()))?;
+    let disk = disk_named(bus, name)?;
     let mut bytes = [0; SECTOR];
     disk.read(sector, &mut bytes).map_err(Failure::Disk)?;
     for (at, line) in bytes.chunks(16).enumerate() {
@@ -243,6 +256,35 @@ fn disk(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
         let text = line.iter().map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' });
         println!("  |{}|", text.collect::<String>());
     }
+    Ok(())
+}
+
+fn traffic(bus: &mut Bus, arguments: &[String]) -> Result<(), Failure> {
+    let [order, name, way, count] = arguments else { return Err(Failure::Usage) };
+    // Neighbours follow each other by this many places, modulo how many there are.
+    let (length, step) = match order.as_str() {
+        "random" => (BLOCK, 0x9e37_79b9),
+        "sequential" => (PIECE, 1),
+        _ => return Err(Failure::Usage),
+    };
+    let writes = match way.as_str() {
+        "read" => false,
+        "write" => true,
+        _ => return Err(Failure::Usage),
+    };
+    let count: u64 = count.parse().ok().filter(|count| *count > 0).ok_or(Failure::Usage)?;
+    let disk = disk_named(bus, name)?;
+    let sectors = (length / SECTOR) as u64;
+    let places = disk.geometry().map_or(0, |geometry| geometry.sectors / sectors).max(1);
+    let mut bytes = alloc::vec![0; length];
+    let start = time::now();
+    for n in 0..count {
+        let sector = n.wrapping_mul(step) % places * sectors;
+        let done = if writes { disk.write(sector, &bytes) } else { disk.read(sector, &mut bytes) };
+        done.map_err(Failure::Disk)?;
+    }
+    let each = (time::now() - start) / count;
+    println!("{name}: {length} bytes in {}.{:02} us", each / 1000, each % 1000 / 10);
     Ok(())
 }
 
