@@ -64,6 +64,8 @@ const COMMANDS: &[(&str, &str, i32)] = &[
     // The kernel's own ring.
     ("kernel xenstore-write data/x 'a b'; xenstore-read /local/domain/0/data/x; kernel xenstore-list data", "a b\nx", 0),
     ("(sleep 1; xenstore-write /w/x 1) & kernel timeout 60 xenstore-watch -n 2 /w", "/w\n/w/x", 0),
+    // Our clients, by the kernel: transactions, watches, what is too long.
+    ("xenstore-rig > /rig; grep -v ^PASS /rig; grep -c ^PASS /rig", "9", 0),
     ("upgrade 1; kernel xenstore-read data/x", "a b", 0),
     // A domain.
     (
@@ -89,5 +91,7 @@ fn dom0_toolstack_and_a_domain_of_a_real_xen_are_served_and_survive_upgrades() {
     let start = directory.path().join("xenstored");
     std::fs::write(&start, START).expect("room for a script");
     let ours = program::build_static(&["-p", "xenstored", "--bin", "xenstored"]).join("debug/xenstored");
-    expect(&dom0(WITH_XL, &[("xenstored", &start), ("our-xenstored", &ours)], PREPARE, COMMANDS), COMMANDS);
+    let rig = program::build_static(&["-p", "hostctl", "--example", "xenstore"]).join("debug/examples/xenstore");
+    let files = [("xenstored", &start), ("our-xenstored", &ours), ("xenstore-rig", &rig)];
+    expect(&dom0(WITH_XL, &files.map(|(name, path)| (name, path.as_path())), PREPARE, COMMANDS), COMMANDS);
 }

@@ -324,9 +324,10 @@ impl<'a> Emitter<'a> {
             self.code.alu_constant(alu::ADD, 8, guest(RIP_BASE), distance);
         }
         self.count(k);
-        // What only goes forward ends with the page. So it is enough to look around, and whether the page has changed, on the way back.
+        // What only goes forward ends with the page. So it is enough to look around, and whether the page has changed, on the way back; and behind
+        // handlers, which may have changed it.
         let op = &self.source.ops[k];
-        if op.count > 0 && distance <= op.start.into() {
+        if self.is_reentered || op.count > 0 && distance <= op.start.into() {
             self.look_around((k, Miss::Arrived));
             let code = &mut self.code;
             code.set(CX, self.source.state as u64);

@@ -42,6 +42,35 @@ fn long_loop_over_several_blocks_computes_and_counts_exactly() {
 }
 
 #[test]
+fn string_store_changes_the_block_that_its_own_jumps_forward_to() {
+    let mut m = Machine::new();
+    m.code(CODE, |a| {
+        let (mut again, mut ahead) = (a.create_label(), a.create_label());
+        a.xor(edx, edx).unwrap();
+        a.mov(ecx, ROUNDS).unwrap();
+        a.mov(esi, DATA as u32).unwrap();
+        a.lea(rbx, ptr(ahead)).unwrap();
+        a.inc(rbx).unwrap();
+        a.set_label(&mut again).unwrap();
+        // In the last round, mov eax, 1 becomes mov eax, 7.
+        a.mov(rdi, rsi).unwrap();
+        a.mov(al, 7).unwrap();
+        a.cmp(ecx, 1).unwrap();
+        a.cmove(rdi, rbx).unwrap();
+        a.stosb().unwrap();
+        a.jmp(ahead).unwrap();
+        a.nop().unwrap();
+        a.set_label(&mut ahead).unwrap();
+        a.mov(eax, 1).unwrap();
+        a.add(rdx, rax).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run_to_halt().gpr[2], u64::from(ROUNDS) - 1 + 7);
+}
+
+#[test]
 fn endless_loop_is_left_when_kicked_and_goes_on_where_it_was() {
     let mut m = Machine::new();
     m.code(CODE, |a| {
