@@ -1,14 +1,14 @@
 //! The store for those who speak XenStore's protocol: ordinary clients at `--xenstore SOCKET`, and the guest by its ring.
 //!
-//! All are served by one event loop, [`xenstored`]'s, on one thread. It begins with the first that is to be served, so a machine that has neither
-//! socket nor ring has no such thread.
+//! All are served by one event loop, [`xenstored`]'s, on one thread. It begins when there is a socket, or when the guest rings for the first time, so a
+//! machine that has no socket and does not use its ring has no such thread.
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::virtio::worker::{Bell, Worker};
+use devices::virtio::worker::{Bell, Call, Reserve};
 use rustix::fd::AsFd;
 use xenstore::{DomId, Ring, SharedStore};
 use xenstored::ring::{Introduced, Line};
@@ -19,13 +19,9 @@ use crate::socket::server::ServerError;
 /// The server, until it is dropped.
 pub struct StoreServer {
     store: SharedStore,
-    /// `None` until somebody is to be served.
-    event_loop: Mutex<Option<EventLoop>>,
-}
-
-struct EventLoop {
     introductions: Sender<Introduced>,
-    _thread: Worker<()>,
+    call: Call,
+    _event_loop: Reserve,
 }
 
 impl StoreServer {
@@ -35,26 +31,37 @@ impl StoreServer {
     /// [`ServerError`].
     pub fn new(store: SharedStore, socket: Option<&Path>) -> Result<StoreServer, ServerError> {
         let listener = socket.map(Listener::bind).transpose()?;
-        let event_loop = listener.map(|listener| EventLoop::start(&store, Some(listener))).transpose()?;
-        Ok(StoreServer { store, event_loop: Mutex::new(event_loop) })
+        let has_socket = listener.is_some();
+        let (introductions, introduced) = channel();
+        let (call, served) = (Call::new("store")?, store.clone());
+        let event_loop = call.clone().reserve(move |bell| {
+            if let Err(error) = serve(&served, listener, introduced, bell) {
+                eprintln!("vmctl: the store is served to nobody any more: {error}");
+            }
+        });
+        if has_socket {
+            call.ring();
+        }
+        Ok(StoreServer { store, introductions, call, _event_loop: event_loop })
     }
 
-    /// Introduces `domain` and serves its ring, until its connection is closed. That is noticed when the bell rings.
+    /// Introduces `domain`, whose ring is served from the first call of [`StoreServer::caller`] on, until its connection is closed. That is noticed
+    /// when the bell rings.
     ///
     /// # Errors
-    /// When the host has no thread or descriptor left, or the store does not take the domain.
+    /// When the store does not take the domain.
     pub fn introduce(&self, domain: DomId, ring: Ring, line: Arc<dyn Line>) -> io::Result<()> {
-        let mut event_loop = self.event_loop.lock().unwrap_or_else(PoisonError::into_inner);
-        let event_loop = match &mut *event_loop {
-            Some(running) => running,
-            none => none.insert(EventLoop::start(&self.store, None)?),
-        };
         self.store.with(|server| {
             let client = server.introduce(domain, ring).map_err(io::Error::other)?;
             // A loop that has failed has said so.
-            let _ = event_loop.introductions.send(Introduced { domain, client, line });
+            let _ = self.introductions.send(Introduced { domain, client, line });
             Ok(())
         })
+    }
+
+    /// Begins to serve, if nobody has called yet.
+    pub fn caller(&self) -> Call {
+        self.call.clone()
     }
 
     /// What is served.
@@ -63,25 +70,15 @@ impl StoreServer {
     }
 }
 
-impl EventLoop {
-    fn start(store: &SharedStore, listener: Option<Listener>) -> io::Result<EventLoop> {
-        let (introductions, introduced) = channel();
-        let store = store.clone();
-        let thread = Worker::spawn("store", move |end| {
-            if let Err(error) = serve(&store, listener, introduced, &end) {
-                eprintln!("vmctl: the store is served to nobody any more: {error}");
-            }
-        })?;
-        Ok(EventLoop { introductions, _thread: thread })
-    }
-}
-
-/// Serves until the bell rings.
-fn serve(store: &SharedStore, listener: Option<Listener>, introduced: Receiver<Introduced>, end: &Bell) -> io::Result<()> {
+/// Serves until it is time to end.
+fn serve(store: &SharedStore, listener: Option<Listener>, introduced: Receiver<Introduced>, bell: &Bell) -> io::Result<()> {
     let mut service = Service::new(store, None)?;
     listener.map_or(Ok(()), |listener| service.listen(listener))?;
     service.serve_rings(introduced);
-    service.run(&[end.as_fd()], None).map(drop)
+    while bell.wait() {
+        service.run(&[bell.as_fd()], None)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -93,6 +90,6 @@ mod tests {
     #[test]
     fn store_that_nobody_is_to_be_served_from_has_no_thread() {
         let server = StoreServer::new(SharedStore::new(Config::default()), None).unwrap();
-        assert!(server.event_loop.lock().unwrap().is_none());
+        assert!(!server.call.has_begun());
     }
 }

@@ -11,15 +11,16 @@ mod tests;
 use std::convert::Infallible;
 use std::io;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Once};
 
 use abi::xen::hvm::STORE_PAGE;
-use devices::virtio::worker::Doorbell;
+use devices::virtio::worker::{Call, Doorbell};
 use dialects::xen::xenstore::StorePage;
 use dialects::xen::{DOMAIN, Xen};
 use rustix::fd::{AsFd, BorrowedFd};
 use vmm::memory::PAGE_SIZE;
+use xenstore::ring::StoreRing;
 use xenstore::{DomId, Ring, SharedStore};
 use xenstored::ring::Line;
 
@@ -60,23 +61,30 @@ impl Line for GuestLine {
 pub(super) struct ServedRing {
     store: SharedStore,
     bell: Arc<Doorbell>,
+    call: Call,
     held: Receiver<Infallible>,
 }
 
 impl ServedRing {
-    /// Has `server` serve the ring of `xen`.
+    /// Has `server` serve the ring of `xen` when the guest uses it.
     ///
     /// # Errors
-    /// When the host has no thread or descriptor left.
+    /// When the host has no descriptor left.
     pub fn new(xen: &Arc<Xen>, server: &StoreServer) -> io::Result<ServedRing> {
         let bell = Arc::new(Doorbell::new()?);
-        let kick = Arc::clone(&bell);
-        let port = xen.open_store(Arc::new(move || kick.ring())).ok_or_else(|| io::Error::other("no event channel is free"))?;
+        let (kick, call, is_used) = (Arc::clone(&bell), server.caller(), Once::new());
+        let rung = move || {
+            kick.ring();
+            is_used.call_once(|| call.ring());
+        };
+        let port = xen.open_store(Arc::new(rung)).ok_or_else(|| io::Error::other("no event channel is free"))?;
+        let page = || StorePage::new(xen.memory().clone());
+        // The guest looks for these before it uses the ring.
+        StoreRing::new(page(), server.store().with(|server| server.store().features(DomId(DOMAIN))));
         let (holds, held) = channel();
-        let (page, xen) = (StorePage::new(xen.memory().clone()), Arc::clone(xen));
-        let line = GuestLine { page, bell: Arc::clone(&bell), xen, port, _held: holds };
+        let line = GuestLine { page: page(), bell: Arc::clone(&bell), xen: Arc::clone(xen), port, _held: holds };
         server.introduce(DomId(DOMAIN), Ring { gfn: STORE_PAGE / PAGE_SIZE, port }, Arc::new(line))?;
-        Ok(ServedRing { store: server.store().clone(), bell, held })
+        Ok(ServedRing { store: server.store().clone(), bell, call: server.caller(), held })
     }
 }
 
@@ -89,6 +97,9 @@ impl Drop for ServedRing {
         });
         // The loop finds the connection closed.
         self.bell.ring();
-        let _ = self.held.recv();
+        self.call.ring();
+        if self.call.has_begun() {
+            let _ = self.held.recv();
+        }
     }
 }

@@ -44,9 +44,14 @@ impl Call {
     /// Rings the worker's bell.
     pub fn ring(&self) {
         self.0.bell.ring();
-        if !self.0.has_begun.load(Ordering::Acquire) {
+        if !self.has_begun() {
             self.begin();
         }
+    }
+
+    /// Whether the worker has begun.
+    pub fn has_begun(&self) -> bool {
+        self.0.has_begun.load(Ordering::Acquire)
     }
 
     #[cold]
