@@ -103,18 +103,38 @@ fn linux_takes_each_event_once_by_a_line_of_either_controller() {
 
 #[test]
 fn linux_of_pvh_kind_uses_its_devices_and_obeys_a_shutdown_by_the_host() {
+    pvh_uses_its_devices_and_obeys("1");
+}
+
+#[test]
+fn linux_of_pvh_kind_with_two_processors_uses_its_devices_and_obeys_a_shutdown_by_the_host() {
+    pvh_uses_its_devices_and_obeys("2");
+}
+
+fn pvh_uses_its_devices_and_obeys(cpus: &str) {
     let work = tempfile::tempdir_in(guest("")).unwrap();
     let path = |name: &str| work.path().join(name);
     let (disk, socket, kernel) = (path("disk.raw"), path("control"), path("vmlinux"));
     copy_sparse(&guest("debian.raw"), &disk);
     std::fs::write(&kernel, vmlinux::unpack(&std::fs::read(guest("vmlinuz")).unwrap())).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_vmctl"));
-    command.args(["run", "--dialect", "xen", "--nic", "user,bus=xen", "--cmdline", "console=ttyS0 test=xenroot cloud-init=disabled"]);
+    command.args([
+        "run",
+        "--dialect",
+        "xen",
+        "--cpus",
+        cpus,
+        "--nic",
+        "user,bus=xen",
+        "--cmdline",
+        "console=ttyS0 test=xenroot cloud-init=disabled",
+    ]);
     command.arg("--kernel").arg(&kernel).arg("--initrd").arg(guest("initrd-xen.gz"));
     command.arg("--disk").arg(format!("{},bus=xen", disk.display())).arg("--control").arg(&socket);
     let mut machine = Machine::start(command);
 
     machine.wait_for("Booting kernel on Xen PVH", PATIENCE);
+    machine.wait_for(&format!("Brought up 1 node, {cpus} CPU"), PATIENCE);
     machine.wait_for("XEN vif-0 Connected", PATIENCE);
     machine.wait_for("guest login:", SYSTEM_PATIENCE);
     let stop = vmctl(&socket, &["stop", "--via", "xen"]);
