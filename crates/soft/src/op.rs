@@ -2,8 +2,9 @@
 //!
 //! A block is an array of [`Op`]s that ends with one that leaves the block. A [`Handler`] does one operation and then calls
 //! [`Cursor::next`], which calls the following handler in tail position. With optimisation that is a jump; without, it is a call
-//! whose depth the block's length bounds (and `Cpu::stack_floor`, where translated blocks go on by themselves). A handler that cannot go on returns an [`Outcome`] by one of the other methods of
-//! [`Cursor`], which also make `rip` and the instruction count exact.
+//! whose depth the block's length bounds (and `Cpu::stack_floor`, where translated blocks go on by themselves). A handler that
+//! cannot go on returns an [`Outcome`] by one of the other methods of [`Cursor`], which also make `rip` and the instruction count
+//! exact.
 #![allow(unsafe_code)] // A cursor walks over the ops of a block by pointer.
 
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
@@ -156,11 +157,6 @@ impl Cursor {
 }
 
 impl Op {
-    /// What stands where no block is.
-    pub const fn hole(run: Handler) -> Op {
-        Op::new(run, 0, 0, 0)
-    }
-
     /// An op without operands at this place of a block.
     pub const fn new(run: Handler, start: u16, len: u8, seq: u8) -> Op {
         Op {

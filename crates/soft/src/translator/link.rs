@@ -30,12 +30,12 @@ impl Link {
     pub const OPS: i32 = offset_of!(Link, ops) as i32;
 }
 
+/// [`unlinked`], which takes the link besides.
+type Unlinked = extern "sysv64-unwind" fn(&mut Cpu, Cursor, NonNull<Link>) -> Outcome;
+
 /// What a link leads to that is not filled.
-static HOLE: Op = {
-    let unlinked: extern "sysv64-unwind" fn(&mut Cpu, Cursor, NonNull<Link>) -> Outcome = unlinked;
-    // SAFETY: only generated code that has followed a link comes here, and it has the link where a third argument is.
-    Op::hole(unsafe { std::mem::transmute::<extern "sysv64-unwind" fn(&mut Cpu, Cursor, NonNull<Link>) -> Outcome, Handler>(unlinked) })
-};
+// SAFETY: only generated code that has followed a link comes here, and it has the link where a third argument is.
+static HOLE: Op = Op::new(unsafe { std::mem::transmute::<Unlinked, Handler>(unlinked) }, 0, 0, 0);
 
 /// Has the block found that `link` leads to. The branch is done: the block's address is where entered blocks have theirs.
 extern "sysv64-unwind" fn unlinked(cpu: &mut Cpu, _hole: Cursor, link: NonNull<Link>) -> Outcome {
