@@ -14,26 +14,26 @@ const LONGEST: Duration = Duration::from_micros(500);
 /// Which of the requests that come alone is held, to see whether another follows.
 const TRIED: u32 = 32;
 
-/// What a frontend's requests were like so far.
-#[derive(Debug, Default)]
-pub(super) struct Habit {
-    /// Requests that came alone since the last burst of several.
-    alone: u32,
-}
-
-/// Requests that come close behind each other.
-pub(super) struct Burst<'a> {
-    habit: &'a mut Habit,
+/// Requests that come close behind each other, and how a frontend's came before.
+pub(super) struct Burst {
     begin: Instant,
     /// When a request was last done.
     last: Instant,
     /// Requests that were done.
     done: u32,
+    /// Requests that came alone since the last burst of several. It may wrap.
+    alone: u32,
 }
 
-impl Burst<'_> {
-    pub fn begin(habit: &mut Habit, now: Instant) -> Burst<'_> {
-        Burst { habit, begin: now, last: now, done: 0 }
+impl Burst {
+    pub fn new() -> Burst {
+        let now = Instant::now();
+        Burst { begin: now, last: now, done: 0, alone: 0 }
+    }
+
+    /// The next one begins.
+    pub fn begin(&mut self, now: Instant) {
+        *self = Burst { begin: now, last: now, done: 0, ..*self };
     }
 
     /// Whether to look for requests again, when `done` have just been done.
@@ -42,7 +42,7 @@ impl Burst<'_> {
         if done > 0 {
             self.last = now;
         }
-        let waits = self.done > 1 || self.done == 1 && self.habit.alone.is_multiple_of(TRIED);
+        let waits = self.done > 1 || self.done == 1 && self.alone.is_multiple_of(TRIED);
         if now - self.begin < LONGEST && (done > 0 || waits && now - self.last < PAUSE) {
             if done == 0 {
                 // The guest's processor may be waiting for this one.
@@ -52,8 +52,8 @@ impl Burst<'_> {
         }
         match self.done {
             0 => {}
-            1 => self.habit.alone += 1,
-            _ => self.habit.alone = 0,
+            1 => self.alone = self.alone.wrapping_add(1),
+            _ => self.alone = 0,
         }
         false
     }
@@ -64,36 +64,36 @@ mod tests {
     use super::*;
 
     /// How long a burst lasts that finds as many requests as stated, at so many microseconds after its beginning: the looks after which it goes on.
-    fn looks(habit: &mut Habit, found: &[(u64, u32)]) -> usize {
+    fn looks(burst: &mut Burst, found: &[(u64, u32)]) -> usize {
         let begin = Instant::now();
-        let mut burst = Burst::begin(habit, begin);
+        burst.begin(begin);
         found.iter().take_while(|&&(at, done)| burst.goes_on(done, begin + Duration::from_micros(at))).count()
     }
 
     #[test]
     fn burst_lasts_until_nothing_has_come_for_a_while() {
-        let habit = &mut Habit::default();
-        assert_eq!(looks(habit, &[(10, 1), (20, 1), (21, 0), (45, 0), (49, 1), (78, 0), (80, 0)]), 6);
-        assert_eq!(looks(habit, &[(10, 2), (39, 0), (41, 0)]), 2);
-        assert_eq!(looks(habit, &[(10, 0)]), 0, "woken for nothing");
+        let burst = &mut Burst::new();
+        assert_eq!(looks(burst, &[(10, 1), (20, 1), (21, 0), (45, 0), (49, 1), (78, 0), (80, 0)]), 6);
+        assert_eq!(looks(burst, &[(10, 2), (39, 0), (41, 0)]), 2);
+        assert_eq!(looks(burst, &[(10, 0)]), 0, "woken for nothing");
     }
 
     #[test]
     fn burst_ends_however_much_there_is_to_do() {
-        assert_eq!(looks(&mut Habit::default(), &[(10, 32), (300, 32), (501, 32)]), 2);
+        assert_eq!(looks(&mut Burst::new(), &[(10, 32), (300, 32), (501, 32)]), 2);
     }
 
     #[test]
     fn requests_that_come_alone_are_answered_at_once() {
-        let habit = &mut Habit::default();
+        let burst = &mut Burst::new();
         let mut held = Vec::new();
         for request in 0..100 {
-            if looks(habit, &[(10, 1), (11, 0), (41, 0)]) == 2 {
+            if looks(burst, &[(10, 1), (11, 0), (41, 0)]) == 2 {
                 held.push(request);
             }
         }
         assert_eq!(held, [0, 32, 64, 96]);
-        assert_eq!(looks(habit, &[(10, 1), (11, 1), (12, 0), (42, 0)]), 3, "two at once");
-        assert_eq!(looks(habit, &[(10, 1), (11, 0), (39, 1), (70, 0)]), 3, "then the first is held");
+        assert_eq!(looks(burst, &[(10, 1), (11, 1), (12, 0), (42, 0)]), 3, "two at once");
+        assert_eq!(looks(burst, &[(10, 1), (11, 0), (39, 1), (70, 0)]), 3, "then the first is held");
     }
 }

@@ -21,7 +21,7 @@ use super::ring::{BackRing, BrokenRing, MAX_PAGES};
 use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Access, GrantError, Peer, Xen};
 use crate::disk::Disk;
-use burst::{Burst, Habit};
+use burst::Burst;
 use grants::Grants;
 #[cfg(test)]
 pub(super) use grants::MOST_KEPT;
@@ -46,7 +46,7 @@ pub struct Blkback {
     /// Called when the guest has sent something.
     bell: Peer,
     queues: Vec<Queue>,
-    habit: Habit,
+    burst: Burst,
 }
 
 struct Queue {
@@ -78,7 +78,7 @@ impl From<GrantError> for Refusal {
 impl Blkback {
     /// A backend for `disk`; `bell` is rung when the guest has sent something, and [`Blkback::work`] is to be called.
     pub fn new(xen: Arc<Xen>, disk: Arc<dyn Disk>, bell: Peer) -> Blkback {
-        Blkback { xen, disk, bell, queues: Vec::new(), habit: Habit::default() }
+        Blkback { xen, disk, bell, queues: Vec::new(), burst: Burst::new() }
     }
 
     /// Does the requests that wait, and those of the same burst that follow; `true` when there may be more.
@@ -86,10 +86,13 @@ impl Blkback {
     /// # Errors
     /// [`BrokenRing`]: the device is to be ended.
     pub fn work(&mut self) -> Result<bool, BrokenRing> {
-        let mut habit = std::mem::take(&mut self.habit);
-        let mut burst = Burst::begin(&mut habit, Instant::now());
-        while burst.goes_on(self.serve()?, Instant::now()) {}
-        self.habit = habit;
+        self.burst.begin(Instant::now());
+        loop {
+            let done = self.serve()?;
+            if !self.burst.goes_on(done, Instant::now()) {
+                break;
+            }
+        }
         let mut more = false;
         for queue in &mut self.queues {
             if queue.ring.publish() {
