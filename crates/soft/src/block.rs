@@ -36,6 +36,13 @@ pub(crate) const JUMPS: usize = 4096;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
 const MAX_OPS: usize = 112 * 1024;
 
+/// As many instructions are one time for [`BlockCache::count_crossing`],
+const CROSSING_TIME: u64 = 1 << 17;
+/// of which the number is known by these bits,
+const CROSSING_TIMES: u32 = 0xf_ffff;
+/// and so many crossings in one are too many: each costs as much as about 50 instructions, so they are a tenth.
+const CROSSINGS: u32 = 256;
+
 /// What a lowering knows besides the instruction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lowering {
@@ -55,7 +62,7 @@ struct Block {
     crosses: Option<Box<Second>>,
     state: *const AtomicU32,
     value: u32,
-    /// How often it was executed, as long as [`translator::warm`] counts.
+    /// How often it was executed, as long as [`translator::warm`] counts; later what [`BlockCache::count_crossing`] counts.
     heat: u32,
 }
 
@@ -210,6 +217,20 @@ impl BlockCache {
         block.heat > enough
     }
 
+    /// Counts that the running block was left as something of it lies across the end of a page, after so many instructions; tells whether
+    /// this happens too often.
+    pub fn count_crossing(&mut self, instructions: u64) -> bool {
+        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
+        let Some(header) = (unsafe { self.running.as_ref() }) else { return false };
+        let Some(block) = self.blocks.get_mut(header.imm as usize) else { return false };
+        let time = (instructions / CROSSING_TIME) as u32 & CROSSING_TIMES;
+        if block.heat & CROSSING_TIMES != time {
+            block.heat = time;
+        }
+        block.heat += CROSSING_TIMES + 1;
+        block.heat >> CROSSING_TIMES.count_ones() == CROSSINGS
+    }
+
     /// Whether what a block was decoded from has not changed.
     #[inline(always)]
     fn is_fresh(block: &Block) -> bool {
@@ -257,17 +278,43 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn translate_block(&mut self, index: usize) {
+        if let Some(bytes) = self.bytes_of(index) {
+            self.translate_bytes(index, &bytes, true);
+        }
+    }
+
+    /// Has the running block translated anew, without windows.
+    #[cold]
+    #[inline(never)]
+    pub fn narrow_block(&mut self) {
+        let Some(index) = self.blocks.running_block().map(|block| block.ops[0].imm as usize) else { return };
+        let Some(bytes) = self.bytes_of(index) else { return };
+        // As the interpreter has them.
+        let Some(ops) = self.decode_bytes(&bytes, MAX_INSTRUCTIONS) else { return };
+        for (op, new) in self.blocks.blocks[index].ops[1..].iter_mut().zip(ops) {
+            op.run = new.run;
+        }
+        self.translate_bytes(index, &bytes, false);
+    }
+
+    /// What a block was decoded from, if that has not changed.
+    fn bytes_of(&self, index: usize) -> Option<Vec<u8>> {
+        let block = &self.blocks.blocks[index];
+        let mut bytes = vec![0; usize::from(block.len)];
+        self.vm.read_page(block.gpa, (block.gpa & (PAGE - 1)) as usize, &mut bytes);
+        BlockCache::is_fresh(block).then_some(bytes)
+    }
+
+    fn translate_bytes(&mut self, index: usize, bytes: &[u8], wide: bool) {
         let attention = self.attention.address();
         let BlockCache { blocks, translator, ops, .. } = &mut self.blocks;
         let block = &mut blocks[index];
-        let mut bytes = vec![0; usize::from(block.len)];
-        self.vm.read_page(block.gpa, (block.gpa & (PAGE - 1)) as usize, &mut bytes);
-        if !BlockCache::is_fresh(block) {
-            return;
-        }
-        let source = Source { ops: &block.ops, bytes: &bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
-        match translator::translate(translator, &source) {
-            Some(entries) => entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler),
+        let source = Source { ops: &block.ops, bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
+        match translator::translate(translator, &source, wide) {
+            Some(entries) => {
+                block.heat = 0;
+                entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler);
+            }
             None => {
                 block.ops[0].run = translator::named;
                 if translator.can_be_emptied() {

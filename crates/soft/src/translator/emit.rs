@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Guest registers live in [`Cpu::regs`]. A copy in a host register only saves loads: every result is stored at once, so memory is exact
-//! after each instruction and whoever takes over finds all of it there. Copies are forgotten where another may have been at work. Likewise
+//! after each instruction and whoever takes over finds all of it there. Copies are forgotten where another may have been at work. Other
+//! host registers lead to guest memory ([`super::window`]). Likewise
 //! the arithmetic flags: those that somebody may look at are stored as the interpreter stores them, and what stands directly behind takes
 //! them from the host's.
 //!
@@ -16,15 +17,17 @@
 use std::mem::offset_of;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
+use super::window::{Event, Key, Window};
+use super::{Crossed, Link, Links, Source, crossed};
 use crate::block::{BlockCache, JUMPS, JumpEntry};
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
 use crate::mmu::Tlb;
 use crate::op::{Op, Outcome};
 
-use super::{Link, Links, Source};
-
-/// Where copies of guest registers are kept.
-const COPIES: [Reg; 5] = [R8, R9, R10, R11, SI];
+/// Where copies of guest registers and windows are kept.
+const KEPT: [Reg; 5] = [R8, R9, R10, R11, SI];
+/// Most windows among them.
+const WINDOWS: usize = 2;
 /// LAHF, and SETO AL.
 const FLAGS_TO_AX: [u8; 4] = [0x9f, 0x0f, 0x90, 0xc0];
 /// ADD AL, 127, and SAHF: the reverse, see [`crate::flags`].
@@ -37,6 +40,8 @@ const RETURN: u8 = 0xc3;
 pub(super) enum Miss {
     /// The interpreter executes the whole op, of which nothing has been done.
     Handler,
+    /// The same, where a window of this size was to be opened at RAX. It may be that it lies across the end of a page.
+    Window { size: u8 },
     /// The run loop goes on at RAX: all of the op is done. When RAX is no canonical address, all but its branch is, which stands at this
     /// distance from the block's start and is executed next, alone.
     Leave { branch: i32 },
@@ -47,16 +52,31 @@ pub(super) enum Miss {
 /// A way out of an op.
 type Exit = (usize, Miss);
 
+/// What a host register has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// The value of a guest register.
+    Copy(u8),
+    /// The host address of a window's first byte.
+    Window(Window),
+}
+
 /// The code of a block in the making.
 pub(super) struct Emitter<'a> {
     pub code: Code,
     source: &'a Source<'a>,
     links: &'a mut Links,
-    /// Guest register by host register in [`COPIES`].
-    copies: [Option<u8>; COPIES.len()],
-    /// Bit by place in [`COPIES`]: used by the instruction under way.
+    /// By host register in [`KEPT`].
+    kept: [Option<Kept>; KEPT.len()],
+    /// Bit by place in [`KEPT`]: used by the instruction under way.
     pinned: u8,
-    next_copy: usize,
+    next: usize,
+    /// Windows to open, by access.
+    plan: &'a [Option<Window>],
+    /// Accesses until now.
+    accesses: usize,
+    /// What the block does, for the plan.
+    pub events: Vec<Event>,
     /// The host's arithmetic flags are the guest's.
     pub flags_in_host: bool,
     /// Handlers of the interpreter go back to this code.
@@ -69,6 +89,8 @@ pub(super) struct Emitter<'a> {
 pub(super) struct Mark {
     len: usize,
     cold: usize,
+    accesses: usize,
+    events: usize,
 }
 
 /// A guest register in [`Cpu`].
@@ -90,14 +112,18 @@ fn flags(byte: usize) -> Place {
 }
 
 impl<'a> Emitter<'a> {
-    pub fn new(source: &'a Source<'a>, links: &'a mut Links) -> Emitter<'a> {
+    /// Begins a block's code, with windows as planned.
+    pub fn new(source: &'a Source<'a>, links: &'a mut Links, plan: &'a [Option<Window>]) -> Emitter<'a> {
         Emitter {
             code: Code::default(),
             source,
             links,
-            copies: [None; COPIES.len()],
+            kept: [None; KEPT.len()],
             pinned: 0,
-            next_copy: 0,
+            next: 0,
+            plan,
+            accesses: 0,
+            events: Vec::new(),
             flags_in_host: false,
             is_reentered: false,
             cold: Vec::new(),
@@ -111,47 +137,64 @@ impl<'a> Emitter<'a> {
     }
 
     pub fn mark(&self) -> Mark {
-        Mark { len: self.code.len(), cold: self.cold.len() }
+        Mark { len: self.code.len(), cold: self.cold.len(), accesses: self.accesses, events: self.events.len() }
     }
 
     /// Drops what was made since the mark, and all copies.
     pub fn back_to(&mut self, mark: &Mark) {
         self.code.truncate(mark.len);
         self.cold.truncate(mark.cold);
+        self.accesses = mark.accesses;
+        self.events.truncate(mark.events);
         self.forget();
     }
 
     /// Somebody else may have changed registers and flags.
     pub fn forget(&mut self) {
-        self.copies = [None; COPIES.len()];
+        self.kept = [None; KEPT.len()];
         self.flags_in_host = false;
+        self.events.push(Event::Barrier);
     }
 
-    fn copy_of(&self, register: u8) -> Option<usize> {
-        self.copies.iter().position(|&copy| copy == Some(register))
+    /// A host register that the instruction under way does not use; it is in use from now on.
+    fn take(&mut self) -> usize {
+        let place = |n: usize| (self.next + n) % KEPT.len();
+        let is_free = |&place: &usize| self.pinned & 1 << place == 0;
+        let is_copy = |&place: &usize| !matches!(self.kept[place], Some(Kept::Window(_)));
+        let mut free = (0..KEPT.len()).map(place).filter(is_free);
+        // A copy is made by one instruction, a window by ten. An instruction uses four registers at most.
+        let place = free.clone().find(is_copy).or_else(|| free.next()).unwrap_or(self.next);
+        self.next = (place + 1) % KEPT.len();
+        self.pinned |= 1 << place;
+        place
+    }
+
+    /// A host register for whatever the instruction under way wants.
+    pub fn temporary(&mut self) -> Reg {
+        let place = self.take();
+        self.kept[place] = None;
+        KEPT[place]
+    }
+
+    /// The instruction under way is done with the registers that it has used until now.
+    pub fn unpin(&mut self) {
+        self.pinned = 0;
     }
 
     /// A host register for a guest register that is about to be overwritten whole.
     pub fn define(&mut self, register: u8) -> Reg {
-        let place = self.copy_of(register).unwrap_or_else(|| {
-            // An instruction uses four at most.
-            while self.pinned & 1 << self.next_copy != 0 {
-                self.next_copy = (self.next_copy + 1) % COPIES.len();
-            }
-            let place = self.next_copy;
-            self.next_copy = (place + 1) % COPIES.len();
-            self.copies[place] = Some(register);
-            place
-        });
+        let known = self.kept.iter().position(|&kept| kept == Some(Kept::Copy(register)));
+        let place = known.unwrap_or_else(|| self.take());
+        self.kept[place] = Some(Kept::Copy(register));
         self.pinned |= 1 << place;
-        COPIES[place]
+        KEPT[place]
     }
 
     /// A host register that holds a guest register.
     pub fn read(&mut self, register: u8) -> Reg {
-        let known = self.copy_of(register).is_some();
+        let is_known = self.kept.contains(&Some(Kept::Copy(register)));
         let host = self.define(register);
-        if !known {
+        if !is_known {
             self.code.load(8, host, guest(register.into()));
         }
         host
@@ -159,7 +202,18 @@ impl<'a> Emitter<'a> {
 
     /// A guest register has got its new value in `host`.
     pub fn written(&mut self, register: u8, host: Reg) {
+        self.moved(register, None, host);
+    }
+
+    /// A guest register has got its new value in `host`: its old one plus a constant, if that is known.
+    pub fn moved(&mut self, register: u8, by: Option<i32>, host: Reg) {
         self.code.store(8, guest(register.into()), host);
+        self.events.push(Event::Moved { register, by });
+        for kept in &mut self.kept {
+            if let Some(Kept::Window(window)) = kept {
+                *kept = window.moved(register, by).map(Kept::Window);
+            }
+        }
     }
 
     /// The host's arithmetic flags become the guest's; they are stored when `needed`. Changes RAX.
@@ -225,21 +279,101 @@ impl<'a> Emitter<'a> {
         })
     }
 
-    /// RAX becomes the linear address of an op's memory operand.
-    pub fn linear(&mut self, op: &Op) -> Option<()> {
-        let place = self.operand(op)?;
-        if !matches!(place, Place::At(AX, 0)) {
-            self.code.address(8, AX, place);
+    /// The `size` bytes of op `k`'s memory operand as a place. `None` when its address form is not flat. Changes RAX, RCX and RDX.
+    pub fn memory(&mut self, k: usize, size: u8, write: bool) -> Option<Place> {
+        let op = &self.source.ops[k];
+        if usize::from(op.index) == ZERO {
+            let at = i32::try_from(op.disp).ok()?;
+            let key = Key { base: op.base, segment: op.seg_base };
+            return (op.addr_size == 8).then(|| self.access(k, key, at, size, write));
         }
+        let place = self.operand(op)?;
+        self.code.address(8, AX, place);
         if usize::from(op.seg_base) != ZERO {
             self.code.alu(alu::ADD, 8, AX, guest(op.seg_base.into()));
         }
-        Some(())
+        self.host_address((k, Miss::Handler), size, write);
+        Some(Place::At(AX, 0))
     }
 
-    /// RAX becomes the host address of the `size` bytes at linear address RAX; the interpreter executes op `k` when the TLB does not know
+    /// The `size` bytes at a constant distance from what `key` says, for op `k`, as a place: through a window, which may have to be opened, or
+    /// by a look of their own. Changes RAX, RCX and RDX.
+    pub fn access(&mut self, k: usize, key: Key, at: i32, size: u8, write: bool) -> Place {
+        let access = Window::new(key, at, size, write);
+        self.events.push(Event::Access(access));
+        let planned = self.plan.get(self.accesses).copied().flatten();
+        self.accesses += 1;
+        let open = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(window)) if window.covers(&access));
+        if let Some(place) = self.kept.iter().position(open) {
+            self.pinned |= 1 << place;
+            return self.inside(place, &access);
+        }
+        let Some((window, low)) = planned.and_then(|window| Some((window, i32::try_from(window.low).ok()?))) else {
+            // Others may want the register, too.
+            if key.base < 16 {
+                self.read(key.base);
+            }
+            self.address_of(key, at);
+            self.host_address((k, Miss::Handler), size, write);
+            return Place::At(AX, 0);
+        };
+        self.address_of(key, low);
+        let size = window.size() as u8;
+        self.host_address((k, Miss::Window { size }), size, window.write);
+        let place = self.place_for_window(key);
+        self.code.copy(KEPT[place], AX);
+        self.kept[place] = Some(Kept::Window(window));
+        self.inside(place, &access)
+    }
+
+    /// Where an access is by the window at a place.
+    fn inside(&self, place: usize, access: &Window) -> Place {
+        let low = if let Some(Kept::Window(window)) = &self.kept[place] { window.low } else { access.low };
+        Place::At(KEPT[place], (access.low - low) as i32)
+    }
+
+    /// A host register for a new window.
+    fn place_for_window(&mut self, key: Key) -> usize {
+        let is_window = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(_)));
+        let is_same = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(window)) if window.key == key);
+        let same = self.kept.iter().position(is_same);
+        let other =
+            if self.kept.iter().filter(|kept| is_window(kept)).count() == WINDOWS { self.kept.iter().position(is_window) } else { None };
+        match same.or(other) {
+            Some(place) => {
+                self.pinned |= 1 << place;
+                place
+            }
+            None => self.take(),
+        }
+    }
+
+    /// RAX becomes a linear address.
+    fn address_of(&mut self, key: Key, at: i32) {
+        let place = match usize::from(key.base) {
+            ZERO => None,
+            RIP_BASE => Some(guest(RIP_BASE)),
+            _ if self.kept.contains(&Some(Kept::Copy(key.base))) => Some(Place::Reg(self.read(key.base))),
+            _ => Some(guest(key.base.into())),
+        };
+        match place {
+            None => self.code.set(AX, i64::from(at) as u64),
+            Some(Place::Reg(base)) => self.code.address(8, AX, Place::At(base, at)),
+            Some(place) => {
+                self.code.load(8, AX, place);
+                if at != 0 {
+                    self.code.address(8, AX, Place::At(AX, at));
+                }
+            }
+        }
+        if usize::from(key.segment) != ZERO {
+            self.code.alu(alu::ADD, 8, AX, guest(key.segment.into()));
+        }
+    }
+
+    /// RAX becomes the host address of the `size` bytes at linear address RAX; the code is left by `miss` when the TLB does not know
     /// them. Changes RCX and RDX.
-    pub fn host_address(&mut self, k: usize, size: u8, write: bool) {
+    fn host_address(&mut self, miss: Exit, size: u8, write: bool) {
         self.code.address(8, CX, Place::At(AX, i32::from(size) - 1));
         self.code.load(4, DX, Place::Reg(AX));
         self.code.shift(5, 4, Place::Reg(DX), Tlb::INDEX_SHIFT);
@@ -248,8 +382,8 @@ impl<'a> Emitter<'a> {
         self.code.alu_constant(alu::AND, 8, Place::Reg(CX), -4096);
         self.code.alu(alu::OR, 8, CX, of_tlb(Tlb::KEY));
         self.code.alu(alu::CMP, 8, CX, Place::At(DX, if write { Tlb::WRITE_TAG } else { Tlb::READ_TAG }));
-        let miss = self.code.jump_if(condition::NOT_EQUAL);
-        self.cold.push(((k, Miss::Handler), miss));
+        let jump = self.code.jump_if(condition::NOT_EQUAL);
+        self.cold.push((miss, jump));
         self.code.alu(alu::ADD, 8, AX, Place::At(DX, Tlb::ADDEND));
     }
 
@@ -364,6 +498,7 @@ impl<'a> Emitter<'a> {
             let (k, miss) = exits[0].0;
             match miss {
                 Miss::Handler => self.interpret(k),
+                Miss::Window { size } => self.miss_window(k, size),
                 Miss::Leave { branch } => self.leave(k, branch),
                 Miss::Arrived => {
                     self.code.load(8, AX, guest(RIP_BASE));
@@ -372,6 +507,23 @@ impl<'a> Emitter<'a> {
             }
         }
         self.code
+    }
+
+    /// The interpreter executes op `k`, as no window of `size` bytes could be opened at RAX; when the end of a page is the reason, that is
+    /// counted.
+    fn miss_window(&mut self, k: usize, size: u8) {
+        let code = &mut self.code;
+        code.address(8, CX, Place::At(AX, i32::from(size) - 1));
+        code.alu(alu::XOR, 8, CX, Place::Reg(AX));
+        code.shift(5, 8, Place::Reg(CX), 12);
+        let op = &self.source.ops[k];
+        code.set(SI, std::ptr::from_ref(op) as u64);
+        code.set(DX, op.run as usize as u64);
+        let in_page = code.jump_if(condition::EQUAL);
+        code.set(AX, crossed as Crossed as usize as u64);
+        code.jump_to(Place::Reg(AX));
+        code.land(in_page);
+        code.jump_to(Place::Reg(DX));
     }
 
     /// Returns to the run loop with `rip` being RAX; or before the branch, when RAX is not canonical.

@@ -67,6 +67,16 @@ impl Links {
         link
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.used
+    }
+
+    /// Drops all but the first `len`; no code may know them.
+    pub fn truncate(&mut self, len: usize) {
+        self.used = len;
+    }
+
     /// Fills a link with a block, if that is the one it leads to, from the same time.
     pub fn fill(&mut self, link: NonNull<Link>, gpa: u64, ops: *const Op, value: u32) {
         // SAFETY: links come from `add` and live until `clear`, after which the block cache knows none; generated code reads them only

@@ -5,9 +5,10 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::code::{AX, CX, Code, DX, Place, R8, R9, R10, Reg, alu};
+use super::code::{AX, CX, Code, DX, Place, Reg, alu};
 use super::emit::{Emitter, Miss, guest};
-use crate::cpu::RIP_BASE;
+use super::window::Key;
+use crate::cpu::{RIP_BASE, ZERO};
 use crate::integer::condition_code;
 use crate::op::Op;
 
@@ -16,6 +17,8 @@ const RCX: u8 = 1;
 const RDX: u8 = 2;
 const RSP: u8 = 4;
 const RBP: u8 = 5;
+/// The stack.
+const STACK: Key = Key { base: RSP, segment: ZERO as u8 };
 
 /// An instruction and what the interpreter knows of it.
 pub(super) struct Item<'a> {
@@ -177,21 +180,11 @@ impl Emitter<'_> {
         self.branch(item, jump, ready, Miss::Leave { branch: jump.ip() as i32 })
     }
 
-    /// RAX becomes the host address of the op's memory operand.
-    fn memory(&mut self, item: &Item, size: u8, write: bool) -> Option<()> {
-        self.linear(item.op)?;
-        self.host_address(item.k, size, write);
-        Some(())
-    }
-
     /// Operand `n` of `size` bytes, which is no constant, as a place to read from.
     fn source_of(&mut self, item: &Item, n: u32, size: u8) -> Option<Place> {
         match operand(item.insn, n)? {
             Operand::Reg(register) => Some(Place::Reg(self.read(register))),
-            Operand::Mem => {
-                self.memory(item, size, false)?;
-                Some(Place::At(AX, 0))
-            }
+            Operand::Mem => self.memory(item.k, size, false),
             Operand::Imm(_) => None,
         }
     }
@@ -199,6 +192,15 @@ impl Emitter<'_> {
     /// A host register for a guest register of which `size` bytes are about to be overwritten; smaller ones than 4 keep the rest.
     fn destination(&mut self, register: u8, size: u8) -> Reg {
         if size >= 4 { self.define(register) } else { self.read(register) }
+    }
+
+    /// The same place without RAX, which flags are loaded by.
+    fn away_from_ax(&mut self, place: Place) -> Place {
+        if !matches!(place, Place::At(AX, _)) {
+            return place;
+        }
+        self.code.copy(CX, AX);
+        Place::At(CX, 0)
     }
 
     fn lock(&mut self, item: &Item) {
@@ -237,19 +239,19 @@ impl Emitter<'_> {
                 self.flags_in_host = flags_ready;
             }
             (Operand::Reg(to), Operand::Mem) => {
-                self.memory(item, size, false)?;
+                let place = self.memory(item.k, size, false)?;
                 let host = self.destination(to, size);
-                self.code.insert(size, host, Place::At(AX, 0));
+                self.code.insert(size, host, place);
                 self.written(to, host);
             }
             (Operand::Mem, Operand::Reg(from)) => {
                 let from = self.read(from);
-                self.memory(item, size, true)?;
-                self.code.store(size, Place::At(AX, 0), from);
+                let place = self.memory(item.k, size, true)?;
+                self.code.store(size, place, from);
             }
             (Operand::Mem, Operand::Imm(value)) => {
-                self.memory(item, size, true)?;
-                self.code.store_constant(size, Place::At(AX, 0), value);
+                let place = self.memory(item.k, size, true)?;
+                self.code.store_constant(size, place, value);
             }
             _ => return None,
         }
@@ -283,9 +285,10 @@ impl Emitter<'_> {
         }
         let to = number(item.insn.op0_register())?;
         let place = self.operand(item.op)?;
+        let is_own = size == 8 && item.op.base == to && usize::from(item.op.index) == ZERO;
         let host = self.define(to);
         self.code.address(size, host, place);
-        self.written(to, host);
+        self.moved(to, if is_own { i32::try_from(item.op.disp).ok() } else { None }, host);
         self.flags_in_host = flags_ready;
         Some(())
     }
@@ -301,13 +304,8 @@ impl Emitter<'_> {
                     Operand::Reg(from) => Some(Place::Reg(self.read(from))),
                     Operand::Imm(_) => None,
                     Operand::Mem => {
-                        self.memory(item, size, false)?;
-                        if uses_carry {
-                            self.code.copy(CX, AX);
-                            Some(Place::At(CX, 0))
-                        } else {
-                            Some(Place::At(AX, 0))
-                        }
+                        let place = self.memory(item.k, size, false)?;
+                        Some(if uses_carry { self.away_from_ax(place) } else { place })
                     }
                 };
                 let host = self.read(to);
@@ -320,16 +318,19 @@ impl Emitter<'_> {
                     _ => return None,
                 }
                 if stores {
-                    self.written(to, host);
+                    let by = match (operation, operand(insn, 1)?) {
+                        (alu::ADD, Operand::Imm(value)) if size == 8 => Some(value),
+                        (alu::SUB, Operand::Imm(value)) if size == 8 => value.checked_neg(),
+                        _ => None,
+                    };
+                    self.moved(to, by, host);
                 }
             }
             (Operand::Mem, second) => {
                 let from = if let Operand::Reg(from) = second { Some(self.read(from)) } else { None };
-                self.memory(item, size, stores)?;
-                let mut place = Place::At(AX, 0);
+                let mut place = self.memory(item.k, size, stores)?;
                 if uses_carry {
-                    self.code.copy(CX, AX);
-                    place = Place::At(CX, 0);
+                    place = self.away_from_ax(place);
                     self.load_flags();
                 }
                 self.lock(item);
@@ -380,13 +381,13 @@ impl Emitter<'_> {
                 self.written(register, host);
             }
             Operand::Mem => {
-                self.memory(item, size, true)?;
-                self.code.copy(CX, AX);
+                let mut place = self.memory(item.k, size, true)?;
                 if keeps_carry {
+                    place = self.away_from_ax(place);
                     self.load_flags();
                 }
                 self.lock(item);
-                self.code.op(size, &[opcode], operation, Place::At(CX, 0));
+                self.code.op(size, &[opcode], operation, place);
             }
             Operand::Imm(_) => return None,
         }
@@ -500,8 +501,8 @@ impl Emitter<'_> {
             Operand::Reg(from) => (self.read(from), flags_ready),
             _ => {
                 // It is loaded in any case.
-                self.memory(item, size, false)?;
-                self.code.load(size, CX, Place::At(AX, 0));
+                let place = self.memory(item.k, size, false)?;
+                self.code.load(size, CX, place);
                 (CX, false)
             }
         };
@@ -520,20 +521,19 @@ impl Emitter<'_> {
             Operand::Imm(value) if insn.stack_pointer_increment() == -8 => Err(value),
             _ => return None,
         };
-        let stack = self.read(RSP);
-        self.code.address(8, AX, Place::At(stack, -8));
-        self.host_address(item.k, 8, true);
+        let place = self.access(item.k, STACK, -8, 8, true);
         match value {
-            Ok(value) => self.code.store(8, Place::At(AX, 0), value),
-            Err(value) => self.code.store_constant(8, Place::At(AX, 0), value),
+            Ok(value) => self.code.store(8, place, value),
+            Err(value) => self.code.store_constant(8, place, value),
         }
-        self.move_stack(stack, -8);
+        self.move_stack(-8);
         Some(())
     }
 
-    fn move_stack(&mut self, stack: Reg, by: i32) {
+    fn move_stack(&mut self, by: i32) {
+        let stack = self.read(RSP);
         self.code.address(8, stack, Place::At(stack, by));
-        self.written(RSP, stack);
+        self.moved(RSP, Some(by), stack);
     }
 
     fn pop(&mut self, item: &Item) -> Option<()> {
@@ -541,13 +541,11 @@ impl Emitter<'_> {
             return None;
         }
         let register = number(item.insn.op0_register())?;
-        let stack = self.read(RSP);
-        self.code.copy(AX, stack);
-        self.host_address(item.k, 8, false);
+        let place = self.access(item.k, STACK, 0, 8, false);
         // POP RSP: the loaded value wins.
-        self.move_stack(stack, 8);
+        self.move_stack(8);
         let host = self.define(register);
-        self.code.load(8, host, Place::At(AX, 0));
+        self.code.load(8, host, place);
         self.written(register, host);
         Some(())
     }
@@ -558,12 +556,11 @@ impl Emitter<'_> {
             return None;
         }
         let frame = self.read(RBP);
-        self.code.copy(AX, frame);
-        self.host_address(item.k, 8, false);
+        let place = self.access(item.k, Key { base: RBP, ..STACK }, 0, 8, false);
         let stack = self.define(RSP);
         self.code.address(8, stack, Place::At(frame, 8));
         self.written(RSP, stack);
-        self.code.load(8, frame, Place::At(AX, 0));
+        self.code.load(8, frame, place);
         self.written(RBP, frame);
         Some(())
     }
@@ -608,8 +605,8 @@ impl Emitter<'_> {
                 self.code.copy(AX, host);
             }
             OpKind::Memory if insn.memory_size().size() == 8 && !insn.is_jmp_far_indirect() && !insn.is_call_far_indirect() => {
-                self.memory(item, 8, false)?;
-                self.code.load(8, AX, Place::At(AX, 0));
+                let place = self.memory(item.k, 8, false)?;
+                self.code.load(8, AX, place);
             }
             _ => return None,
         }
@@ -619,20 +616,17 @@ impl Emitter<'_> {
     fn call(&mut self, item: &Item) -> Option<After> {
         self.target(item)?;
         self.look_up(item.k, Miss::Handler);
-        // The copies are of no use any more.
-        self.forget();
-        self.code.copy(R8, AX);
-        self.code.copy(R9, DX);
-        self.code.load(8, AX, guest(RSP.into()));
-        self.code.address(8, AX, Place::At(AX, -8));
-        self.code.copy(R10, AX);
-        self.host_address(item.k, 8, true);
+        self.unpin();
+        let (to, entry) = (self.temporary(), self.temporary());
+        self.code.copy(to, AX);
+        self.code.copy(entry, DX);
+        let place = self.access(item.k, STACK, -8, 8, true);
         self.code.load(8, CX, guest(RIP_BASE));
         self.code.address(8, CX, Place::At(CX, item.insn.next_ip() as i32));
-        self.code.store(8, Place::At(AX, 0), CX);
-        self.code.store(8, guest(RSP.into()), R10);
-        self.code.copy(AX, R8);
-        self.code.copy(DX, R9);
+        self.code.store(8, place, CX);
+        self.move_stack(-8);
+        self.code.copy(AX, to);
+        self.code.copy(DX, entry);
         self.enter(item.k);
         Some(After::Left)
     }
@@ -643,12 +637,10 @@ impl Emitter<'_> {
             return None;
         }
         let more = if insn.op_count() == 0 { 0 } else { insn.immediate(0) as i32 };
-        let stack = self.read(RSP);
-        self.code.copy(AX, stack);
-        self.host_address(item.k, 8, false);
-        self.code.load(8, AX, Place::At(AX, 0));
+        let place = self.access(item.k, STACK, 0, 8, false);
+        self.code.load(8, AX, place);
         self.look_up(item.k, Miss::Handler);
-        self.move_stack(stack, 8 + more);
+        self.move_stack(8 + more);
         self.enter(item.k);
         Some(After::Left)
     }

@@ -19,6 +19,7 @@ mod code;
 mod emit;
 mod link;
 mod lower;
+mod window;
 
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
@@ -28,9 +29,11 @@ use iced_x86::{Decoder, DecoderOptions, Instruction};
 use crate::cpu::Cpu;
 use crate::native::Arena;
 use crate::op::{Cursor, Handler, Op, Outcome};
+use code::Code;
 use emit::Emitter;
 pub(crate) use link::{Link, Links};
 use lower::{After, Item};
+use window::{Event, Window};
 
 /// Room for code. A byte of guest code makes about ten here, and what is hot in a Linux guest is some hundred KiB.
 const ARENA_BYTES: usize = 16 << 20;
@@ -86,6 +89,19 @@ pub(crate) extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome 
     op.again(cpu)
 }
 
+/// In place of op `op`'s handler `run`: a window could not be opened as it would lie across the end of a page. Where that is often so, as with
+/// a stack frame there, the block is translated anew without windows.
+extern "sysv64-unwind" fn crossed(cpu: &mut Cpu, op: Cursor, run: Handler) -> Outcome {
+    if cpu.blocks.count_crossing(cpu.instructions) {
+        cpu.narrow_block();
+        return op.again(cpu);
+    }
+    run(cpu, op)
+}
+
+/// [`crossed`].
+type Crossed = extern "sysv64-unwind" fn(&mut Cpu, Cursor, Handler) -> Outcome;
+
 /// The first op of a block that is not to be translated: only names it.
 pub(crate) extern "sysv64-unwind" fn named(cpu: &mut Cpu, op: Cursor) -> Outcome {
     op.next(cpu)
@@ -113,56 +129,18 @@ pub(crate) struct Source<'a> {
     pub attention: *const AtomicU32,
 }
 
-/// Translates a block. The result is by op its new handler, where it gets one. `None` when there is no room for the code.
-pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<Vec<(usize, Handler)>> {
-    let Source { ops, bytes, .. } = *source;
-    let instructions: Vec<Instruction> = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).into_iter().collect();
-    let at = |start: u64| instructions.iter().position(|insn| insn.ip() == start);
-    let mut flags_needed = vec![true; ops.len()];
-    let mut needed = true;
-    for (k, op) in ops.iter().enumerate().rev() {
-        flags_needed[k] = needed;
-        if op.count > 0 {
-            let insn = &instructions[at(op.start.into())?];
-            needed = !lower::replaces_flags(insn) && (needed || !lower::ignores_flags(insn));
-        }
+/// Translates a block, with windows if `wide`. The result is by op its new handler, where it gets one. `None` when there is no room for the
+/// code.
+pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool) -> Option<Vec<(usize, Handler)>> {
+    let instructions: Vec<Instruction> = Decoder::with_ip(64, source.bytes, 0, DecoderOptions::NONE).into_iter().collect();
+    let items = items(source.ops, &instructions)?;
+    let links = translator.links.len();
+    let (mut code, mut entries, events) = emit(source, &items, &mut translator.links, &[]);
+    let plan = if wide { window::plan(&events) } else { Vec::new() };
+    if plan.iter().any(Option::is_some) {
+        translator.links.truncate(links);
+        (code, entries, _) = emit(source, &items, &mut translator.links, &plan);
     }
-    let mut emitter = Emitter::new(source, &mut translator.links);
-    let mut entries = vec![(0, 0)];
-    // Whether the code made last goes on with what is made next.
-    let mut falls_through = true;
-    for (k, op) in ops.iter().enumerate().skip(1) {
-        if op.count == 0 {
-            // The block ended by its length.
-            if falls_through {
-                emitter.go_to(k, op.start.into());
-            }
-            falls_through = false;
-            continue;
-        }
-        let mark = emitter.mark();
-        let index = at(op.start.into())?;
-        let jump = if op.count == 2 { instructions.get(index + 1) } else { None };
-        let item = Item { insn: &instructions[index], jump, op, k, flags_needed: flags_needed[k] };
-        let start = emitter.code.len();
-        emitter.is_reentered |= !falls_through;
-        match emitter.instruction(&item) {
-            Some(after) => {
-                if !falls_through {
-                    entries.push((k, start));
-                }
-                falls_through = after == After::Next;
-            }
-            None => {
-                emitter.back_to(&mark);
-                if falls_through {
-                    emitter.interpret(k);
-                }
-                falls_through = false;
-            }
-        }
-    }
-    let code = emitter.finish();
     let base = translator.add(code.bytes())?;
     let handler = |offset: usize| {
         // SAFETY: the offset is inside of what was just added, where an instruction's code begins that is a handler by its calling
@@ -170,4 +148,56 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source) -> Option<
         unsafe { std::mem::transmute::<NonNull<u8>, Handler>(base.add(offset)) }
     };
     Some(entries.into_iter().map(|(k, offset)| (k, handler(offset))).collect())
+}
+
+/// The block's instructions, each with what was made of it.
+fn items<'a>(ops: &'a [Op], instructions: &'a [Instruction]) -> Option<Vec<Item<'a>>> {
+    let mut items = Vec::with_capacity(ops.len());
+    let mut flags_needed = true;
+    for (k, op) in ops.iter().enumerate().rev() {
+        if op.count == 0 {
+            continue;
+        }
+        let index = instructions.iter().position(|insn| insn.ip() == u64::from(op.start))?;
+        let insn = &instructions[index];
+        let jump = if op.count == 2 { instructions.get(index + 1) } else { None };
+        items.push(Item { insn, jump, op, k, flags_needed });
+        flags_needed = !lower::replaces_flags(insn) && (flags_needed || !lower::ignores_flags(insn));
+    }
+    items.reverse();
+    Some(items)
+}
+
+/// Makes the block's code, with windows as planned. With it come the ops whose code begins at an offset, and what the block does.
+fn emit(source: &Source, items: &[Item], links: &mut Links, plan: &[Option<Window>]) -> (Code, Vec<(usize, usize)>, Vec<Event>) {
+    let mut emitter = Emitter::new(source, links, plan);
+    let mut entries = vec![(0, 0)];
+    // Whether the code made last goes on with what is made next.
+    let mut falls_through = true;
+    for item in items {
+        let mark = emitter.mark();
+        let start = emitter.code.len();
+        emitter.is_reentered |= !falls_through;
+        match emitter.instruction(item) {
+            Some(after) => {
+                if !falls_through {
+                    entries.push((item.k, start));
+                }
+                falls_through = after == After::Next;
+            }
+            None => {
+                emitter.back_to(&mark);
+                if falls_through {
+                    emitter.interpret(item.k);
+                }
+                falls_through = false;
+            }
+        }
+    }
+    // A block that ends by its length has one op more.
+    if let Some((k, op)) = source.ops.iter().enumerate().last().filter(|(_, op)| falls_through && op.count == 0) {
+        emitter.go_to(k, op.start.into());
+    }
+    let events = std::mem::take(&mut emitter.events);
+    (emitter.finish(), entries, events)
 }
