@@ -17,7 +17,7 @@
 use std::mem::offset_of;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
-use super::window::{Event, Key, Window};
+use super::window::{Event, Key, Way, Window};
 use super::{Crossed, Link, Links, Source, crossed};
 use crate::block::{BlockCache, JUMPS, JumpEntry};
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
@@ -26,8 +26,6 @@ use crate::op::{Op, Outcome};
 
 /// Where copies of guest registers and windows are kept.
 const KEPT: [Reg; 5] = [R8, R9, R10, R11, SI];
-/// Most windows among them.
-const WINDOWS: usize = 2;
 /// LAHF, and SETO AL.
 const FLAGS_TO_AX: [u8; 4] = [0x9f, 0x0f, 0x90, 0xc0];
 /// ADD AL, 127, and SAHF: the reverse, see [`crate::flags`].
@@ -71,13 +69,15 @@ pub(super) struct Emitter<'a> {
     /// Bit by place in [`KEPT`]: used by the instruction under way.
     pinned: u8,
     next: usize,
-    /// Windows to open, by access.
-    plan: &'a [Option<Window>],
+    /// How memory is accessed, by access.
+    plan: &'a [Way],
+    /// A window is not open where it was planned to be.
+    pub is_off_plan: bool,
     /// Accesses until now.
     accesses: usize,
     /// What the block does, for the plan.
     pub events: Vec<Event>,
-    /// The host's arithmetic flags are the guest's.
+    /// The host's arithmetic flags are the guest's. Whatever changes them says so.
     pub flags_in_host: bool,
     /// Handlers of the interpreter go back to this code.
     pub is_reentered: bool,
@@ -113,7 +113,7 @@ fn flags(byte: usize) -> Place {
 
 impl<'a> Emitter<'a> {
     /// Begins a block's code, with windows as planned.
-    pub fn new(source: &'a Source<'a>, links: &'a mut Links, plan: &'a [Option<Window>]) -> Emitter<'a> {
+    pub fn new(source: &'a Source<'a>, links: &'a mut Links, plan: &'a [Way]) -> Emitter<'a> {
         Emitter {
             code: Code::default(),
             source,
@@ -122,18 +122,13 @@ impl<'a> Emitter<'a> {
             pinned: 0,
             next: 0,
             plan,
+            is_off_plan: false,
             accesses: 0,
             events: Vec::new(),
             flags_in_host: false,
             is_reentered: false,
             cold: Vec::new(),
         }
-    }
-
-    /// An instruction begins. Tells whether the host's flags are the guest's until something changes them.
-    pub fn begin(&mut self) -> bool {
-        self.pinned = 0;
-        std::mem::take(&mut self.flags_in_host)
     }
 
     pub fn mark(&self) -> Mark {
@@ -176,7 +171,7 @@ impl<'a> Emitter<'a> {
         KEPT[place]
     }
 
-    /// The instruction under way is done with the registers that it has used until now.
+    /// What uses registers begins, or is done with those that it has used until now.
     pub fn unpin(&mut self) {
         self.pinned = 0;
     }
@@ -216,24 +211,28 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The host's arithmetic flags become the guest's; they are stored when `needed`. Changes RAX.
-    pub fn save_flags(&mut self, needed: bool) {
+    /// An instruction has changed the host's arithmetic flags as the guest's: all of them, or else some, in what the guest's were if they are
+    /// `needed`. Then they are stored. Changes RAX.
+    pub fn flags_changed(&mut self, needed: bool, all: bool) {
+        self.flags_in_host |= all;
         if needed {
             self.code.push(&FLAGS_TO_AX);
             self.code.store(2, flags(0), AX);
         }
-        self.flags_in_host = true;
     }
 
-    /// Makes the guest's arithmetic flags the host's. Changes RAX.
+    /// Makes the host's arithmetic flags the guest's. May change RAX.
     pub fn load_flags(&mut self) {
-        self.code.load(2, AX, flags(0));
-        self.code.push(&AX_TO_FLAGS);
+        if !self.flags_in_host {
+            self.code.load(2, AX, flags(0));
+            self.code.push(&AX_TO_FLAGS);
+            self.flags_in_host = true;
+        }
     }
 
-    /// The condition of the host's flags that is the guest's condition `cc`; `ready` when its flags are in the host's. Changes RAX.
-    pub fn condition(&mut self, cc: u8, ready: bool) -> u8 {
-        if ready {
+    /// The condition of the host's flags that is the guest's condition `cc`. May change RAX.
+    pub fn condition(&mut self, cc: u8) -> u8 {
+        if self.flags_in_host {
             return cc;
         }
         // Where one byte of the stored flags tells: OF, CF, ZF, CF or ZF, SF, PF.
@@ -292,6 +291,8 @@ impl<'a> Emitter<'a> {
         if usize::from(op.seg_base) != ZERO {
             self.code.alu(alu::ADD, 8, AX, guest(op.seg_base.into()));
         }
+        self.events.push(Event::Access { k, window: None });
+        self.accesses += 1;
         self.host_address((k, Miss::Handler), size, write);
         Some(Place::At(AX, 0))
     }
@@ -300,52 +301,43 @@ impl<'a> Emitter<'a> {
     /// by a look of their own. Changes RAX, RCX and RDX.
     pub fn access(&mut self, k: usize, key: Key, at: i32, size: u8, write: bool) -> Place {
         let access = Window::new(key, at, size, write);
-        self.events.push(Event::Access(access));
-        let planned = self.plan.get(self.accesses).copied().flatten();
+        self.events.push(Event::Access { k, window: Some(access) });
+        let way = self.plan.get(self.accesses).copied().unwrap_or(Way::Alone);
         self.accesses += 1;
-        let open = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(window)) if window.covers(&access));
-        if let Some(place) = self.kept.iter().position(open) {
-            self.pinned |= 1 << place;
-            return self.inside(place, &access);
-        }
-        let Some((window, low)) = planned.and_then(|window| Some((window, i32::try_from(window.low).ok()?))) else {
-            // Others may want the register, too.
-            if key.base < 16 {
-                self.read(key.base);
+        match way {
+            Way::Alone => {
+                // Others may want the register, too.
+                if key.base < 16 {
+                    self.read(key.base);
+                }
+                self.address_of(key, at);
+                self.host_address((k, Miss::Handler), size, write);
+                Place::At(AX, 0)
             }
-            self.address_of(key, at);
-            self.host_address((k, Miss::Handler), size, write);
-            return Place::At(AX, 0);
-        };
-        self.address_of(key, low);
-        let size = window.size() as u8;
-        self.host_address((k, Miss::Window { size }), size, window.write);
-        let place = self.place_for_window(key);
-        self.code.copy(KEPT[place], AX);
-        self.kept[place] = Some(Kept::Window(window));
-        self.inside(place, &access)
+            Way::Opens { window, low, closes } => {
+                self.address_of(key, low);
+                let size = window.size() as u8;
+                self.host_address((k, Miss::Window { size }), size, window.write);
+                let closed = closes.and_then(|gone| self.kept.iter().position(|&kept| kept == Some(Kept::Window(gone))));
+                let place = closed.unwrap_or_else(|| self.take());
+                self.code.copy(KEPT[place], AX);
+                self.kept[place] = Some(Kept::Window(window));
+                self.inside(place, &access)
+            }
+            Way::Inside => {
+                let is_open = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(window)) if window.covers(&access));
+                let place = self.kept.iter().position(is_open);
+                self.is_off_plan |= place.is_none();
+                self.inside(place.unwrap_or(0), &access)
+            }
+        }
     }
 
     /// Where an access is by the window at a place.
-    fn inside(&self, place: usize, access: &Window) -> Place {
+    fn inside(&mut self, place: usize, access: &Window) -> Place {
+        self.pinned |= 1 << place;
         let low = if let Some(Kept::Window(window)) = &self.kept[place] { window.low } else { access.low };
         Place::At(KEPT[place], (access.low - low) as i32)
-    }
-
-    /// A host register for a new window.
-    fn place_for_window(&mut self, key: Key) -> usize {
-        let is_window = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(_)));
-        let is_same = |kept: &Option<Kept>| matches!(kept, Some(Kept::Window(window)) if window.key == key);
-        let same = self.kept.iter().position(is_same);
-        let other =
-            if self.kept.iter().filter(|kept| is_window(kept)).count() == WINDOWS { self.kept.iter().position(is_window) } else { None };
-        match same.or(other) {
-            Some(place) => {
-                self.pinned |= 1 << place;
-                place
-            }
-            None => self.take(),
-        }
     }
 
     /// RAX becomes a linear address.
@@ -374,6 +366,7 @@ impl<'a> Emitter<'a> {
     /// RAX becomes the host address of the `size` bytes at linear address RAX; the code is left by `miss` when the TLB does not know
     /// them. Changes RCX and RDX.
     fn host_address(&mut self, miss: Exit, size: u8, write: bool) {
+        self.flags_in_host = false;
         self.code.address(8, CX, Place::At(AX, i32::from(size) - 1));
         self.code.load(4, DX, Place::Reg(AX));
         self.code.shift(5, 4, Place::Reg(DX), Tlb::INDEX_SHIFT);

@@ -81,39 +81,56 @@ fn target_distance(insn: &Instruction) -> Option<i32> {
     if insn.op0_kind() == OpKind::NearBranch64 { i32::try_from(insn.near_branch_target() as i64).ok() } else { None }
 }
 
-/// Whether an instruction neither leaves its block nor can fail, and replaces all arithmetic flags without looking at them.
-pub(super) fn replaces_flags(insn: &Instruction) -> bool {
-    let in_registers = !insn.op_kinds().any(|kind| kind == OpKind::Memory);
-    in_registers
-        && matches!(
-            insn.mnemonic(),
-            Mnemonic::Add | Mnemonic::Or | Mnemonic::And | Mnemonic::Sub | Mnemonic::Xor | Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Neg
-        )
+/// What an instruction that neither fails nor leaves its block does with the arithmetic flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flags {
+    /// All become new.
+    Replaced,
+    /// Those that it leaves may depend on what they were, nothing else does.
+    Passed,
+    /// It looks at them; or nothing is known of it.
+    Seen,
 }
 
-/// Whether an instruction neither leaves its block nor can fail, and leaves the arithmetic flags alone without looking at them.
-pub(super) fn ignores_flags(insn: &Instruction) -> bool {
-    let in_registers = |n| insn.op_kind(n) != OpKind::Memory && (insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr());
+/// See [`Flags`].
+pub(super) fn flags(insn: &Instruction) -> Flags {
     match insn.mnemonic() {
-        Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Cdqe | Mnemonic::Cwde => true,
-        Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd => in_registers(0) && in_registers(1),
-        _ => false,
+        Mnemonic::Add | Mnemonic::Or | Mnemonic::And | Mnemonic::Sub | Mnemonic::Xor | Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Neg => {
+            Flags::Replaced
+        }
+        Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Cdqe | Mnemonic::Cwde | Mnemonic::Cqo | Mnemonic::Cdq => {
+            Flags::Passed
+        }
+        Mnemonic::Bswap | Mnemonic::Not | Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Imul | Mnemonic::Push | Mnemonic::Pop => Flags::Passed,
+        Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror => Flags::Passed,
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr => Flags::Passed,
+        Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd => Flags::Passed,
+        // Not those of segment and control registers.
+        Mnemonic::Mov if insn.op_kinds().all(|kind| kind != OpKind::Register) => Flags::Passed,
+        Mnemonic::Mov if (0..2).all(|n| insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr()) => Flags::Passed,
+        _ => Flags::Seen,
     }
+}
+
+/// Whether an instruction accesses memory.
+pub(super) fn accesses(insn: &Instruction) -> bool {
+    let named = insn.op_kinds().any(|kind| kind == OpKind::Memory) && !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    named || insn.is_stack_instruction()
 }
 
 impl Emitter<'_> {
     /// Emits an instruction, and the jump that was fused with it.
     pub fn instruction(&mut self, item: &Item) -> Option<After> {
-        let flags_ready = self.begin();
+        self.unpin();
         let insn = item.insn;
         if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && operand(insn, 0) != Some(Operand::Mem) {
             return None;
         }
         match insn.mnemonic() {
-            Mnemonic::Mov => self.mov(item, flags_ready)?,
+            Mnemonic::Mov => self.mov(item)?,
             Mnemonic::Movzx => self.extend(item, [0xb6, 0xb7])?,
             Mnemonic::Movsx | Mnemonic::Movsxd => self.extend(item, [0xbe, 0xbf])?,
-            Mnemonic::Lea => self.lea(item, flags_ready)?,
+            Mnemonic::Lea => self.lea(item)?,
             Mnemonic::Add => self.binary(item, alu::ADD)?,
             Mnemonic::Or => self.binary(item, alu::OR)?,
             Mnemonic::Adc => self.binary(item, alu::ADC)?,
@@ -145,13 +162,13 @@ impl Emitter<'_> {
                 let (size, opcode): (u8, &[u8]) = if insn.mnemonic() == Mnemonic::Cdqe { (8, &[0x63]) } else { (4, &[0x0f, 0xbf]) };
                 self.code.op(size, opcode, Code::number(accumulator), Place::Reg(accumulator));
                 self.written(RAX, accumulator);
-                self.flags_in_host = flags_ready;
             }
             Mnemonic::Cqo | Mnemonic::Cdq => {
                 let size = if insn.mnemonic() == Mnemonic::Cqo { 8 } else { 4 };
                 let (from, to) = (self.read(RAX), self.define(RDX));
                 self.code.load(size, to, Place::Reg(from));
                 self.code.shift(7, size, Place::Reg(to), size * 8 - 1);
+                self.flags_in_host = false;
                 self.written(RDX, to);
             }
             Mnemonic::Bswap => {
@@ -164,20 +181,18 @@ impl Emitter<'_> {
                 let number = Code::number(host);
                 self.code.push(&[0x40 | u8::from(size == 8) << 3 | number >> 3, 0x0f, 0xc8 | number & 7]);
                 self.written(register, host);
-                self.flags_in_host = flags_ready;
             }
-            Mnemonic::Nop | Mnemonic::Endbr64 => self.flags_in_host = flags_ready,
+            Mnemonic::Nop | Mnemonic::Endbr64 => {}
             Mnemonic::Jmp => return self.jmp(item),
             Mnemonic::Call => return self.call(item),
             Mnemonic::Ret => return self.ret(item),
-            _ if insn.is_jcc_short_or_near() => return self.branch(item, insn, flags_ready, Miss::Handler),
-            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 1 => self.set(item, flags_ready)?,
-            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 2 => self.cmov(item, flags_ready)?,
+            _ if insn.is_jcc_short_or_near() => return self.branch(item, insn, Miss::Handler),
+            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 1 => self.set(item)?,
+            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 2 => self.cmov(item)?,
             _ => return None,
         }
         let Some(jump) = item.jump else { return Some(After::Next) };
-        let ready = std::mem::take(&mut self.flags_in_host);
-        self.branch(item, jump, ready, Miss::Leave { branch: jump.ip() as i32 })
+        self.branch(item, jump, Miss::Leave { branch: jump.ip() as i32 })
     }
 
     /// Operand `n` of `size` bytes, which is no constant, as a place to read from.
@@ -192,6 +207,13 @@ impl Emitter<'_> {
     /// A host register for a guest register of which `size` bytes are about to be overwritten; smaller ones than 4 keep the rest.
     fn destination(&mut self, register: u8, size: u8) -> Reg {
         if size >= 4 { self.define(register) } else { self.read(register) }
+    }
+
+    /// Makes the host's flags the guest's, for an instruction that leaves some of them, if somebody may look at these.
+    fn load_old_flags(&mut self, item: &Item) {
+        if item.flags_needed {
+            self.load_flags();
+        }
     }
 
     /// The same place without RAX, which flags are loaded by.
@@ -209,7 +231,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn mov(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn mov(&mut self, item: &Item) -> Option<()> {
         let insn = item.insn;
         let size = size(insn, 0);
         if insn.op1_kind() == OpKind::Immediate64 {
@@ -217,7 +239,6 @@ impl Emitter<'_> {
             let host = self.define(register);
             self.code.set(host, insn.immediate64());
             self.written(register, host);
-            self.flags_in_host = flags_ready;
             return Some(());
         }
         match (operand(insn, 0)?, operand(insn, 1)?) {
@@ -226,7 +247,6 @@ impl Emitter<'_> {
                 let host = self.destination(to, size);
                 self.code.insert(size, host, Place::Reg(from));
                 self.written(to, host);
-                self.flags_in_host = flags_ready;
             }
             (Operand::Reg(to), Operand::Imm(value)) => {
                 let host = self.destination(to, size);
@@ -236,7 +256,6 @@ impl Emitter<'_> {
                     _ => self.code.store_constant(size, Place::Reg(host), value),
                 }
                 self.written(to, host);
-                self.flags_in_host = flags_ready;
             }
             (Operand::Reg(to), Operand::Mem) => {
                 let place = self.memory(item.k, size, false)?;
@@ -278,7 +297,7 @@ impl Emitter<'_> {
         Some(())
     }
 
-    fn lea(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn lea(&mut self, item: &Item) -> Option<()> {
         let size = size(item.insn, 0);
         if size < 4 {
             return None;
@@ -289,7 +308,6 @@ impl Emitter<'_> {
         let host = self.define(to);
         self.code.address(size, host, place);
         self.moved(to, if is_own { i32::try_from(item.op.disp).ok() } else { None }, host);
-        self.flags_in_host = flags_ready;
         Some(())
     }
 
@@ -342,7 +360,7 @@ impl Emitter<'_> {
             }
             _ => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, true);
         Some(())
     }
 
@@ -360,7 +378,7 @@ impl Emitter<'_> {
             }
             _ => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, true);
         Some(())
     }
 
@@ -375,7 +393,7 @@ impl Emitter<'_> {
             Operand::Reg(register) => {
                 let host = self.read(register);
                 if keeps_carry {
-                    self.load_flags();
+                    self.load_old_flags(item);
                 }
                 self.code.op(size, &[opcode], operation, Place::Reg(host));
                 self.written(register, host);
@@ -384,7 +402,7 @@ impl Emitter<'_> {
                 let mut place = self.memory(item.k, size, true)?;
                 if keeps_carry {
                     place = self.away_from_ax(place);
-                    self.load_flags();
+                    self.load_old_flags(item);
                 }
                 self.lock(item);
                 self.code.op(size, &[opcode], operation, place);
@@ -392,7 +410,7 @@ impl Emitter<'_> {
             Operand::Imm(_) => return None,
         }
         if sets_flags {
-            self.save_flags(item.flags_needed);
+            self.flags_changed(item.flags_needed, !keeps_carry);
         }
         Some(())
     }
@@ -407,7 +425,7 @@ impl Emitter<'_> {
         match operand(insn, 1)? {
             Operand::Imm(count) if count as u8 & (8 * size - 1) != 0 => {
                 let host = self.read(register);
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.shift(operation, size, Place::Reg(host), count as u8);
                 self.written(register, host);
             }
@@ -415,13 +433,13 @@ impl Emitter<'_> {
                 let count = self.read(RCX);
                 self.code.copy(CX, count);
                 let host = self.read(register);
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.op(size, &[0xd3], operation, Place::Reg(host));
                 self.written(register, host);
             }
             _ => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, false);
         Some(())
     }
 
@@ -445,7 +463,7 @@ impl Emitter<'_> {
             self.code.op(size, &[0x0f, 0xaf], Code::number(host), from);
         }
         self.written(to, host);
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, true);
         Some(())
     }
 
@@ -459,7 +477,7 @@ impl Emitter<'_> {
         match operand(insn, 1)? {
             Operand::Imm(bit) => {
                 let host = self.read(register);
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.op(size, &[0x0f, 0xba], operation, Place::Reg(host));
                 self.code.push(&[bit as u8]);
                 if operation != 4 {
@@ -468,7 +486,7 @@ impl Emitter<'_> {
             }
             Operand::Reg(bit) => {
                 let (bit, host) = (self.read(bit), self.read(register));
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.op(size, &[0x0f, 0x83 | operation << 3], Code::number(bit), Place::Reg(host));
                 if operation != 4 {
                     self.written(register, host);
@@ -476,41 +494,39 @@ impl Emitter<'_> {
             }
             Operand::Mem => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, false);
         Some(())
     }
 
-    fn set(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn set(&mut self, item: &Item) -> Option<()> {
         let Operand::Reg(register) = operand(item.insn, 0)? else { return None };
         let host = self.read(register);
-        let condition = self.condition(condition_code(item.insn), flags_ready);
+        let condition = self.condition(condition_code(item.insn));
         self.code.op(1, &[0x0f, 0x90 | condition], 0, Place::Reg(host));
         self.written(register, host);
-        self.flags_in_host = flags_ready;
         Some(())
     }
 
-    fn cmov(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn cmov(&mut self, item: &Item) -> Option<()> {
         let insn = item.insn;
         let size = size(insn, 0);
         if size < 4 {
             return None;
         }
         let to = number(insn.op0_register())?;
-        let (from, ready) = match operand(insn, 1)? {
-            Operand::Reg(from) => (self.read(from), flags_ready),
+        let from = match operand(insn, 1)? {
+            Operand::Reg(from) => self.read(from),
             _ => {
                 // It is loaded in any case.
                 let place = self.memory(item.k, size, false)?;
                 self.code.load(size, CX, place);
-                (CX, false)
+                CX
             }
         };
         let host = self.read(to);
-        let condition = self.condition(condition_code(insn), ready);
+        let condition = self.condition(condition_code(insn));
         self.code.op(size, &[0x0f, 0x40 | condition], Code::number(host), Place::Reg(from));
         self.written(to, host);
-        self.flags_in_host = ready;
         Some(())
     }
 
@@ -566,9 +582,9 @@ impl Emitter<'_> {
     }
 
     /// A conditional jump: leaves the block either way.
-    fn branch(&mut self, item: &Item, jump: &Instruction, flags_ready: bool, miss: Miss) -> Option<After> {
+    fn branch(&mut self, item: &Item, jump: &Instruction, miss: Miss) -> Option<After> {
         let target = target_distance(jump)?;
-        let condition = self.condition(condition_code(jump), flags_ready);
+        let condition = self.condition(condition_code(jump));
         let taken = self.code.jump_if(condition);
         self.go_on(item.k, jump.next_ip() as i32, miss);
         self.code.land(taken);

@@ -32,8 +32,8 @@ use crate::op::{Cursor, Handler, Op, Outcome};
 use code::Code;
 use emit::Emitter;
 pub(crate) use link::{Link, Links};
-use lower::{After, Item};
-use window::{Event, Window};
+use lower::{After, Flags, Item};
+use window::{Event, Plan};
 
 /// Room for code. A byte of guest code makes about ten here, and what is hot in a Linux guest is some hundred KiB.
 const ARENA_BYTES: usize = 16 << 20;
@@ -133,44 +133,68 @@ pub(crate) struct Source<'a> {
 /// code.
 pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool) -> Option<Vec<(usize, Handler)>> {
     let instructions: Vec<Instruction> = Decoder::with_ip(64, source.bytes, 0, DecoderOptions::NONE).into_iter().collect();
-    let items = items(source.ops, &instructions)?;
-    let links = translator.links.len();
-    let (mut code, mut entries, events) = emit(source, &items, &mut translator.links, &[]);
-    let plan = if wide { window::plan(&events) } else { Vec::new() };
-    if plan.iter().any(Option::is_some) {
-        translator.links.truncate(links);
-        (code, entries, _) = emit(source, &items, &mut translator.links, &plan);
+    let mut items = items(source.ops, &instructions)?;
+    let links = &mut translator.links;
+    let (first, mut plan) = (links.len(), window::Plan::default());
+    let mut made = emit(source, &mut items, links, &plan)?;
+    if wide {
+        plan = window::plan(&made.events);
     }
-    let base = translator.add(code.bytes())?;
+    if !plan.inside.is_empty() {
+        links.truncate(first);
+        // Without windows when the plan cannot be followed.
+        made = match emit(source, &mut items, links, &plan) {
+            None => emit(source, &mut items, links, &window::Plan::default())?,
+            Some(made) => made,
+        };
+    }
+    let base = translator.add(made.code.bytes())?;
     let handler = |offset: usize| {
         // SAFETY: the offset is inside of what was just added, where an instruction's code begins that is a handler by its calling
         // convention: it takes the processor in RDI, keeps what a callee must keep, and returns an `Outcome` or goes on to a handler.
         unsafe { std::mem::transmute::<NonNull<u8>, Handler>(base.add(offset)) }
     };
-    Some(entries.into_iter().map(|(k, offset)| (k, handler(offset))).collect())
+    Some(made.entries.into_iter().map(|(k, offset)| (k, handler(offset))).collect())
 }
 
 /// The block's instructions, each with what was made of it.
 fn items<'a>(ops: &'a [Op], instructions: &'a [Instruction]) -> Option<Vec<Item<'a>>> {
-    let mut items = Vec::with_capacity(ops.len());
-    let mut flags_needed = true;
-    for (k, op) in ops.iter().enumerate().rev() {
-        if op.count == 0 {
-            continue;
-        }
+    let item = |(k, op): (usize, &'a Op)| {
         let index = instructions.iter().position(|insn| insn.ip() == u64::from(op.start))?;
-        let insn = &instructions[index];
         let jump = if op.count == 2 { instructions.get(index + 1) } else { None };
-        items.push(Item { insn, jump, op, k, flags_needed });
-        flags_needed = !lower::replaces_flags(insn) && (flags_needed || !lower::ignores_flags(insn));
-    }
-    items.reverse();
-    Some(items)
+        Some(Item { insn: &instructions[index], jump, op, k, flags_needed: true })
+    };
+    ops.iter().enumerate().filter(|(_, op)| op.count > 0).map(item).collect()
 }
 
-/// Makes the block's code, with windows as planned. With it come the ops whose code begins at an offset, and what the block does.
-fn emit(source: &Source, items: &[Item], links: &mut Links, plan: &[Option<Window>]) -> (Code, Vec<(usize, usize)>, Vec<Event>) {
-    let mut emitter = Emitter::new(source, links, plan);
+/// Finds out after which instructions somebody may look at the arithmetic flags. Those in `inside` access memory and cannot fail.
+fn find_flags_needed(items: &mut [Item], inside: &[usize]) {
+    let mut needed = true;
+    for item in items.iter_mut().rev() {
+        item.flags_needed = needed;
+        let may_fail = lower::accesses(item.insn) && !inside.contains(&item.k);
+        needed = may_fail
+            || match lower::flags(item.insn) {
+                Flags::Replaced => false,
+                Flags::Passed => needed,
+                Flags::Seen => true,
+            };
+    }
+}
+
+/// What is made of a block.
+struct Made {
+    code: Code,
+    /// Ops whose code begins at an offset.
+    entries: Vec<(usize, usize)>,
+    /// What the block does.
+    events: Vec<Event>,
+}
+
+/// Makes a block's code, with windows as planned. `None` when the plan cannot be followed.
+fn emit(source: &Source, items: &mut [Item], links: &mut Links, plan: &Plan) -> Option<Made> {
+    find_flags_needed(items, &plan.inside);
+    let mut emitter = Emitter::new(source, links, &plan.ways);
     let mut entries = vec![(0, 0)];
     // Whether the code made last goes on with what is made next.
     let mut falls_through = true;
@@ -198,6 +222,9 @@ fn emit(source: &Source, items: &[Item], links: &mut Links, plan: &[Option<Windo
     if let Some((k, op)) = source.ops.iter().enumerate().last().filter(|(_, op)| falls_through && op.count == 0) {
         emitter.go_to(k, op.start.into());
     }
+    if emitter.is_off_plan {
+        return None;
+    }
     let events = std::mem::take(&mut emitter.events);
-    (emitter.finish(), entries, events)
+    Some(Made { code: emitter.finish(), entries, events })
 }

@@ -10,6 +10,9 @@
 /// Most bytes from the first to the last of a window, so that few of them lie across the end of a page.
 const MOST: i64 = 128;
 
+/// Most windows at a time.
+pub(super) const WINDOWS: usize = 2;
+
 /// What addresses are made of besides a constant: base register and segment base, as indices into [`crate::cpu::Cpu::regs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
@@ -20,8 +23,8 @@ pub(super) struct Key {
 /// What an instruction does that matters to windows.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Event {
-    /// It accesses memory here.
-    Access(Window),
+    /// Op `k` accesses memory: here, or where a window is of no use.
+    Access { k: usize, window: Option<Window> },
     /// It changes a register, perhaps by a constant.
     Moved { register: u8, by: Option<i32> },
     /// The interpreter does it: it may do anything.
@@ -68,10 +71,57 @@ impl Window {
     }
 }
 
-/// For each access the window that is to be opened there when none is open that covers it; `None` where an access stands alone.
-pub(super) fn plan(events: &[Event]) -> Vec<Option<Window>> {
-    let from = |n: usize| if let Event::Access(first) = events[n] { Some(from_access(first, &events[n + 1..])) } else { None };
-    (0..events.len()).filter_map(from).collect()
+/// How memory is accessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By a look of its own.
+    Alone,
+    /// By a window that is opened with this access, in place of another. Its first byte is at distance `low` from what the key says.
+    Opens { window: Window, low: i32, closes: Option<Window> },
+    /// By a window that is open.
+    Inside,
+}
+
+/// Which windows are opened where.
+#[derive(Default)]
+pub(super) struct Plan {
+    /// The way of each access.
+    pub ways: Vec<Way>,
+    /// The ops that access memory, and only inside of open windows.
+    pub inside: Vec<usize>,
+}
+
+/// What is best for a block that does this.
+pub(super) fn plan(events: &[Event]) -> Plan {
+    let mut open: Vec<Window> = Vec::new();
+    let mut ways = Vec::new();
+    let (mut inside, mut looks) = (Vec::new(), Vec::new());
+    for (n, event) in events.iter().enumerate() {
+        match *event {
+            Event::Access { k, window: Some(access) } if open.iter().any(|window| window.covers(&access)) => {
+                inside.push(k);
+                ways.push(Way::Inside);
+            }
+            Event::Access { k, window } => {
+                looks.push(k);
+                let opened = window.and_then(|access| from_access(access, &events[n + 1..]));
+                let low = opened.and_then(|window| i32::try_from(window.low).ok());
+                let (Some(window), Some(low)) = (opened, low) else {
+                    ways.push(Way::Alone);
+                    continue;
+                };
+                let same = open.iter().position(|other| other.key == window.key);
+                let oldest = (open.len() == WINDOWS).then_some(0);
+                let closes = same.or(oldest).map(|place| open.remove(place));
+                open.push(window);
+                ways.push(Way::Opens { window, low, closes });
+            }
+            Event::Moved { register, by } => open = open.iter().filter_map(|window| window.moved(register, by)).collect(),
+            Event::Barrier => open.clear(),
+        }
+    }
+    inside.retain(|k| !looks.contains(k));
+    Plan { ways, inside }
 }
 
 /// The window for an access and those that follow.
@@ -82,7 +132,7 @@ fn from_access(first: Window, rest: &[Event]) -> Option<Window> {
     let mut worthwhile = false;
     for event in rest {
         match *event {
-            Event::Access(access) if access.key == first.key => {
+            Event::Access { window: Some(access), .. } if access.key == first.key => {
                 let seen_from_first = Window { low: access.low + change, high: access.high + change, ..access };
                 let wider = window.with(&seen_from_first);
                 if wider.size() <= MOST {
@@ -95,7 +145,7 @@ fn from_access(first: Window, rest: &[Event]) -> Option<Window> {
                 None => break,
             },
             Event::Barrier => break,
-            Event::Access(_) | Event::Moved { .. } => {}
+            Event::Access { .. } | Event::Moved { .. } => {}
         }
     }
     worthwhile.then_some(window)
@@ -109,47 +159,71 @@ mod tests {
     const OTHER: Key = Key { base: 3, segment: 16 };
 
     fn read(key: Key, at: i32) -> Event {
-        Event::Access(Window::new(key, at, 8, false))
+        Event::Access { k: 0, window: Some(Window::new(key, at, 8, false)) }
     }
 
     fn write(key: Key, at: i32) -> Event {
-        Event::Access(Window::new(key, at, 8, true))
+        Event::Access { k: 0, window: Some(Window::new(key, at, 8, true)) }
     }
 
     fn moved(key: Key, by: impl Into<Option<i32>>) -> Event {
         Event::Moved { register: key.base, by: by.into() }
     }
 
-    /// The windows, by what of them is looked up.
-    fn planned(events: &[Event]) -> Vec<Option<(i64, i64, bool)>> {
-        plan(events).into_iter().map(|window| window.map(|window| (window.low, window.high, window.write))).collect()
+    /// The ways in short: a window's range and whether it is for writing, or whether there is one.
+    fn planned(events: &[Event]) -> Vec<Result<(i64, i64, bool), bool>> {
+        let short = |way| match way {
+            Way::Alone => Err(false),
+            Way::Inside => Err(true),
+            Way::Opens { window, low, .. } => {
+                assert_eq!(window.low, low.into());
+                Ok((window.low, window.high, window.write))
+            }
+        };
+        plan(events).ways.into_iter().map(short).collect()
     }
+
+    const ALONE: Result<(i64, i64, bool), bool> = Err(false);
+    const INSIDE: Result<(i64, i64, bool), bool> = Err(true);
 
     #[test]
     fn fields_of_a_structure_are_looked_up_once() {
-        assert_eq!(
-            planned(&[read(OTHER, 16), read(STACK, 0), read(OTHER, 8), read(OTHER, 40)]),
-            [Some((8, 48, false)), None, Some((8, 48, false)), None]
-        );
+        let events = [read(OTHER, 16), read(STACK, 0), read(OTHER, 8), read(OTHER, 40)];
+        assert_eq!(planned(&events), [Ok((8, 48, false)), ALONE, INSIDE, INSIDE]);
     }
 
     #[test]
     fn pushes_are_seen_from_the_first() {
         let push = [write(STACK, -8), moved(STACK, -8)];
-        let pushes = [push, push, push].concat();
-        assert_eq!(planned(&pushes), [Some((-24, 0, true)), Some((-16, 0, true)), None]);
+        assert_eq!(planned(&[push, push, push].concat()), [Ok((-24, 0, true)), INSIDE, INSIDE]);
     }
 
     #[test]
     fn window_ends_with_its_register() {
-        assert_eq!(planned(&[read(OTHER, 0), moved(OTHER, None), read(OTHER, 8)]), [None, None]);
-        assert_eq!(planned(&[read(OTHER, 0), Event::Barrier, read(OTHER, 8)]), [None, None]);
-        assert_eq!(planned(&[read(OTHER, 0), moved(STACK, None), read(OTHER, 8)]), [Some((0, 16, false)), None]);
+        assert_eq!(planned(&[read(OTHER, 0), moved(OTHER, None), read(OTHER, 8)]), [ALONE, ALONE]);
+        assert_eq!(planned(&[read(OTHER, 0), Event::Barrier, read(OTHER, 8)]), [ALONE, ALONE]);
+        assert_eq!(planned(&[read(OTHER, 0), moved(STACK, None), read(OTHER, 8)]), [Ok((0, 16, false)), INSIDE]);
     }
 
     #[test]
     fn what_is_too_far_away_stays_outside() {
-        assert_eq!(planned(&[read(OTHER, 0), read(OTHER, 121), write(OTHER, 120)]), [Some((0, 128, true)), Some((120, 129, true)), None]);
+        let events = [read(OTHER, 0), read(OTHER, 121), write(OTHER, 120)];
+        assert_eq!(planned(&events), [Ok((0, 128, true)), ALONE, INSIDE]);
+    }
+
+    #[test]
+    fn oldest_window_makes_room() {
+        let pair = |base| [read(Key { base, ..OTHER }, 0), read(Key { base, ..OTHER }, 8)];
+        let events = [pair(0), pair(1), pair(2)].concat();
+        let closed = |way: Way| if let Way::Opens { closes, .. } = way { closes.map(|window| window.key.base) } else { None };
+        assert_eq!(plan(&events).ways.into_iter().filter_map(closed).collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn op_is_inside_with_all_that_it_accesses() {
+        let access = |k, at| Event::Access { k, window: Some(Window::new(OTHER, at, 8, false)) };
+        let far = Event::Access { k: 3, window: None };
+        assert_eq!(plan(&[access(1, 0), access(2, 8), access(3, 0), far]).inside, [2]);
     }
 
     #[test]
