@@ -176,7 +176,7 @@ mod tests {
             Way::Alone => Err(false),
             Way::Inside => Err(true),
             Way::Opens { window, low, .. } => {
-                assert_eq!(window.low, low.into());
+                assert_eq!(window.low, i64::from(low));
                 Ok((window.low, window.high, window.write))
             }
         };
