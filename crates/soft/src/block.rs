@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Op, Outcome, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Handler, Op, Outcome, Slow, Trap, end_of_block, slow};
 use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
@@ -42,6 +42,9 @@ const CROSSING_TIME: u64 = 1 << 17;
 const CROSSING_TIMES: u32 = 0xf_ffff;
 /// and so many crossings in one are too many: each costs as much as about 50 instructions, so they are a tenth.
 const CROSSINGS: u32 = 256;
+
+/// No block's number.
+const NO_BLOCK: u32 = u32::MAX;
 
 /// What a lowering knows besides the instruction.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +67,8 @@ struct Block {
     value: u32,
     /// How often it was executed, as long as [`translator::warm`] counts; later what [`BlockCache::count_crossing`] counts.
     heat: u32,
+    /// The first of the links that lead here.
+    links: Option<NonNull<Link>>,
 }
 
 /// Where an instruction that crosses pages goes on.
@@ -82,6 +87,8 @@ pub(crate) struct JumpEntry {
     /// See [`Cpu::space`].
     space: u64,
     ops: *const Op,
+    /// Handler of the first op, as it was once: translated code goes there directly, and need not read the op.
+    run: Handler,
     state: *const AtomicU32,
     value: u32,
 }
@@ -91,11 +98,13 @@ impl JumpEntry {
     pub const VA: i32 = offset_of!(JumpEntry, va) as i32;
     pub const SPACE: i32 = offset_of!(JumpEntry, space) as i32;
     pub const OPS: i32 = offset_of!(JumpEntry, ops) as i32;
+    pub const RUN: i32 = offset_of!(JumpEntry, run) as i32;
     pub const STATE: i32 = offset_of!(JumpEntry, state) as i32;
     pub const VALUE: i32 = offset_of!(JumpEntry, value) as i32;
     /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
     pub const FOLD_SHIFT: u8 = 12;
-    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
+    const NONE: JumpEntry =
+        JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), run: translator::named, state: std::ptr::null(), value: 0 };
 
     /// Whether what the block was decoded from has not changed.
     #[inline(always)]
@@ -120,8 +129,8 @@ pub(crate) struct BlockCache {
     natives: Natives,
     translator: Translator,
     ops: usize,
-    /// The running block's ops; null when none is running.
-    running: *const Op,
+    /// Number of the running block, [`NO_BLOCK`] when none is running. A block says so itself when it begins.
+    running: u32,
     /// The link that a translated branch has just followed, and that is not filled.
     link: Option<NonNull<Link>>,
 }
@@ -148,7 +157,7 @@ impl Hasher for AddressHasher {
 impl BlockCache {
     /// Where the pointer to the jump cache is, for generated code.
     pub const JUMP_CACHE: usize = offset_of!(BlockCache, jumps);
-    /// Where the pointer to the running block's ops is.
+    /// Where the number of the running block is.
     pub const RUNNING: usize = offset_of!(BlockCache, running);
 
     pub fn new() -> BlockCache {
@@ -159,15 +168,19 @@ impl BlockCache {
             natives: Natives::new(),
             translator: Translator::default(),
             ops: 0,
-            running: std::ptr::null(),
+            running: NO_BLOCK,
             link: None,
         }
     }
 
     fn running_block(&self) -> Option<&Block> {
-        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
-        let header = unsafe { self.running.as_ref() }?;
-        self.blocks.get(header.imm as usize)
+        self.blocks.get(self.running as usize)
+    }
+
+    /// A block begins.
+    #[inline(always)]
+    pub fn run(&mut self, number: u32) {
+        self.running = number;
     }
 
     /// Whether the running block was decoded from any byte of `[start, end)`.
@@ -179,18 +192,21 @@ impl BlockCache {
 
     /// Nothing is running: memory accesses from outside blocks never have to wait for themselves.
     pub fn stop_running(&mut self) {
-        self.running = std::ptr::null();
+        self.running = NO_BLOCK;
     }
 
-    /// The running block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to the
-    /// jump cache, as its second page is another in another address space.
+    /// The block with these ops is what the link leads to that was followed, unless something came in between. One that crosses pages is left to
+    /// the jump cache, as its second page is another in another address space.
     #[cold]
-    fn fill_link(&mut self) {
+    fn fill_link(&mut self, ops: *const Op) {
+        // SAFETY: the caller has found the block.
+        let number = unsafe { &*ops }.imm as usize;
         if let Some(link) = self.link.take()
-            && let Some(block) = self.running_block()
+            && let block = &mut self.blocks[number]
             && block.crosses.is_none()
         {
-            self.translator.links.fill(link, block.gpa, block.ops.as_ptr(), block.value);
+            self.translator.links.fill(link, block.gpa, ops, block.value, &mut block.links);
+            self.translator.direct(block.links, block.ops[0].run);
         }
     }
 
@@ -209,6 +225,19 @@ impl BlockCache {
         self.ops = 0;
     }
 
+    /// The handler of a block that is entered at `va` may be another than the jump cache has.
+    pub fn renew_jump(&mut self, va: u64, first: Cursor) {
+        let jump = &mut self.jumps[jump_index(va)];
+        if std::ptr::eq(jump.ops, &*first) {
+            jump.run = first.run;
+        }
+    }
+
+    /// Whether a block whose first op this is has been translated.
+    pub fn is_translated(&self, first: Cursor) -> bool {
+        self.translator.has(first.run)
+    }
+
     /// Counts an execution of a block; tells whether there were enough of them now.
     #[inline(always)]
     pub fn heat(&mut self, block: usize, enough: u32) -> bool {
@@ -220,9 +249,7 @@ impl BlockCache {
     /// Counts that the running block was left as something of it lies across the end of a page, after so many instructions; tells whether
     /// this happens too often.
     pub fn count_crossing(&mut self, instructions: u64) -> bool {
-        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
-        let Some(header) = (unsafe { self.running.as_ref() }) else { return false };
-        let Some(block) = self.blocks.get_mut(header.imm as usize) else { return false };
+        let Some(block) = self.blocks.get_mut(self.running as usize) else { return false };
         let time = (instructions / CROSSING_TIME) as u32 & CROSSING_TIMES;
         if block.heat & CROSSING_TIMES != time {
             block.heat = time;
@@ -248,9 +275,8 @@ impl Cpu {
         if !single {
             let jump = self.blocks.jumps[jump_index(va)];
             if jump.va == va && jump.space == space && jump.is_fresh() {
-                self.blocks.running = jump.ops;
                 if self.blocks.link.is_some() {
-                    self.blocks.fill_link();
+                    self.blocks.fill_link(jump.ops);
                 }
                 return Ok(Cursor::first(jump.ops));
             }
@@ -261,6 +287,7 @@ impl Cpu {
     /// The first op of a block with an instruction that crosses pages, which the jump cache knows by the first: looks at the second.
     extern "sysv64-unwind" fn look_at_second_page(&mut self, op: Cursor) -> Outcome {
         if BlockCache::is_fresh(&self.blocks.blocks[op.imm as usize]) {
+            self.blocks.run(op.imm as u32);
             return op.next(self);
         }
         // Where the running block was entered is its linear address, in 64-bit code.
@@ -287,7 +314,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn narrow_block(&mut self) {
-        let Some(index) = self.blocks.running_block().map(|block| block.ops[0].imm as usize) else { return };
+        let index = self.blocks.running as usize;
         let Some(bytes) = self.bytes_of(index) else { return };
         // As the interpreter has them.
         let Some(ops) = self.decode_bytes(&bytes, MAX_INSTRUCTIONS) else { return };
@@ -299,7 +326,7 @@ impl Cpu {
 
     /// What a block was decoded from, if that has not changed.
     fn bytes_of(&self, index: usize) -> Option<Vec<u8>> {
-        let block = &self.blocks.blocks[index];
+        let block = self.blocks.blocks.get(index)?;
         let mut bytes = vec![0; usize::from(block.len)];
         self.vm.read_page(block.gpa, (block.gpa & (PAGE - 1)) as usize, &mut bytes);
         BlockCache::is_fresh(block).then_some(bytes)
@@ -309,11 +336,13 @@ impl Cpu {
         let attention = self.attention.address();
         let BlockCache { blocks, translator, ops, .. } = &mut self.blocks;
         let block = &mut blocks[index];
-        let source = Source { ops: &block.ops, bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
+        let source =
+            Source { number: index as u32, ops: &block.ops, bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
         match translator::translate(translator, &source, wide) {
             Some(entries) => {
                 block.heat = 0;
                 entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler);
+                translator.direct(block.links, block.ops[0].run);
             }
             None => {
                 block.ops[0].run = translator::named;
@@ -379,15 +408,14 @@ impl Cpu {
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
         let block = &self.blocks.blocks[index as usize];
-        let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
+        let (ops, run, state, value) = (block.ops.as_ptr(), block.ops[0].run, block.state, block.value);
         if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
-            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, state, value };
+            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, run, state, value };
         }
-        self.blocks.running = ops;
         if single {
             self.blocks.link = None;
-        } else {
-            self.blocks.fill_link();
+        } else if self.blocks.link.is_some() {
+            self.blocks.fill_link(ops);
         }
         Cursor::first(ops)
     }
@@ -410,7 +438,7 @@ impl Cpu {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
                     let counts = self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX;
                     let header = translator::header(if counts { translator::warm } else { translator::named });
-                    Block { ops: with_header(header, ops), gpa, len, crosses: None, state, value, heat: 0 }
+                    Block { ops: with_header(header, ops), gpa, len, crosses: None, state, value, heat: 0, links: None }
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
@@ -424,7 +452,7 @@ impl Cpu {
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
                     let ops = with_header(translator::header(Cpu::look_at_second_page), ops);
-                    Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0 }
+                    Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0, links: None }
                 }
             };
             let end = start + usize::from(block.len.max(1));

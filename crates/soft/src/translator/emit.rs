@@ -15,6 +15,7 @@
 //! jumps there, as [`crate::op::Cursor::next`] would.
 
 use std::mem::offset_of;
+use std::ptr::NonNull;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
 use super::window::{Event, Key, Way, Window};
@@ -43,6 +44,8 @@ pub(super) enum Miss {
     /// The run loop goes on at RAX: all of the op is done. When RAX is no canonical address, all but its branch is, which stands at this
     /// distance from the block's start and is executed next, alone.
     Leave { branch: i32 },
+    /// Goes to the block that a link leads to, of which the address is where entered blocks have theirs: all of the op is done.
+    Link(NonNull<Link>),
     /// The run loop goes on at the next block, of which the address is where entered blocks have theirs: all of the op is done.
     Arrived,
 }
@@ -83,6 +86,8 @@ pub(super) struct Emitter<'a> {
     pub is_reentered: bool,
     /// By op and what happens: the jumps there.
     cold: Vec<(Exit, Jump)>,
+    /// Where the jumps of links have their distances.
+    pub sites: Vec<(NonNull<Link>, usize)>,
 }
 
 /// What an [`Emitter`] goes back to when an instruction turns out to have no translation.
@@ -114,8 +119,10 @@ fn flags(byte: usize) -> Place {
 impl<'a> Emitter<'a> {
     /// Begins a block's code, with windows as planned.
     pub fn new(source: &'a Source<'a>, links: &'a mut Links, plan: &'a [Way]) -> Emitter<'a> {
+        let mut code = Code::default();
+        code.store_constant(4, of_cache(BlockCache::RUNNING), source.number.cast_signed());
         Emitter {
-            code: Code::default(),
+            code,
             source,
             links,
             kept: [None; KEPT.len()],
@@ -128,6 +135,7 @@ impl<'a> Emitter<'a> {
             flags_in_host: false,
             is_reentered: false,
             cold: Vec::new(),
+            sites: Vec::new(),
         }
     }
 
@@ -463,23 +471,17 @@ impl<'a> Emitter<'a> {
         }
         self.look_at_stack((k, Miss::Arrived));
         let link = self.links.add(gpa, self.source.value);
-        self.code.set(DX, link.as_ptr() as u64);
-        self.run(Place::At(DX, Link::OPS));
-    }
-
-    /// Runs the ops that are at the address in a place.
-    fn run(&mut self, ops: Place) {
-        let code = &mut self.code;
-        code.load(8, SI, ops);
-        code.store(8, of_cache(BlockCache::RUNNING), SI);
-        code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
+        let jump = self.code.aligned_jump();
+        self.sites.push((link, Code::site(jump)));
+        self.cold.push(((k, Miss::Link(link)), jump));
     }
 
     /// Goes on in the block at linear address RAX, whose entry of the jump cache RDX is; op `k` is the last of this one.
     pub fn enter(&mut self, k: usize) {
         self.code.store(8, guest(RIP_BASE), AX);
         self.count(k);
-        self.run(Place::At(DX, JumpEntry::OPS));
+        self.code.load(8, SI, Place::At(DX, JumpEntry::OPS));
+        self.code.jump_to(Place::At(DX, JumpEntry::RUN));
     }
 
     /// Ends the code: puts what is rarely executed behind it.
@@ -493,6 +495,11 @@ impl<'a> Emitter<'a> {
                 Miss::Handler => self.interpret(k),
                 Miss::Window { size } => self.miss_window(k, size),
                 Miss::Leave { branch } => self.leave(k, branch),
+                Miss::Link(link) => {
+                    self.code.set(DX, link.as_ptr() as u64);
+                    self.code.load(8, SI, Place::At(DX, Link::OPS));
+                    self.code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
+                }
                 Miss::Arrived => {
                     self.code.load(8, AX, guest(RIP_BASE));
                     self.done();

@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicU32;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, RIP_BASE};
 use crate::native::Arena;
 use crate::op::{Cursor, Handler, Op, Outcome};
 use code::Code;
@@ -64,6 +64,25 @@ impl Translator {
         self.arena.as_mut()?.add(code)
     }
 
+    /// Where a handler is in the arena, if it is a translation.
+    fn offset_of(&self, handler: Handler) -> Option<usize> {
+        self.arena.as_ref()?.offset_of(handler as *const u8)
+    }
+
+    /// Whether a handler is a translation.
+    pub fn has(&self, handler: Handler) -> bool {
+        self.offset_of(handler).is_some()
+    }
+
+    /// Has the jumps of links, from the `first`, lead to the code of a handler, if it is a translation.
+    pub fn direct(&mut self, first: Option<NonNull<Link>>, handler: Handler) {
+        if let Some(target) = self.offset_of(handler)
+            && let Some(arena) = &mut self.arena
+        {
+            self.links.sites(first).for_each(|site| arena.redirect(site as usize, target));
+        }
+    }
+
     /// Whether forgetting all code would make room.
     pub fn can_be_emptied(&self) -> bool {
         self.arena.is_some()
@@ -81,10 +100,15 @@ impl Translator {
 /// The first op of a block, which is no instruction: counts how often the block is executed, and has it translated. `imm` is the
 /// block's number.
 pub(crate) extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    if !cpu.blocks.heat(op.imm as usize, cpu.vm.translate_after) {
-        return op.next(cpu);
+    cpu.blocks.run(op.imm as u32);
+    if !cpu.blocks.is_translated(op) {
+        if !cpu.blocks.heat(op.imm as usize, cpu.vm.translate_after) {
+            return op.next(cpu);
+        }
+        cpu.translate_block(op.imm as usize);
     }
-    cpu.translate_block(op.imm as usize);
+    // Where the block was entered is its linear address, in 64-bit code.
+    cpu.blocks.renew_jump(cpu.regs[RIP_BASE], op);
     // The block's ops have changed: it is entered again.
     op.again(cpu)
 }
@@ -104,6 +128,7 @@ type Crossed = extern "sysv64-unwind" fn(&mut Cpu, Cursor, Handler) -> Outcome;
 
 /// The first op of a block that is not to be translated: only names it.
 pub(crate) extern "sysv64-unwind" fn named(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    cpu.blocks.run(op.imm as u32);
     op.next(cpu)
 }
 
@@ -116,6 +141,7 @@ pub(crate) fn header(run: Handler) -> Op {
 
 /// A block to translate.
 pub(crate) struct Source<'a> {
+    pub number: u32,
     /// The first is [`warm`].
     pub ops: &'a [Op],
     /// What they were decoded from.
@@ -149,6 +175,8 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool
         };
     }
     let base = translator.add(made.code.bytes())?;
+    let start = translator.arena.as_ref().and_then(|arena| arena.offset_of(base.as_ptr()))?;
+    made.sites.iter().for_each(|&(link, site)| translator.links.place(link, (start + site) as u32));
     let handler = |offset: usize| {
         // SAFETY: the offset is inside of what was just added, where an instruction's code begins that is a handler by its calling
         // convention: it takes the processor in RDI, keeps what a callee must keep, and returns an `Outcome` or goes on to a handler.
@@ -187,6 +215,8 @@ struct Made {
     code: Code,
     /// Ops whose code begins at an offset.
     entries: Vec<(usize, usize)>,
+    /// Where the jumps of links have their distances.
+    sites: Vec<(NonNull<Link>, usize)>,
     /// What the block does.
     events: Vec<Event>,
 }
@@ -225,6 +255,6 @@ fn emit(source: &Source, items: &mut [Item], links: &mut Links, plan: &Plan) -> 
     if emitter.is_off_plan {
         return None;
     }
-    let events = std::mem::take(&mut emitter.events);
-    Some(Made { code: emitter.finish(), entries, events })
+    let (events, sites) = (std::mem::take(&mut emitter.events), std::mem::take(&mut emitter.sites));
+    Some(Made { code: emitter.finish(), entries, sites, events })
 }
