@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Handler, Op, Outcome, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Handler, Op, Slow, Trap, end_of_block, slow};
 use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
@@ -61,6 +61,9 @@ struct Block {
     ops: Box<[Op]>,
     gpa: u64,
     len: u16,
+    /// See [`translator::Translation`]; the first op's handler until there is one.
+    entry: Handler,
+    unchecked: u16,
     /// Second page, when the only instruction crosses into it.
     crosses: Option<Box<Second>>,
     state: *const AtomicU32,
@@ -71,6 +74,14 @@ struct Block {
     links: Option<NonNull<Link>>,
 }
 
+impl Block {
+    /// A block of these ops, whose page is as stated.
+    fn new(entry: Handler, mut ops: Vec<Op>, gpa: u64, len: u16, (state, value): (*const AtomicU32, u32)) -> Block {
+        ops.insert(0, translator::header(entry));
+        Block { ops: ops.into_boxed_slice(), gpa, len, entry, unchecked: 0, crosses: None, state, value, heat: 0, links: None }
+    }
+}
+
 /// Where an instruction that crosses pages goes on.
 struct Second {
     gpa: u64,
@@ -79,18 +90,16 @@ struct Second {
     value: u32,
 }
 
-/// An entry of the jump cache, with what it takes to run the block.
+/// An entry of the jump cache: a block that is to be run, which looks itself whether it is still what its page says.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub(crate) struct JumpEntry {
     va: u64,
     /// See [`Cpu::space`].
     space: u64,
     ops: *const Op,
-    /// Handler of the first op, as it was once: translated code goes there directly, and need not read the op.
+    /// The block's entry, as it was once: translated code goes there directly, and need not read the op.
     run: Handler,
-    state: *const AtomicU32,
-    value: u32,
 }
 
 /// Where things are, for generated code.
@@ -99,18 +108,9 @@ impl JumpEntry {
     pub const SPACE: i32 = offset_of!(JumpEntry, space) as i32;
     pub const OPS: i32 = offset_of!(JumpEntry, ops) as i32;
     pub const RUN: i32 = offset_of!(JumpEntry, run) as i32;
-    pub const STATE: i32 = offset_of!(JumpEntry, state) as i32;
-    pub const VALUE: i32 = offset_of!(JumpEntry, value) as i32;
     /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
     pub const FOLD_SHIFT: u8 = 12;
-    const NONE: JumpEntry =
-        JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), run: translator::named, state: std::ptr::null(), value: 0 };
-
-    /// Whether what the block was decoded from has not changed.
-    #[inline(always)]
-    fn is_fresh(&self) -> bool {
-        is_state(self.state, self.value)
-    }
+    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), run: translator::named };
 }
 
 /// Whether a block's page is as it was when the block was decoded.
@@ -177,12 +177,6 @@ impl BlockCache {
         self.blocks.get(self.running as usize)
     }
 
-    /// A block begins.
-    #[inline(always)]
-    pub fn run(&mut self, number: u32) {
-        self.running = number;
-    }
-
     /// Whether the running block was decoded from any byte of `[start, end)`.
     pub fn runs_in(&self, start: u64, end: u64) -> bool {
         let Some(block) = self.running_block() else { return false };
@@ -206,7 +200,7 @@ impl BlockCache {
             && block.crosses.is_none()
         {
             self.translator.links.fill(link, block.gpa, ops, block.value, &mut block.links);
-            self.translator.direct(block.links, block.ops[0].run);
+            self.translator.direct(block.links, block.entry, block.unchecked);
         }
     }
 
@@ -229,7 +223,7 @@ impl BlockCache {
     pub fn renew_jump(&mut self, va: u64, first: Cursor) {
         let jump = &mut self.jumps[jump_index(va)];
         if std::ptr::eq(jump.ops, &*first) {
-            jump.run = first.run;
+            jump.run = self.blocks[first.imm as usize].entry;
         }
     }
 
@@ -274,7 +268,7 @@ impl Cpu {
         self.regs[RIP_BASE] = self.rip;
         if !single {
             let jump = self.blocks.jumps[jump_index(va)];
-            if jump.va == va && jump.space == space && jump.is_fresh() {
+            if jump.va == va && jump.space == space {
                 if self.blocks.link.is_some() {
                     self.blocks.fill_link(jump.ops);
                 }
@@ -284,15 +278,28 @@ impl Cpu {
         self.find_block(va, space, single)
     }
 
-    /// The first op of a block with an instruction that crosses pages, which the jump cache knows by the first: looks at the second.
-    extern "sysv64-unwind" fn look_at_second_page(&mut self, op: Cursor) -> Outcome {
-        if BlockCache::is_fresh(&self.blocks.blocks[op.imm as usize]) {
-            self.blocks.run(op.imm as u32);
-            return op.next(self);
+    /// Begins a block, of which this is the first op, unless it is not any more what its pages say.
+    #[inline(always)]
+    pub fn begin_block(&mut self, first: Cursor) -> bool {
+        let number = first.imm as u32;
+        let is_fresh = self.blocks.blocks.get(number as usize).is_some_and(BlockCache::is_fresh);
+        if is_fresh {
+            self.blocks.running = number;
+        } else {
+            self.forget_jump();
         }
-        // Where the running block was entered is its linear address, in 64-bit code.
-        self.blocks.jumps[jump_index(self.regs[RIP_BASE])] = JumpEntry::NONE;
-        op.again(self)
+        is_fresh
+    }
+
+    /// Takes the block that is entered out of the jump cache.
+    #[cold]
+    pub fn forget_jump(&mut self) {
+        let va = if self.width == Width::Bits64 {
+            self.regs[RIP_BASE]
+        } else {
+            self.seg[CS].base.wrapping_add(self.regs[RIP_BASE]) & 0xffff_ffff
+        };
+        self.blocks.jumps[jump_index(va)] = JumpEntry::NONE;
     }
 
     /// What distinguishes linear addresses of code: the address space, and the width where it is not 64 bits.
@@ -339,10 +346,11 @@ impl Cpu {
         let source =
             Source { number: index as u32, ops: &block.ops, bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
         match translator::translate(translator, &source, wide) {
-            Some(entries) => {
+            Some(made) => {
                 block.heat = 0;
-                entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler);
-                translator.direct(block.links, block.ops[0].run);
+                (block.entry, block.unchecked) = (made.looking, made.unchecked);
+                made.entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler);
+                translator.direct(block.links, block.entry, block.unchecked);
             }
             None => {
                 block.ops[0].run = translator::named;
@@ -408,9 +416,9 @@ impl Cpu {
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
         let block = &self.blocks.blocks[index as usize];
-        let (ops, run, state, value) = (block.ops.as_ptr(), block.ops[0].run, block.state, block.value);
+        let (ops, run) = (block.ops.as_ptr(), block.entry);
         if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
-            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, run, state, value };
+            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, run };
         }
         if single {
             self.blocks.link = None;
@@ -437,8 +445,8 @@ impl Cpu {
                 Some(ops) => {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
                     let counts = self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX;
-                    let header = translator::header(if counts { translator::warm } else { translator::named });
-                    Block { ops: with_header(header, ops), gpa, len, crosses: None, state, value, heat: 0, links: None }
+                    let entry = if counts { translator::warm } else { translator::named };
+                    Block::new(entry, ops, gpa, len, (state, value))
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
@@ -451,8 +459,7 @@ impl Cpu {
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
-                    let ops = with_header(translator::header(Cpu::look_at_second_page), ops);
-                    Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0, links: None }
+                    Block { crosses, ..Block::new(translator::named, ops, gpa, available as u16, (state, value)) }
                 }
             };
             let end = start + usize::from(block.len.max(1));
@@ -580,11 +587,6 @@ impl Slow for Undefined {
     fn execute(cpu: &mut Cpu, _op: &Op) -> Result<crate::op::Flow, Trap> {
         Err(cpu.ud())
     }
-}
-
-fn with_header(header: Op, mut ops: Vec<Op>) -> Box<[Op]> {
-    ops.insert(0, header);
-    ops.into_boxed_slice()
 }
 
 #[inline(always)]

@@ -16,14 +16,15 @@
 
 use std::mem::offset_of;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
 use super::window::{Event, Key, Way, Window};
-use super::{Crossed, Link, Links, Source, crossed};
+use super::{Crossed, Link, Links, Source, crossed, stale};
 use crate::block::{BlockCache, JUMPS, JumpEntry};
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
 use crate::mmu::Tlb;
-use crate::op::{Op, Outcome};
+use crate::op::{Handler, Op, Outcome};
 
 /// Where copies of guest registers and windows are kept.
 const KEPT: [Reg; 5] = [R8, R9, R10, R11, SI];
@@ -46,6 +47,8 @@ pub(super) enum Miss {
     Leave { branch: i32 },
     /// Goes to the block that a link leads to, of which the address is where entered blocks have theirs: all of the op is done.
     Link(NonNull<Link>),
+    /// The block is forgotten, and the run loop looks for what is at its address.
+    Stale,
     /// The run loop goes on at the next block, of which the address is where entered blocks have theirs: all of the op is done.
     Arrived,
 }
@@ -84,6 +87,10 @@ pub(super) struct Emitter<'a> {
     pub flags_in_host: bool,
     /// Handlers of the interpreter go back to this code.
     pub is_reentered: bool,
+    /// Where the code begins for who knows that nothing wants the processor's attention,
+    pub entered: usize,
+    /// and for who knows besides that the block is what its page says.
+    pub unchecked: usize,
     /// By op and what happens: the jumps there.
     cold: Vec<(Exit, Jump)>,
     /// Where the jumps of links have their distances.
@@ -119,10 +126,8 @@ fn flags(byte: usize) -> Place {
 impl<'a> Emitter<'a> {
     /// Begins a block's code, with windows as planned.
     pub fn new(source: &'a Source<'a>, links: &'a mut Links, plan: &'a [Way]) -> Emitter<'a> {
-        let mut code = Code::default();
-        code.store_constant(4, of_cache(BlockCache::RUNNING), source.number.cast_signed());
-        Emitter {
-            code,
+        let mut emitter = Emitter {
+            code: Code::default(),
             source,
             links,
             kept: [None; KEPT.len()],
@@ -134,9 +139,30 @@ impl<'a> Emitter<'a> {
             events: Vec::new(),
             flags_in_host: false,
             is_reentered: false,
+            entered: 0,
+            unchecked: 0,
             cold: Vec::new(),
             sites: Vec::new(),
-        }
+        };
+        emitter.begin();
+        emitter
+    }
+
+    /// The block begins.
+    fn begin(&mut self) {
+        let Source { number, attention, state, value, .. } = *self.source;
+        self.compare_word(attention, 0, Miss::Arrived);
+        self.entered = self.code.len();
+        self.compare_word(state, value, Miss::Stale);
+        self.unchecked = self.code.len();
+        self.code.store_constant(4, of_cache(BlockCache::RUNNING), number.cast_signed());
+    }
+
+    /// Leaves by `miss`, at the block's beginning, when a word is not `value`. Changes RCX.
+    fn compare_word(&mut self, word: *const AtomicU32, value: u32, miss: Miss) {
+        self.code.set(CX, word as u64);
+        self.code.alu_constant(alu::CMP, 4, Place::At(CX, 0), value.cast_signed());
+        self.cold.push(((0, miss), self.code.jump_if(condition::NOT_EQUAL)));
     }
 
     pub fn mark(&self) -> Mark {
@@ -396,7 +422,7 @@ impl<'a> Emitter<'a> {
         self.code.jump_to(Place::Reg(AX));
     }
 
-    /// RDX becomes the entry of the jump cache for linear address RAX, if it is fresh and nothing wants the processor's attention; otherwise
+    /// RDX becomes the entry of the jump cache for linear address RAX; if there is none,
     /// op `k` is left by `miss`. Changes RCX.
     pub fn look_up(&mut self, k: usize, miss: Miss) {
         let code = &mut self.code;
@@ -413,20 +439,7 @@ impl<'a> Emitter<'a> {
         code.alu(alu::OR, 8, CX, of_tlb(Tlb::EPOCH));
         code.alu(alu::CMP, 8, CX, Place::At(DX, JumpEntry::SPACE));
         unequal(code);
-        code.load(8, CX, Place::At(DX, JumpEntry::STATE));
-        code.load(4, CX, Place::At(CX, 0));
-        code.alu(alu::CMP, 4, CX, Place::At(DX, JumpEntry::VALUE));
-        unequal(code);
-        self.look_around((k, miss));
         self.look_at_stack((k, miss));
-    }
-
-    /// Leaves by `exit` when something wants the processor's attention. Changes RCX.
-    fn look_around(&mut self, exit: Exit) {
-        let code = &mut self.code;
-        code.set(CX, self.source.attention as u64);
-        code.alu_constant(alu::CMP, 4, Place::At(CX, 0), 0);
-        self.cold.push((exit, code.jump_if(condition::NOT_EQUAL)));
     }
 
     /// Leaves by `exit` when the stack is used up: handlers may call the next one instead of jumping to it, and if that is this code, it would
@@ -462,15 +475,9 @@ impl<'a> Emitter<'a> {
         // What only goes forward ends with the page. So it is enough to look around, and whether the page has changed, on the way back; and behind
         // handlers, which may have changed it.
         let op = &self.source.ops[k];
-        if self.is_reentered || op.count > 0 && distance <= op.start.into() {
-            self.look_around((k, Miss::Arrived));
-            let code = &mut self.code;
-            code.set(CX, self.source.state as u64);
-            code.alu_constant(alu::CMP, 4, Place::At(CX, 0), self.source.value.cast_signed());
-            self.cold.push(((k, Miss::Arrived), code.jump_if(condition::NOT_EQUAL)));
-        }
+        let checked = self.is_reentered || op.count > 0 && distance <= op.start.into();
         self.look_at_stack((k, Miss::Arrived));
-        let link = self.links.add(gpa, self.source.value);
+        let link = self.links.add(gpa, self.source.value, checked);
         let jump = self.code.aligned_jump();
         self.sites.push((link, Code::site(jump)));
         self.cold.push(((k, Miss::Link(link)), jump));
@@ -499,6 +506,11 @@ impl<'a> Emitter<'a> {
                     self.code.set(DX, link.as_ptr() as u64);
                     self.code.load(8, SI, Place::At(DX, Link::OPS));
                     self.code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
+                }
+                Miss::Stale => {
+                    self.code.set(SI, self.source.ops.as_ptr() as u64);
+                    self.code.set(AX, stale as Handler as usize as u64);
+                    self.code.jump_to(Place::Reg(AX));
                 }
                 Miss::Arrived => {
                     self.code.load(8, AX, guest(RIP_BASE));

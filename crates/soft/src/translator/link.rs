@@ -26,6 +26,8 @@ pub(crate) struct Link {
     value: u32,
     /// Where the distance of the branch's jump is in the arena.
     site: u32,
+    /// The block has to look around before it begins.
+    checked: bool,
     /// Another link that leads to the same block.
     next: Option<NonNull<Link>>,
 }
@@ -57,10 +59,11 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// A new link to what stands at `gpa`, for a branch in code that was decoded under `value`.
-    pub fn add(&mut self, gpa: u64, value: u32) -> NonNull<Link> {
+    /// A new link to what stands at `gpa`, for a branch in code that was decoded under `value`; `checked` if the block has to look around
+    /// before it begins.
+    pub fn add(&mut self, gpa: u64, value: u32, checked: bool) -> NonNull<Link> {
         if self.used == self.chunks.len() * CHUNK {
-            let chunk = Box::new([const { Link { ops: &raw const HOLE, gpa: 0, value: 0, site: 0, next: None } }; CHUNK]);
+            let chunk = Box::new([const { Link { ops: &raw const HOLE, gpa: 0, value: 0, site: 0, checked: false, next: None } }; CHUNK]);
             self.chunks.push(NonNull::from(Box::leak(chunk)));
         }
         let chunk = self.chunks[self.used / CHUNK];
@@ -68,7 +71,7 @@ impl Links {
         let link = unsafe { chunk.cast::<Link>().add(self.used % CHUNK) };
         self.used += 1;
         // SAFETY: nobody else has this link yet.
-        unsafe { ((*link.as_ptr()).gpa, (*link.as_ptr()).value) = (gpa, value) };
+        unsafe { ((*link.as_ptr()).gpa, (*link.as_ptr()).value, (*link.as_ptr()).checked) = (gpa, value, checked) };
         link
     }
 
@@ -102,12 +105,12 @@ impl Links {
         }
     }
 
-    /// Where the distances of the jumps are that lead to a block, by its links.
-    pub fn sites(&self, first: Option<NonNull<Link>>) -> impl Iterator<Item = u32> {
+    /// Where the distances of the jumps are that lead to a block, by its links, and whether it has to look around.
+    pub fn sites(&self, first: Option<NonNull<Link>>) -> impl Iterator<Item = (u32, bool)> {
         // SAFETY: as in `at`.
         let links = std::iter::successors(first, |link| unsafe { link.as_ref() }.next);
         // SAFETY: as in `at`.
-        links.map(|link| unsafe { link.as_ref() }.site)
+        links.map(|link| unsafe { link.as_ref() }).map(|link| (link.site, link.checked))
     }
 
     /// Drops all links; no code that knows them may run again.
@@ -140,7 +143,7 @@ mod tests {
     #[test]
     fn link_is_filled_only_with_the_block_it_leads_to() {
         let mut links = Links::default();
-        let all: Vec<_> = (0..2 * CHUNK as u64 + 1).map(|n| links.add(0x1000 + n, 3)).collect();
+        let all: Vec<_> = (0..2 * CHUNK as u64 + 1).map(|n| links.add(0x1000 + n, 3, false)).collect();
         let (ops, mut to_block) = (NonNull::dangling().as_ptr(), None);
         links.fill(all[CHUNK], 0x5000, ops, 3, &mut to_block);
         assert_eq!(filled(&all), [0; 0], "an interrupt came in between");
@@ -149,7 +152,7 @@ mod tests {
         links.fill(all[CHUNK], 0x1000 + CHUNK as u64, ops, 3, &mut to_block);
         assert_eq!(filled(&all), [CHUNK]);
         links.clear();
-        assert_eq!(filled(&[links.add(7, 3)]), [0; 0]);
+        assert_eq!(filled(&[links.add(7, 3, false)]), [0; 0]);
     }
 
     #[test]
@@ -157,10 +160,10 @@ mod tests {
         let (mut links, mut to_block) = (Links::default(), None);
         let ops = NonNull::dangling().as_ptr();
         for site in [8, 16, 24] {
-            let link = links.add(0x1000, 3);
+            let link = links.add(0x1000, 3, site == 24);
             links.place(link, site);
             links.fill(link, if site == 16 { 0x2000 } else { 0x1000 }, ops, 3, &mut to_block);
         }
-        assert_eq!(links.sites(to_block).collect::<Vec<_>>(), [24, 8]);
+        assert_eq!(links.sites(to_block).collect::<Vec<_>>(), [(24, true), (8, false)]);
     }
 }

@@ -74,12 +74,14 @@ impl Translator {
         self.offset_of(handler).is_some()
     }
 
-    /// Has the jumps of links, from the `first`, lead to the code of a handler, if it is a translation.
-    pub fn direct(&mut self, first: Option<NonNull<Link>>, handler: Handler) {
-        if let Some(target) = self.offset_of(handler)
+    /// Has the jumps of links, from the `first`, lead to the code of a block, if it is translated: to `looking`, or so far behind its beginning
+    /// where nothing has to be looked at.
+    pub fn direct(&mut self, first: Option<NonNull<Link>>, looking: Handler, unchecked: u16) {
+        if let Some(target) = self.offset_of(looking)
             && let Some(arena) = &mut self.arena
         {
-            self.links.sites(first).for_each(|site| arena.redirect(site as usize, target));
+            let target = |checked| if checked { target } else { target + usize::from(unchecked) };
+            self.links.sites(first).for_each(|(site, checked)| arena.redirect(site as usize, target(checked)));
         }
     }
 
@@ -100,7 +102,9 @@ impl Translator {
 /// The first op of a block, which is no instruction: counts how often the block is executed, and has it translated. `imm` is the
 /// block's number.
 pub(crate) extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    cpu.blocks.run(op.imm as u32);
+    if !cpu.begin_block(op) {
+        return op.again(cpu);
+    }
     if !cpu.blocks.is_translated(op) {
         if !cpu.blocks.heat(op.imm as usize, cpu.vm.translate_after) {
             return op.next(cpu);
@@ -126,10 +130,15 @@ extern "sysv64-unwind" fn crossed(cpu: &mut Cpu, op: Cursor, run: Handler) -> Ou
 /// [`crossed`].
 type Crossed = extern "sysv64-unwind" fn(&mut Cpu, Cursor, Handler) -> Outcome;
 
-/// The first op of a block that is not to be translated: only names it.
+/// The first op of a block, of which the translation has found that it is not any more what its page says.
+extern "sysv64-unwind" fn stale(cpu: &mut Cpu, op: Cursor) -> Outcome {
+    cpu.forget_jump();
+    op.again(cpu)
+}
+
+/// The first op of a block that is not to be translated.
 pub(crate) extern "sysv64-unwind" fn named(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    cpu.blocks.run(op.imm as u32);
-    op.next(cpu)
+    if cpu.begin_block(op) { op.next(cpu) } else { op.again(cpu) }
 }
 
 /// The first op of a block; whoever makes the block gives it the block's number.
@@ -155,9 +164,18 @@ pub(crate) struct Source<'a> {
     pub attention: *const AtomicU32,
 }
 
-/// Translates a block, with windows if `wide`. The result is by op its new handler, where it gets one. `None` when there is no room for the
-/// code.
-pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool) -> Option<Vec<(usize, Handler)>> {
+/// A translated block.
+pub(crate) struct Translation {
+    /// By op its new handler, where it gets one.
+    pub entries: Vec<(usize, Handler)>,
+    /// The handler that looks first whether something wants the processor's attention.
+    pub looking: Handler,
+    /// How far behind its beginning the code is that does not look at anything.
+    pub unchecked: u16,
+}
+
+/// Translates a block, with windows if `wide`. `None` when there is no room for the code.
+pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool) -> Option<Translation> {
     let instructions: Vec<Instruction> = Decoder::with_ip(64, source.bytes, 0, DecoderOptions::NONE).into_iter().collect();
     let mut items = items(source.ops, &instructions)?;
     let links = &mut translator.links;
@@ -182,7 +200,8 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool
         // convention: it takes the processor in RDI, keeps what a callee must keep, and returns an `Outcome` or goes on to a handler.
         unsafe { std::mem::transmute::<NonNull<u8>, Handler>(base.add(offset)) }
     };
-    Some(made.entries.into_iter().map(|(k, offset)| (k, handler(offset))).collect())
+    let entries = made.entries.into_iter().map(|(k, offset)| (k, handler(offset))).collect();
+    Some(Translation { entries, looking: handler(0), unchecked: made.unchecked as u16 })
 }
 
 /// The block's instructions, each with what was made of it.
@@ -215,6 +234,8 @@ struct Made {
     code: Code,
     /// Ops whose code begins at an offset.
     entries: Vec<(usize, usize)>,
+    /// Where the code begins that has looked around.
+    unchecked: usize,
     /// Where the jumps of links have their distances.
     sites: Vec<(NonNull<Link>, usize)>,
     /// What the block does.
@@ -225,7 +246,8 @@ struct Made {
 fn emit(source: &Source, items: &mut [Item], links: &mut Links, plan: &Plan) -> Option<Made> {
     find_flags_needed(items, &plan.inside);
     let mut emitter = Emitter::new(source, links, &plan.ways);
-    let mut entries = vec![(0, 0)];
+    let (entered, unchecked) = (emitter.entered, emitter.unchecked);
+    let mut entries = vec![(0, entered)];
     // Whether the code made last goes on with what is made next.
     let mut falls_through = true;
     for item in items {
@@ -256,5 +278,5 @@ fn emit(source: &Source, items: &mut [Item], links: &mut Links, plan: &Plan) -> 
         return None;
     }
     let (events, sites) = (std::mem::take(&mut emitter.events), std::mem::take(&mut emitter.sites));
-    Some(Made { code: emitter.finish(), entries, sites, events })
+    Some(Made { code: emitter.finish(), entries, unchecked, sites, events })
 }
