@@ -398,3 +398,39 @@ fn same_blocks_run_at_two_linear_addresses_by_turns() {
     assert_eq!(registers.gpr[7], 100 * 5);
     assert_eq!(m.get::<u32>(first + 0x800), 1000);
 }
+
+#[test]
+fn stack_frame_across_the_end_of_a_page_is_what_any_other_is() {
+    let mut m = Machine::new();
+    let (begin, rounds) = (DATA + 0x2000 + 24, 5_000u32);
+    m.code(CODE, |a| {
+        let (mut again, mut function) = (a.create_label(), a.create_label());
+        a.mov(rsp, begin).unwrap();
+        a.mov(ecx, rounds).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.call(function).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+        a.set_label(&mut function).unwrap();
+        a.push(rbx).unwrap();
+        a.push(rcx).unwrap();
+        a.push(rdx).unwrap();
+        a.push(rsi).unwrap();
+        a.mov(rbx, rcx).unwrap();
+        a.add(qword_ptr(rsp + 8), 3).unwrap();
+        a.mov(rdx, qword_ptr(rsp + 8)).unwrap();
+        a.add(rsi, rbx).unwrap();
+        a.mov(qword_ptr(rsp), rsi).unwrap();
+        a.pop(rsi).unwrap();
+        a.pop(rdx).unwrap();
+        a.pop(rcx).unwrap();
+        a.pop(rbx).unwrap();
+        a.ret().unwrap();
+    });
+    let registers = m.run_to_halt();
+    let rounds = u64::from(rounds);
+    assert_eq!((registers.gpr[2], registers.gpr[3], registers.gpr[6]), (3 * rounds, 0, rounds * (rounds + 1) / 2));
+    assert_eq!(registers.gpr[4], begin);
+    assert_eq!(m.vcpu.stats().instructions, Some(2 + 17 * rounds + 1));
+}
