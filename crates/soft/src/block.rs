@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Handler, Op, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Handler, Op, Outcome, Slow, Trap, end_of_block, slow};
 use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
@@ -61,7 +61,7 @@ struct Block {
     ops: Box<[Op]>,
     gpa: u64,
     len: u16,
-    /// See [`translator::Translation`]; the first op's handler until there is one.
+    /// See [`translator::Translation`]; [`enter_untranslated`] until there is one.
     entry: Handler,
     unchecked: u16,
     /// Second page, when the only instruction crosses into it.
@@ -75,9 +75,10 @@ struct Block {
 }
 
 impl Block {
-    /// A block of these ops, whose page is as stated.
-    fn new(entry: Handler, mut ops: Vec<Op>, gpa: u64, len: u16, (state, value): (*const AtomicU32, u32)) -> Block {
-        ops.insert(0, translator::header(entry));
+    /// A block of these ops, behind one whose handler is `first`; its page is as stated.
+    fn new(first: Handler, mut ops: Vec<Op>, gpa: u64, len: u16, (state, value): (*const AtomicU32, u32)) -> Block {
+        ops.insert(0, translator::header(first));
+        let entry = ENTER_UNTRANSLATED;
         Block { ops: ops.into_boxed_slice(), gpa, len, entry, unchecked: 0, crosses: None, state, value, heat: 0, links: None }
     }
 }
@@ -97,20 +98,33 @@ pub(crate) struct JumpEntry {
     va: u64,
     /// See [`Cpu::space`].
     space: u64,
-    ops: *const Op,
-    /// The block's entry, as it was once: translated code goes there directly, and need not read the op.
+    /// Where translated code goes: the block's code, or [`enter_untranslated`], as it was once.
     run: Handler,
+    /// The block's number. What has it may be another block by now, of the same address.
+    number: u32,
 }
 
 /// Where things are, for generated code.
 impl JumpEntry {
     pub const VA: i32 = offset_of!(JumpEntry, va) as i32;
     pub const SPACE: i32 = offset_of!(JumpEntry, space) as i32;
-    pub const OPS: i32 = offset_of!(JumpEntry, ops) as i32;
     pub const RUN: i32 = offset_of!(JumpEntry, run) as i32;
+    pub const NUMBER: i32 = offset_of!(JumpEntry, number) as i32;
     /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
     pub const FOLD_SHIFT: u8 = 12;
-    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), run: translator::named };
+    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, run: ENTER_UNTRANSLATED, number: NO_BLOCK };
+}
+
+/// [`enter_untranslated`], which takes a block's number in place of an op.
+type EnterUntranslated = extern "sysv64-unwind" fn(&mut Cpu, usize) -> Outcome;
+
+// SAFETY: only generated code comes here, by an entry of the jump cache, and it has the entry's number where a second argument is.
+const ENTER_UNTRANSLATED: Handler = unsafe { std::mem::transmute::<EnterUntranslated, Handler>(enter_untranslated) };
+
+/// Runs a block that had no translation when translated code found it in the jump cache.
+extern "sysv64-unwind" fn enter_untranslated(cpu: &mut Cpu, number: usize) -> Outcome {
+    let first = Cursor::first(cpu.blocks.blocks[number].ops.as_ptr());
+    (first.run)(cpu, first)
 }
 
 /// Whether a block's page is as it was when the block was decoded.
@@ -189,17 +203,15 @@ impl BlockCache {
         self.running = NO_BLOCK;
     }
 
-    /// The block with these ops is what the link leads to that was followed, unless something came in between. One that crosses pages is left to
-    /// the jump cache, as its second page is another in another address space.
+    /// This block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to the jump
+    /// cache, as its second page is another in another address space.
     #[cold]
-    fn fill_link(&mut self, ops: *const Op) {
-        // SAFETY: the caller has found the block.
-        let number = unsafe { &*ops }.imm as usize;
+    fn fill_link(&mut self, number: u32) {
+        let block = &mut self.blocks[number as usize];
         if let Some(link) = self.link.take()
-            && let block = &mut self.blocks[number]
             && block.crosses.is_none()
         {
-            self.translator.links.fill(link, block.gpa, ops, block.value, &mut block.links);
+            self.translator.links.fill(link, block.gpa, block.ops.as_ptr(), block.value, &mut block.links);
             self.translator.direct(block.links, block.entry, block.unchecked);
         }
     }
@@ -222,7 +234,7 @@ impl BlockCache {
     /// The handler of a block that is entered at `va` may be another than the jump cache has.
     pub fn renew_jump(&mut self, va: u64, first: Cursor) {
         let jump = &mut self.jumps[jump_index(va)];
-        if std::ptr::eq(jump.ops, &*first) {
+        if u64::from(jump.number) == first.imm {
             jump.run = self.blocks[first.imm as usize].entry;
         }
     }
@@ -270,9 +282,9 @@ impl Cpu {
             let jump = self.blocks.jumps[jump_index(va)];
             if jump.va == va && jump.space == space {
                 if self.blocks.link.is_some() {
-                    self.blocks.fill_link(jump.ops);
+                    self.blocks.fill_link(jump.number);
                 }
-                return Ok(Cursor::first(jump.ops));
+                return Ok(Cursor::first(self.blocks.blocks[jump.number as usize].ops.as_ptr()));
             }
         }
         self.find_block(va, space, single)
@@ -416,16 +428,16 @@ impl Cpu {
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
         let block = &self.blocks.blocks[index as usize];
-        let (ops, run) = (block.ops.as_ptr(), block.entry);
+        let (first, run) = (Cursor::first(block.ops.as_ptr()), block.entry);
         if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
-            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, run };
+            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, run, number: index };
         }
         if single {
             self.blocks.link = None;
         } else if self.blocks.link.is_some() {
-            self.blocks.fill_link(ops);
+            self.blocks.fill_link(index);
         }
-        Cursor::first(ops)
+        first
     }
 
     /// Decodes the block at `gpa`, which the code runs at linear address `va`.
@@ -445,8 +457,8 @@ impl Cpu {
                 Some(ops) => {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
                     let counts = self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX;
-                    let entry = if counts { translator::warm } else { translator::named };
-                    Block::new(entry, ops, gpa, len, (state, value))
+                    let first = if counts { translator::warm } else { translator::named };
+                    Block::new(first, ops, gpa, len, (state, value))
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;

@@ -20,11 +20,11 @@ use std::sync::atomic::AtomicU32;
 
 use super::code::{AX, CX, Code, DI, DX, Jump, Place, R8, R9, R10, R11, Reg, SI, alu, condition};
 use super::window::{Event, Key, Way, Window};
-use super::{Crossed, Link, Links, Source, crossed, stale};
+use super::{Crossed, Link, Links, Source, Stale, crossed, stale};
 use crate::block::{BlockCache, JUMPS, JumpEntry};
 use crate::cpu::{Cpu, RIP_BASE, ZERO};
 use crate::mmu::Tlb;
-use crate::op::{Handler, Op, Outcome};
+use crate::op::{Op, Outcome};
 
 /// Where copies of guest registers and windows are kept.
 const KEPT: [Reg; 5] = [R8, R9, R10, R11, SI];
@@ -487,7 +487,7 @@ impl<'a> Emitter<'a> {
     pub fn enter(&mut self, k: usize) {
         self.code.store(8, guest(RIP_BASE), AX);
         self.count(k);
-        self.code.load(8, SI, Place::At(DX, JumpEntry::OPS));
+        self.code.load(4, SI, Place::At(DX, JumpEntry::NUMBER));
         self.code.jump_to(Place::At(DX, JumpEntry::RUN));
     }
 
@@ -508,8 +508,7 @@ impl<'a> Emitter<'a> {
                     self.code.jump_to(Place::At(SI, offset_of!(Op, run) as i32));
                 }
                 Miss::Stale => {
-                    self.code.set(SI, self.source.ops.as_ptr() as u64);
-                    self.code.set(AX, stale as Handler as usize as u64);
+                    self.code.set(AX, stale as Stale as usize as u64);
                     self.code.jump_to(Place::Reg(AX));
                 }
                 Miss::Arrived => {

@@ -130,11 +130,15 @@ extern "sysv64-unwind" fn crossed(cpu: &mut Cpu, op: Cursor, run: Handler) -> Ou
 /// [`crossed`].
 type Crossed = extern "sysv64-unwind" fn(&mut Cpu, Cursor, Handler) -> Outcome;
 
-/// The first op of a block, of which the translation has found that it is not any more what its page says.
-extern "sysv64-unwind" fn stale(cpu: &mut Cpu, op: Cursor) -> Outcome {
+/// The block that was about to begin is not any more what its page says. Its ops may be gone.
+extern "sysv64-unwind" fn stale(cpu: &mut Cpu) -> Outcome {
     cpu.forget_jump();
-    op.again(cpu)
+    cpu.rip = cpu.regs[RIP_BASE];
+    Outcome::Done
 }
+
+/// [`stale`].
+type Stale = extern "sysv64-unwind" fn(&mut Cpu) -> Outcome;
 
 /// The first op of a block that is not to be translated.
 pub(crate) extern "sysv64-unwind" fn named(cpu: &mut Cpu, op: Cursor) -> Outcome {
@@ -179,16 +183,19 @@ pub(crate) fn translate(translator: &mut Translator, source: &Source, wide: bool
     let instructions: Vec<Instruction> = Decoder::with_ip(64, source.bytes, 0, DecoderOptions::NONE).into_iter().collect();
     let mut items = items(source.ops, &instructions)?;
     let links = &mut translator.links;
-    let (first, mut plan) = (links.len(), window::Plan::default());
+    let (first, mut plan) = (links.len(), Plan::default());
     let mut made = emit(source, &mut items, links, &plan)?;
     if wide {
         plan = window::plan(&made.events);
     }
     if !plan.inside.is_empty() {
         links.truncate(first);
-        // Without windows when the plan cannot be followed.
         made = match emit(source, &mut items, links, &plan) {
-            None => emit(source, &mut items, links, &window::Plan::default())?,
+            None => {
+                // The plan cannot be followed.
+                links.truncate(first);
+                emit(source, &mut items, links, &Plan::default())?
+            }
             Some(made) => made,
         };
     }

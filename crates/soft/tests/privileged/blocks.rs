@@ -434,3 +434,34 @@ fn stack_frame_across_the_end_of_a_page_is_what_any_other_is() {
     assert_eq!(registers.gpr[4], begin);
     assert_eq!(m.vcpu.stats().instructions, Some(2 + 17 * rounds + 1));
 }
+
+#[test]
+fn code_that_is_changed_is_new_at_all_its_linear_addresses() {
+    let mut m = Machine::new();
+    let (first, second) = (DATA + 0x1000, DATA + 0x5000);
+    m.map(second, first | PRESENT | WRITE);
+    m.code(first, |a| {
+        a.add(r8d, 1).unwrap();
+        a.ret().unwrap();
+    });
+    m.code(CODE, |a| {
+        let (mut change, mut again) = (a.create_label(), a.create_label());
+        a.xor(r8d, r8d).unwrap();
+        a.mov(rbx, first).unwrap();
+        a.mov(rsi, second).unwrap();
+        a.mov(edx, 20).unwrap();
+        a.set_label(&mut change).unwrap();
+        a.mov(ecx, 300).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.call(rbx).unwrap();
+        a.call(rsi).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        // The constant of the ADD.
+        a.inc(byte_ptr(rbx + 3)).unwrap();
+        a.dec(edx).unwrap();
+        a.jnz(change).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run_to_halt().gpr[8], (1..=20).map(|by| 600 * by).sum::<u64>());
+}
