@@ -225,7 +225,11 @@ impl Cpu {
             None => {
                 self.check_alignment(va, T::SIZE)?;
                 self.check_write(va, T::SIZE)?;
-                self.load_slow(va)
+                match self.hit::<T, true>(va) {
+                    // SAFETY: as above.
+                    Some(at) => Ok(unsafe { T::read(at) }),
+                    None => self.load_slow(va),
+                }
             }
         }
     }
@@ -275,6 +279,9 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn check_write(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+        if (va & (PAGE - 1)) + size <= PAGE && self.hit::<u8, true>(va).is_some() {
+            return Ok(());
+        }
         self.check_end(va, size)?;
         let mut at = va;
         let end = va.wrapping_add(size);
@@ -419,11 +426,9 @@ impl Cpu {
         self.watch(va, T::SIZE, true);
         self.check_write(va, T::SIZE)?;
         if (va & (PAGE - 1)) + T::SIZE <= PAGE {
-            let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
-            if let Some(at) = self.fill(va, mapping) {
-                self.note_write(mapping.gpa, va & (PAGE - 1), T::SIZE)?;
+            if let Some(at) = self.checked_host(va, T::SIZE)? {
                 loop {
-                    // SAFETY: `fill` returns host addresses of guest RAM, and the access stays in the page.
+                    // SAFETY: host addresses of guest RAM, and the access stays in the page.
                     let old = unsafe { T::read(at) };
                     let Some(value) = new(old) else { return Ok(old) };
                     // SAFETY: as above.
@@ -441,15 +446,25 @@ impl Cpu {
         Ok(old)
     }
 
+    /// Host address of a write inside of a page, which [`Cpu::check_write`] has allowed; decoded instructions there become invalid. `None` when
+    /// there is no RAM.
+    fn checked_host(&mut self, va: u64, size: u64) -> Result<Option<*mut u8>, Trap> {
+        if let Some(at) = self.hit::<u8, true>(va) {
+            return Ok(Some(at));
+        }
+        let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
+        let Some(at) = self.fill(va, mapping) else { return Ok(None) };
+        self.note_write(mapping.gpa, va & (PAGE - 1), size)?;
+        Ok(Some(at))
+    }
+
     /// CMPXCHG16B: compares and exchanges 16 aligned bytes; returns the old ones.
     pub fn atomic_compare_exchange_16(&mut self, va: u64, expected: u128, new: u128) -> Result<u128, Trap> {
         if va & 15 != 0 {
             return Err(self.gp());
         }
         self.check_write(va, 16)?;
-        let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
-        if let Some(at) = self.fill(va, mapping) {
-            self.note_write(mapping.gpa, va & (PAGE - 1), 16)?;
+        if let Some(at) = self.checked_host(va, 16)? {
             let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
             // SAFETY: 16 aligned bytes of guest RAM. RBX is saved by hand because LLVM reserves it. Every x86-64 processor that this
             // backend offers CX16 on has it.
