@@ -5,15 +5,16 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use super::atomic::has_high_byte;
 use super::code::{AX, CX, Code, DX, Place, R8, R9, R10, Reg, alu};
 use super::emit::{Emitter, Miss, guest};
 use crate::cpu::RIP_BASE;
 use crate::integer::condition_code;
 use crate::op::Op;
 
-const RAX: u8 = 0;
+pub(super) const RAX: u8 = 0;
 const RCX: u8 = 1;
-const RDX: u8 = 2;
+pub(super) const RDX: u8 = 2;
 const RSP: u8 = 4;
 const RBP: u8 = 5;
 
@@ -40,7 +41,7 @@ pub(super) enum After {
 
 /// An operand: a general register with its size, or memory, or a constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operand {
+pub(super) enum Operand {
     Reg(u8),
     Mem,
     Imm(i32),
@@ -52,7 +53,7 @@ fn number(register: Register) -> Option<u8> {
     (register.is_gpr() && !is_high).then(|| register.full_register().number() as u8)
 }
 
-fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
+pub(super) fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
     match insn.op_kind(n) {
         OpKind::Register => number(insn.op_register(n)).map(Operand::Reg),
         OpKind::Memory => Some(Operand::Mem),
@@ -68,7 +69,7 @@ fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
 }
 
 /// Size of an operand in bytes.
-fn size(insn: &Instruction, n: u32) -> u8 {
+pub(super) fn size(insn: &Instruction, n: u32) -> u8 {
     let size = if insn.op_kind(n) == OpKind::Register { insn.op_register(n).size() } else { insn.memory_size().size() };
     size as u8
 }
@@ -103,10 +104,16 @@ impl Emitter<'_> {
     pub fn instruction(&mut self, item: &Item) -> Option<After> {
         let flags_ready = self.begin();
         let insn = item.insn;
-        if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && operand(insn, 0) != Some(Operand::Mem) {
+        let is_in_memory = insn.op_count() > 0 && operand(insn, 0) == Some(Operand::Mem);
+        if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && !is_in_memory {
             return None;
         }
         match insn.mnemonic() {
+            _ if has_high_byte(insn) => self.high_byte(item)?,
+            Mnemonic::Mul => self.mul(item)?,
+            Mnemonic::Shld | Mnemonic::Shrd => self.double_shift(item)?,
+            Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg if is_in_memory => self.exchange(item)?,
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc if is_in_memory => self.bit_test_memory(item)?,
             Mnemonic::Mov => self.mov(item, flags_ready)?,
             Mnemonic::Movzx => self.extend(item, [0xb6, 0xb7])?,
             Mnemonic::Movsx | Mnemonic::Movsxd => self.extend(item, [0xbe, 0xbf])?,
@@ -201,7 +208,8 @@ impl Emitter<'_> {
         if size >= 4 { self.define(register) } else { self.read(register) }
     }
 
-    fn lock(&mut self, item: &Item) {
+    /// The LOCK prefix, when the instruction has it.
+    pub fn lock(&mut self, item: &Item) {
         if item.insn.has_lock_prefix() {
             self.code.push(&[0xf0]);
         }
