@@ -33,6 +33,8 @@ const MAX_LENGTH: usize = 15;
 const PAGE: u64 = 4096;
 /// Entries of the jump cache.
 pub(crate) const JUMPS: usize = 4096;
+/// Entries of the jump cache that stand in for each other: what is not in its own entry may still be in one of the others.
+const WAYS: usize = 4;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
 const MAX_OPS: usize = 112 * 1024;
 
@@ -140,6 +142,8 @@ pub(crate) struct BlockCache {
     by_address: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
     /// An entry may outlive its block, which is replaced only when the entry is not fresh any more.
     jumps: Box<[JumpEntry; JUMPS]>,
+    /// Where among its neighbours the last entry went that had to make room for another, 1 to `WAYS - 1`.
+    way: usize,
     natives: Natives,
     translator: Translator,
     ops: usize,
@@ -179,6 +183,7 @@ impl BlockCache {
             blocks: Vec::new(),
             by_address: HashMap::default(),
             jumps: filled(JumpEntry::NONE),
+            way: 1,
             natives: Natives::new(),
             translator: Translator::default(),
             ops: 0,
@@ -278,16 +283,23 @@ impl Cpu {
         let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
         let space = self.space();
         self.regs[RIP_BASE] = self.rip;
-        if !single {
-            let jump = self.blocks.jumps[jump_index(va)];
-            if jump.va == va && jump.space == space {
-                if self.blocks.link.is_some() {
-                    self.blocks.fill_link(jump.number);
-                }
-                return Ok(Cursor::first(self.blocks.blocks[jump.number as usize].ops.as_ptr()));
-            }
+        if !single && let Some(known) = self.known_block(jump_index(va), va, space) {
+            return Ok(known);
         }
         self.find_block(va, space, single)
+    }
+
+    /// The block in an entry of the jump cache, if it is the one at `va`.
+    #[inline(always)]
+    fn known_block(&mut self, index: usize, va: u64, space: u64) -> Option<Cursor> {
+        let jump = self.blocks.jumps[index];
+        if jump.va != va || jump.space != space {
+            return None;
+        }
+        if self.blocks.link.is_some() {
+            self.blocks.fill_link(jump.number);
+        }
+        Some(Cursor::first(self.blocks.blocks[jump.number as usize].ops.as_ptr()))
     }
 
     /// Begins a block, of which this is the first op, unless it is not any more what its pages say.
@@ -385,6 +397,15 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn find_block(&mut self, va: u64, space: u64, single: bool) -> Result<Cursor, Trap> {
+        let index = jump_index(va);
+        if !single {
+            for way in 1..WAYS {
+                if let Some(known) = self.known_block(index ^ way, va, space) {
+                    self.blocks.jumps.swap(index, index ^ way);
+                    return Ok(known);
+                }
+            }
+        }
         self.blocks.stop_running();
         let gpa = self.fetch_address(va)?;
         // One-instruction blocks are kept apart from ordinary ones; physical addresses have at most 46 bits.
@@ -430,7 +451,13 @@ impl Cpu {
         let block = &self.blocks.blocks[index as usize];
         let (first, run) = (Cursor::first(block.ops.as_ptr()), block.entry);
         if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
-            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, run, number: index };
+            let jump = jump_index(va);
+            let old = self.blocks.jumps[jump];
+            if old.number != NO_BLOCK {
+                self.blocks.way = self.blocks.way % (WAYS - 1) + 1;
+                self.blocks.jumps[jump ^ self.blocks.way] = old;
+            }
+            self.blocks.jumps[jump] = JumpEntry { va, space, run, number: index };
         }
         if single {
             self.blocks.link = None;

@@ -5,6 +5,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use super::atomic::has_high_byte;
 use super::code::{AX, CX, Code, DX, Place, Reg, alu};
 use super::emit::{Emitter, Miss, guest};
 use super::window::Key;
@@ -12,9 +13,9 @@ use crate::cpu::{RIP_BASE, ZERO};
 use crate::integer::condition_code;
 use crate::op::Op;
 
-const RAX: u8 = 0;
+pub(super) const RAX: u8 = 0;
 const RCX: u8 = 1;
-const RDX: u8 = 2;
+pub(super) const RDX: u8 = 2;
 const RSP: u8 = 4;
 const RBP: u8 = 5;
 /// The stack.
@@ -43,7 +44,7 @@ pub(super) enum After {
 
 /// An operand: a general register with its size, or memory, or a constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operand {
+pub(super) enum Operand {
     Reg(u8),
     Mem,
     Imm(i32),
@@ -55,7 +56,7 @@ fn number(register: Register) -> Option<u8> {
     (register.is_gpr() && !is_high).then(|| register.full_register().number() as u8)
 }
 
-fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
+pub(super) fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
     match insn.op_kind(n) {
         OpKind::Register => number(insn.op_register(n)).map(Operand::Reg),
         OpKind::Memory => Some(Operand::Mem),
@@ -71,7 +72,7 @@ fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
 }
 
 /// Size of an operand in bytes.
-fn size(insn: &Instruction, n: u32) -> u8 {
+pub(super) fn size(insn: &Instruction, n: u32) -> u8 {
     let size = if insn.op_kind(n) == OpKind::Register { insn.op_register(n).size() } else { insn.memory_size().size() };
     size as u8
 }
@@ -103,7 +104,7 @@ pub(super) fn flags(insn: &Instruction) -> Flags {
         }
         Mnemonic::Bswap | Mnemonic::Not | Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Imul | Mnemonic::Push | Mnemonic::Pop => Flags::Passed,
         Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror => Flags::Passed,
-        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr => Flags::Passed,
+        Mnemonic::Shld | Mnemonic::Shrd | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => Flags::Passed,
         Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd => Flags::Passed,
         // Not those of segment and control registers.
         Mnemonic::Mov if insn.op_kinds().all(|kind| kind != OpKind::Register) => Flags::Passed,
@@ -123,10 +124,16 @@ impl Emitter<'_> {
     pub fn instruction(&mut self, item: &Item) -> Option<After> {
         self.unpin();
         let insn = item.insn;
-        if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && operand(insn, 0) != Some(Operand::Mem) {
+        let is_in_memory = insn.op_count() > 0 && operand(insn, 0) == Some(Operand::Mem);
+        if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && !is_in_memory {
             return None;
         }
         match insn.mnemonic() {
+            _ if has_high_byte(insn) => self.high_byte(item)?,
+            Mnemonic::Mul => self.mul(item)?,
+            Mnemonic::Shld | Mnemonic::Shrd => self.double_shift(item)?,
+            Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg if is_in_memory => self.exchange(item)?,
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc if is_in_memory => self.bit_test_memory(item)?,
             Mnemonic::Mov => self.mov(item)?,
             Mnemonic::Movzx => self.extend(item, [0xb6, 0xb7])?,
             Mnemonic::Movsx | Mnemonic::Movsxd => self.extend(item, [0xbe, 0xbf])?,
@@ -210,14 +217,14 @@ impl Emitter<'_> {
     }
 
     /// Makes the host's flags the guest's, for an instruction that leaves some of them, if somebody may look at these.
-    fn load_old_flags(&mut self, item: &Item) {
+    pub fn load_old_flags(&mut self, item: &Item) {
         if item.flags_needed {
             self.load_flags();
         }
     }
 
     /// The same place without RAX, which flags are loaded by.
-    fn away_from_ax(&mut self, place: Place) -> Place {
+    pub fn away_from_ax(&mut self, place: Place) -> Place {
         if !matches!(place, Place::At(AX, _)) {
             return place;
         }
@@ -225,7 +232,8 @@ impl Emitter<'_> {
         Place::At(CX, 0)
     }
 
-    fn lock(&mut self, item: &Item) {
+    /// The LOCK prefix, when the instruction has it.
+    pub fn lock(&mut self, item: &Item) {
         if item.insn.has_lock_prefix() {
             self.code.push(&[0xf0]);
         }

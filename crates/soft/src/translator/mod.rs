@@ -15,6 +15,7 @@
 //! wants the processor's attention. Code lies in an arena of the processor's own; when that is full, the whole block cache is emptied with it.
 #![allow(unsafe_code)] // Makes handlers of code.
 
+mod atomic;
 mod code;
 mod emit;
 mod link;

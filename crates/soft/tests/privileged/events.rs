@@ -128,6 +128,93 @@ fn sti_holds_interrupts_off_for_one_instruction() {
     assert_eq!(m.registers().rip, CODE + 2);
 }
 
+/// How far behind the start of `enable`, which a jump leads to and NOPs follow, an interrupt is taken that has been waiting.
+fn taken_at(enable: impl FnOnce(&mut CodeAssembler)) -> u64 {
+    const VECTOR: u64 = 0x40;
+    let mut m = Machine::with(1, true, false);
+    m.code(HANDLERS + VECTOR * 16, |a| {
+        a.mov(rbx, qword_ptr(rsp)).unwrap();
+        // Nobody takes the port: the machine stops there.
+        a.out(0x82, al).unwrap();
+    });
+    m.code(CODE, |a| {
+        switch_apic_on(a);
+        // The self-IPI register.
+        a.mov(ecx, 0x83f).unwrap();
+        a.mov(eax, VECTOR as u32).unwrap();
+        a.wrmsr().unwrap();
+        let mut wait = a.create_label();
+        a.mov(ecx, 100).unwrap();
+        a.set_label(&mut wait).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(wait).unwrap();
+        a.mov(rax, DATA).unwrap();
+        a.jmp(rax).unwrap();
+    });
+    m.code(DATA, |a| {
+        enable(a);
+        (0..100).for_each(|_| a.nop().unwrap());
+    });
+    assert!(matches!(m.run(), Exit::PortOut { .. }));
+    m.registers().gpr[3] - DATA
+}
+
+#[test]
+fn interrupt_that_waits_is_taken_as_soon_as_the_flag_is_set() {
+    let popf = |a: &mut CodeAssembler| {
+        a.push(0x202).unwrap();
+        a.popfq().unwrap();
+    };
+    assert_eq!(taken_at(popf), 6);
+    let sti = |a: &mut CodeAssembler| {
+        a.sti().unwrap();
+        a.nop().unwrap();
+    };
+    assert_eq!(taken_at(sti), 2, "behind the next instruction");
+    let sti_before_a_jump = |a: &mut CodeAssembler| {
+        let mut over = a.create_label();
+        a.sti().unwrap();
+        a.jmp(over).unwrap();
+        (0..7).for_each(|_| a.nop().unwrap());
+        a.set_label(&mut over).unwrap();
+    };
+    assert_eq!(taken_at(sti_before_a_jump), 10);
+    let sti_at_the_end_of_a_block = |a: &mut CodeAssembler| {
+        (0..31).for_each(|_| a.nop().unwrap());
+        a.sti().unwrap();
+    };
+    assert_eq!(taken_at(sti_at_the_end_of_a_block), 33);
+    let iret = |a: &mut CodeAssembler| {
+        a.mov(rdx, rsp).unwrap();
+        a.push(i32::from(KERNEL_DATA)).unwrap();
+        a.push(rdx).unwrap();
+        a.push(0x202).unwrap();
+        a.push(i32::from(KERNEL_CODE)).unwrap();
+        a.push((DATA + 0x40) as i32).unwrap();
+        a.iretq().unwrap();
+    };
+    assert_eq!(taken_at(iret), 0x40);
+}
+
+#[test]
+fn interrupt_that_waits_is_taken_when_registers_are_written() {
+    let mut m = Machine::with(1, true, false);
+    m.code(HANDLERS + 0x40 * 16, |a| a.out(0x83, al).unwrap());
+    m.code(CODE, |a| {
+        switch_apic_on(a);
+        a.out(0x82, al).unwrap();
+        a.out(0x84, al).unwrap();
+        a.out(0x85, al).unwrap();
+    });
+    m.run();
+    m.vm.signal_msi(0xfee0_0000, 0x40);
+    assert!(matches!(m.run(), Exit::PortOut { port: 0x84, .. }));
+    let mut registers = m.registers();
+    registers.rflags |= 0x200;
+    m.set(&registers);
+    assert!(matches!(m.run(), Exit::PortOut { port: 0x83, .. }));
+}
+
 #[test]
 fn mov_ss_holds_interrupts_off_for_one_instruction() {
     let mut m = Machine::new();
