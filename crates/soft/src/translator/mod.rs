@@ -1,7 +1,8 @@
 //! The translator: host code for blocks that are executed often.
 //!
-//! Guest and host are the same architecture, so there is no intermediate language: one pass over a block's instructions makes the host's
-//! instructions for each ([`lower`]), with guest registers in memory and copies of some in host registers ([`emit`]). The interpreter stays
+//! Guest and host are the same architecture, so there is no intermediate language: a pass over a block's instructions makes the host's
+//! instructions for each ([`lower`]), with guest registers in memory and copies of some in host registers ([`emit`]), and a second pass where
+//! accesses to memory have something in common ([`window`]). The interpreter stays
 //! what is right by definition. Its ops are kept, and the code is a handler like others, to which the first op that it stands for points:
 //!
 //! ```text
@@ -11,8 +12,8 @@
 //!                                  └─> add -> jmp ─> block         is done by the handler of its op
 //! ```
 //!
-//! A branch finds the next block by itself, by its link ([`link`]) or in the jump cache ([`crate::block`]), and goes there, unless something
-//! wants the processor's attention. Code lies in an arena of the processor's own; when that is full, the whole block cache is emptied with it.
+//! A branch leads to the next block's code by itself ([`link`]), or finds it in the jump cache ([`crate::block`]). A block looks around before it
+//! begins: not when something wants the processor's attention, or when its page has changed. Code lies in an arena of the processor's own; when that is full, the whole block cache is emptied with it.
 #![allow(unsafe_code)] // Makes handlers of code.
 
 mod atomic;
@@ -279,8 +280,8 @@ fn emit(source: &Source, items: &mut [Item], links: &mut Links, plan: &Plan) -> 
         }
     }
     // A block that ends by its length has one op more.
-    if let Some((k, op)) = source.ops.iter().enumerate().last().filter(|(_, op)| falls_through && op.count == 0) {
-        emitter.go_to(k, op.start.into());
+    if let Some(end) = source.ops.last().filter(|op| falls_through && op.count == 0) {
+        emitter.go_to(source.ops.len() - 1, end.start.into());
     }
     if emitter.is_off_plan {
         return None;
