@@ -478,16 +478,16 @@ impl Cpu {
         self.check_alignment(va, T::SIZE)?;
         self.watch(va, T::SIZE, true);
         self.check_write(va, T::SIZE)?;
-        if (va & (PAGE - 1)) + T::SIZE <= PAGE {
-            if let Some(at) = self.checked_host(va, T::SIZE)? {
-                loop {
-                    // SAFETY: host addresses of guest RAM, and the access stays in the page.
-                    let old = unsafe { T::read(at) };
-                    let Some(value) = new(old) else { return Ok(old) };
-                    // SAFETY: as above.
-                    if unsafe { T::compare_exchange(at, old, value) } == old {
-                        return Ok(old);
-                    }
+        if (va & (PAGE - 1)) + T::SIZE <= PAGE
+            && let Some(at) = self.checked_host(va, T::SIZE)?
+        {
+            loop {
+                // SAFETY: host addresses of guest RAM, and the access stays in the page.
+                let old = unsafe { T::read(at) };
+                let Some(value) = new(old) else { return Ok(old) };
+                // SAFETY: as above.
+                if unsafe { T::compare_exchange(at, old, value) } == old {
+                    return Ok(old);
                 }
             }
         }
