@@ -169,6 +169,37 @@ fn recursion_of_a_hundred_thousand_frames_needs_no_host_stack() {
 }
 
 #[test]
+fn functions_of_one_place_in_the_jump_cache_are_found_and_found_changed() {
+    let mut m = Machine::new();
+    // Addresses that the jump cache has one place for: page and offset make the same number.
+    let functions: Vec<u64> = (DATA >> 12..).take(6).map(|page| page << 12 | (page ^ 0x130)).collect();
+    for &at in &functions {
+        m.code(at, |a| {
+            a.add(ebx, 1).unwrap();
+            a.ret().unwrap();
+        });
+    }
+    m.code(CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 100).unwrap();
+        a.xor(ebx, ebx).unwrap();
+        a.set_label(&mut again).unwrap();
+        for &at in &functions {
+            a.mov(rdx, at).unwrap();
+            a.call(rdx).unwrap();
+        }
+        // What the first and the last add.
+        a.mov(byte_ptr(functions[0] + 2), cl).unwrap();
+        a.mov(byte_ptr(functions[5] + 2), cl).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    // 100 rounds of four that add 1, and of two that do so in the first round and then add 100 to 2.
+    assert_eq!(m.run_to_halt().gpr[3], 400 + 2 * (1 + (2..=100).sum::<u64>()));
+}
+
+#[test]
 fn calls_through_registers_and_memory_find_their_targets_by_turns() {
     let mut m = Machine::new();
     let functions = [DATA + 0x1000, DATA + 0x1100, DATA + 0x2000];
