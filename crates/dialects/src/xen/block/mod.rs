@@ -88,8 +88,10 @@ impl Blkback {
     pub fn work(&mut self) -> Result<bool, BrokenRing> {
         self.burst.begin(Instant::now());
         loop {
+            // Before the look at the rings, so that what an idle guest has asked is all in them.
+            let is_idle = self.xen.is_idle();
             let done = self.serve()?;
-            if !self.burst.goes_on(done, Instant::now()) {
+            if !self.burst.goes_on(done, is_idle, Instant::now()) {
                 break;
             }
         }
