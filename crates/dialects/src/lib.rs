@@ -29,6 +29,11 @@ pub trait Processors: Send + Sync {
     /// See [`BackendVm::wake`].
     fn wake(&self, id: VcpuId);
 
+    /// See [`BackendVm::is_idle`].
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// See [`BackendVm::set_eoi_flag`].
     fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>);
 
@@ -69,6 +74,10 @@ impl Processors for Arc<dyn BackendVm> {
 
     fn wake(&self, id: VcpuId) {
         self.as_ref().wake(id);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.as_ref().is_idle()
     }
 
     fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {

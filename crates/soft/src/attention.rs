@@ -28,6 +28,9 @@ pub(crate) const FLUSH_PAGES: u32 = 512;
 /// The processor halted, waits for a start-up IPI, or has a pending exit.
 pub(crate) const IDLE: u32 = 128;
 
+/// What ends the sleep of a processor that halted or waits for a start-up IPI.
+pub(crate) const ROUSES: u32 = KICK | FLUSH | APIC | WINDOW | CODE_PAGES | WAKE;
+
 /// Looks at the flags between two looks at the clock.
 const LOOKS: u32 = 32;
 
@@ -146,6 +149,11 @@ impl Attention {
     pub fn in_guest(&self) -> bool {
         self.in_guest.load(Ordering::SeqCst)
     }
+
+    /// Whether the processor executes no guest code and nothing rouses it.
+    pub fn is_idle(&self) -> bool {
+        !self.in_guest() && self.flags() & ROUSES == 0
+    }
 }
 
 impl devices::lapic::ApicClient for Attention {
@@ -169,6 +177,19 @@ mod tests {
         assert_eq!(patience.now(), Patience::MOST, "it was enough");
         patience.learn(Duration::from_millis(4));
         assert_eq!(patience.now(), Duration::ZERO);
+    }
+
+    #[test]
+    fn processor_is_idle_until_it_runs_or_is_roused() {
+        let attention = Attention::default();
+        assert!(attention.is_idle(), "it has not begun");
+        attention.set_in_guest(true);
+        assert!(!attention.is_idle());
+        attention.set_own(IDLE | STEP);
+        attention.set_in_guest(false);
+        assert!(attention.is_idle(), "it halted");
+        attention.set(APIC);
+        assert!(!attention.is_idle(), "it is about to run");
     }
 
     #[test]

@@ -396,10 +396,7 @@ impl Cpu {
         }
         self.attention.set_in_guest(false);
         let start = Instant::now();
-        self.attention.wait(
-            attention::KICK | attention::FLUSH | attention::APIC | attention::WINDOW | attention::CODE_PAGES | attention::WAKE,
-            self.patience.now(),
-        );
+        self.attention.wait(attention::ROUSES, self.patience.now());
         self.patience.learn(start.elapsed());
         self.attention.set_in_guest(true);
         Attended::Again

@@ -127,6 +127,10 @@ impl BackendVm for SoftVm {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        self.shared.attentions.iter().all(|attention| attention.is_idle())
+    }
+
     fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {
         if let Some(apic) = self.shared.apics.as_ref().and_then(|bus| bus.apic(id)) {
             apic.set_eoi_flag(flag);

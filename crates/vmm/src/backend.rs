@@ -100,6 +100,12 @@ pub trait BackendVm: Send + Sync {
         let _ = id;
     }
 
+    /// Whether no processor executes guest code, nor has been given a reason to: then nothing new comes from the guest before it is told something.
+    /// For a device's thread that decides what to wait for; it may have changed when the answer is read. `false` where the backend cannot tell.
+    fn is_idle(&self) -> bool {
+        false
+    }
+
     /// Sets, changes or removes the flag by which processor `id` may end interrupts without its local APIC. Called on the thread of the
     /// processor, or while it does not run. Not called where [`Backend::kvm_dialect`] is there.
     fn set_eoi_flag(&self, id: VcpuId, flag: Option<Arc<dyn EoiFlag>>) {

@@ -241,6 +241,11 @@ impl Xen {
         &self.memory
     }
 
+    /// Whether the guest's processors are at rest until they are told something.
+    fn is_idle(&self) -> bool {
+        self.processors.get().is_some_and(|processors| processors.is_idle())
+    }
+
     fn offer(&self, peer: Peer) -> Option<u32> {
         let mut state = self.lock();
         let port = state.channels.allocate(BACKEND_DOMAIN)?;

@@ -1,6 +1,7 @@
 //! Exceptions and interrupts: frames, stacks, priorities, shadows.
 
 use iced_x86::code_asm::*;
+use vm_memory::{Bytes, GuestAddress};
 use vmm::exit::Access;
 use vmm::memory::Protection;
 use vmm::{Entry, Exit, Inject};
@@ -324,4 +325,31 @@ fn wake_ends_a_halt_with_interrupts_off_and_one_that_has_not_begun() {
     assert!(matches!(m.run(), Exit::PortOut { port: 0x82, .. }));
     assert_eq!(m.bus.outs.load(std::sync::atomic::Ordering::Relaxed), 1);
     waker.join().unwrap();
+}
+
+#[test]
+fn machine_is_idle_while_its_processor_halts_and_not_while_it_runs() {
+    let mut m = Machine::with(1, true, false);
+    m.code(CODE, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again).unwrap();
+        a.cmp(byte_ptr(DATA), 0).unwrap();
+        a.je(again).unwrap();
+        a.hlt().unwrap();
+        a.out(0x82, al).unwrap();
+    });
+    let (vm, memory) = (m.vm.clone(), m.memory.clone());
+    let watcher = std::thread::spawn(move || {
+        let wait_while = |idle| {
+            while vm.is_idle() == idle {
+                std::thread::yield_now();
+            }
+        };
+        wait_while(true);
+        memory.write_obj(1u8, GuestAddress(DATA)).unwrap();
+        wait_while(false);
+        vm.wake(0);
+    });
+    assert!(matches!(m.run(), Exit::PortOut { port: 0x82, .. }));
+    watcher.join().unwrap();
 }

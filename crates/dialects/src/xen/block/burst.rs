@@ -2,8 +2,8 @@
 //!
 //! What an application reads or writes at once comes in pieces, as a request has at most some segments (Linux' blkfront takes 32 unless told
 //! otherwise, so 1 MiB is 8 requests), and each event for pieces that are done interrupts the guest while it makes the next. So after a request
-//! the next is waited for, for about as long as a guest needs to make one. Where requests come alone they are answered at once, but for
-//! one now and then that tells whether this is still so.
+//! the next is waited for, for about as long as a guest needs to make one; once all its processors rest there is no next one. Where requests come
+//! alone they are answered at once, but for one now and then that tells whether this is still so.
 
 use std::time::{Duration, Instant};
 
@@ -36,13 +36,14 @@ impl Burst {
         *self = Burst { begin: now, last: now, done: 0, ..*self };
     }
 
-    /// Whether to look for requests again, when `done` have just been done.
-    pub fn goes_on(&mut self, done: u32, now: Instant) -> bool {
+    /// Whether to look for requests again, when `done` have just been done. A guest that was idle before that asks for nothing more until it is told of
+    /// them.
+    pub fn goes_on(&mut self, done: u32, was_idle: bool, now: Instant) -> bool {
         self.done += done;
         if done > 0 {
             self.last = now;
         }
-        let waits = self.done > 1 || self.done == 1 && self.alone.is_multiple_of(TRIED);
+        let waits = !was_idle && (self.done > 1 || self.done == 1 && self.alone.is_multiple_of(TRIED));
         if now - self.begin < LONGEST && (done > 0 || waits && now - self.last < PAUSE) {
             if done == 0 {
                 // The guest's processor may be waiting for this one.
@@ -65,9 +66,14 @@ mod tests {
 
     /// How long a burst lasts that finds as many requests as stated, at so many microseconds after its beginning: the looks after which it goes on.
     fn looks(burst: &mut Burst, found: &[(u64, u32)]) -> usize {
+        looks_until_idle(burst, u64::MAX, found)
+    }
+
+    /// The same where the guest is idle from that microsecond on.
+    fn looks_until_idle(burst: &mut Burst, idle: u64, found: &[(u64, u32)]) -> usize {
         let begin = Instant::now();
         burst.begin(begin);
-        found.iter().take_while(|&&(at, done)| burst.goes_on(done, begin + Duration::from_micros(at))).count()
+        found.iter().take_while(|&&(at, done)| burst.goes_on(done, at >= idle, begin + Duration::from_micros(at))).count()
     }
 
     #[test]
@@ -81,6 +87,14 @@ mod tests {
     #[test]
     fn burst_ends_however_much_there_is_to_do() {
         assert_eq!(looks(&mut Burst::new(), &[(10, 32), (300, 32), (501, 32)]), 2);
+    }
+
+    #[test]
+    fn burst_ends_when_the_guest_is_idle_and_all_is_done() {
+        let burst = &mut Burst::new();
+        assert_eq!(looks_until_idle(burst, 22, &[(10, 1), (20, 1), (21, 0), (22, 0)]), 3);
+        assert_eq!(looks_until_idle(burst, 20, &[(10, 1), (20, 1), (21, 0)]), 2, "one more look after a request");
+        assert_eq!(looks_until_idle(burst, 0, &[(10, 1), (11, 0)]), 1, "also where the first one is held");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Blkback: a disk for the guest's blkfront (`io/blkif.h`).
 //!
-//! Several queues, rings of several pages, indirect segments, flush, discard and persistent grants. A request is copied out of the ring, its pages are
-//! mapped for as long as it takes or longer (`grants.rs`), and data moves between them and the disk directly.
+//! Several queues, rings of several pages, indirect segments, flush and discard. A request is copied out of the ring, its pages are mapped for as
+//! long as it takes, and data moves between them and the disk directly. Persistent grants are not offered: they save a hypervisor's work on page
+//! tables, of which there is none here, and cost the guest a copy of every byte.
 
 mod burst;
-mod grants;
 
 use std::io;
 use std::sync::Arc;
@@ -22,9 +22,6 @@ use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Access, GrantError, Peer, Xen};
 use crate::disk::Disk;
 use burst::Burst;
-use grants::Grants;
-#[cfg(test)]
-pub(super) use grants::MOST_KEPT;
 
 /// Most segments of an indirect request; as Linux' backend.
 const MAX_INDIRECT_SEGMENTS: u16 = 256;
@@ -51,7 +48,6 @@ pub struct Blkback {
 
 struct Queue {
     ring: BackRing,
-    grants: Grants,
     port: u32,
 }
 
@@ -88,8 +84,10 @@ impl Blkback {
     pub fn work(&mut self) -> Result<bool, BrokenRing> {
         self.burst.begin(Instant::now());
         loop {
+            // Before the look at the rings, so that what an idle guest has asked is all in them.
+            let is_idle = self.xen.is_idle();
             let done = self.serve()?;
-            if !self.burst.goes_on(done, Instant::now()) {
+            if !self.burst.goes_on(done, is_idle, Instant::now()) {
                 break;
             }
         }
@@ -113,8 +111,7 @@ impl Blkback {
                 if !queue.ring.next(&mut slot)? {
                     break;
                 }
-                let response = Work { xen: &self.xen, disk: self.disk.as_ref(), grants: &mut queue.grants }.answer(&slot);
-                queue.grants.release();
+                let response = Work { xen: &self.xen, disk: self.disk.as_ref(), mapped: Vec::new() }.answer(&slot);
                 queue.ring.respond(response.as_bytes());
                 done += 1;
             }
@@ -136,8 +133,7 @@ impl Blkback {
         let port = frontend.number(&format!("{prefix}event-channel"))?;
         let ring = BackRing::new(&self.xen, &grants, SLOT)?;
         self.xen.bind(port, Arc::clone(&self.bell))?;
-        let is_persistent = frontend.optional("feature-persistent")?.is_some_and(|value| value != 0);
-        Ok(Queue { ring, grants: Grants::new(Arc::clone(&self.xen), is_persistent), port })
+        Ok(Queue { ring, port })
     }
 }
 
@@ -147,7 +143,6 @@ impl Driver for Blkback {
             ("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS.to_string()),
             ("multi-queue-max-queues", MAX_QUEUES.to_string()),
             ("max-ring-page-order", MAX_RING_PAGE_ORDER.to_string()),
-            ("feature-persistent", "1".into()),
         ]
     }
 
@@ -200,7 +195,16 @@ impl Driver for Blkback {
 struct Work<'a> {
     xen: &'a Xen,
     disk: &'a dyn Disk,
-    grants: &'a mut Grants,
+    /// Grants in use, until this is gone.
+    mapped: Vec<(u32, Access)>,
+}
+
+impl Drop for Work<'_> {
+    fn drop(&mut self) {
+        for (grant, access) in self.mapped.drain(..) {
+            self.xen.unmap(grant, access);
+        }
+    }
 }
 
 impl Work<'_> {
@@ -258,7 +262,7 @@ impl Work<'_> {
         for grant in request.indirect_grefs.iter().take(usize::from(count).div_ceil(SEGMENTS_PER_INDIRECT_PAGE).min(INDIRECT_PAGES)) {
             let here = left.min(SEGMENTS_PER_INDIRECT_PAGE);
             let mut page = vec![Segment::default(); here];
-            let gpa = self.grants.map(grant.get(), Access::Read)?;
+            let gpa = self.map(grant.get(), Access::Read)?;
             self.xen.memory().read_slice(page.as_mut_slice().as_mut_bytes(), GuestAddress(gpa)).map_err(|_| Refusal::Failed)?;
             segments.extend(page);
             left -= here;
@@ -273,6 +277,13 @@ impl Work<'_> {
         }
         let offset = self.range(request.sector_number.get(), sectors)?;
         Ok(self.disk.discard(offset, sectors * SECTOR)?)
+    }
+
+    /// Begins to use a page; its address.
+    fn map(&mut self, grant: u32, access: Access) -> Result<u64, GrantError> {
+        let gpa = self.xen.map(grant, access)?;
+        self.mapped.push((grant, access));
+        Ok(gpa)
     }
 
     /// Where on the disk the range begins, if it is on the disk.
@@ -294,7 +305,7 @@ impl Work<'_> {
             if first > last || last >= SECTORS_PER_PAGE {
                 return Err(Refusal::Failed);
             }
-            let gpa = self.grants.map(segment.gref.get(), access)?;
+            let gpa = self.map(segment.gref.get(), access)?;
             let count = u64::from(last - first) + 1;
             sectors += count;
             let begin = GuestAddress(gpa + u64::from(first) * SECTOR);

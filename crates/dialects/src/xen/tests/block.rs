@@ -1,7 +1,5 @@
 //! A frontend of ours, honest and not, against Blkback; and the negotiation of both.
 
-mod persistent;
-
 use abi::xen::io::blkif::{Discard, INDIRECT_PAGES, Indirect, Request, Response, SEGMENTS, SLOT, Segment, op, status};
 use abi::xen::io::xenbus::state;
 
@@ -106,6 +104,20 @@ fn reads_and_writes_move_granted_pages() {
     assert_eq!(rig.ask(request(op::WRITE, 63, &[segment]).as_bytes()), status::OKAY);
     assert_eq!(rig.disk.bytes.lock().unwrap()[62 * 512..][510..514], [62, 62, 9, 9]);
     assert!(!rig.guest.interrupts().is_empty(), "the frontend is told");
+}
+
+#[test]
+fn frontend_that_would_keep_its_pages_granted_may_end_each_grant_after_its_request() {
+    let mut rig = Rig::new(false);
+    // Linux says so whether or not it is offered, and gives the disk up when a page is still in use.
+    rig.tree.set(&format!("{FRONT}/feature-persistent"), 1);
+    rig.connect();
+    assert_eq!(rig.tree.get(&format!("{BACK}/feature-persistent")), "");
+    let segment = rig.segment(rig.guest.page(), 0, 0);
+    for operation in [op::READ, op::WRITE] {
+        assert_eq!(rig.ask(request(operation, 3, &[segment]).as_bytes()), status::OKAY);
+        assert_eq!(rig.guest.flags(segment.gref.get()), flag::PERMIT_ACCESS);
+    }
 }
 
 #[test]
