@@ -9,6 +9,7 @@ mod guests;
 #[path = "common/tap.rs"]
 mod tap;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -281,6 +282,27 @@ fn hyperv_guest_uses_keys_disk_and_network() {
     until(&mut guest, "clock", |text| text.contains("Hyper-V   2"));
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
+}
+
+#[test]
+fn guest_that_waits_for_its_disk_lets_the_host_work() {
+    for (dialect, disk) in [("xen", "xbf0"), ("hyperv", "sd0")] {
+        let directory = TempDir::new().unwrap();
+        let messages = directory.path().join("messages");
+        let option = format!("{},bus={dialect}", disk_file(directory.path(), "disk.raw").display());
+        let mut command = vmctl(directory.path(), &["--dialect", dialect, "--disk", &option, "--stats"]);
+        command.stderr(File::create(&messages).unwrap());
+        let mut guest = Session::start(command);
+        guest.wait_for(PROMPT);
+        until(&mut guest, "disk", |text| text.starts_with(disk));
+        assert!(answer(&mut guest, &format!("traffic random {disk} read 1000")).starts_with(disk));
+        guest.type_in("poweroff\r");
+        assert_eq!(guest.status(), Some(0));
+        let stats = std::fs::read_to_string(&messages).unwrap();
+        let instructions = stats.lines().find_map(|line| line.strip_prefix("instructions")).unwrap_or_else(|| panic!("{stats}"));
+        // 4 million with those of the start. A loop that asks until the answer is there has that many for each 300 requests.
+        assert!(instructions.trim().parse::<u64>().unwrap() < 8_000_000, "{dialect}:\n{stats}");
+    }
 }
 
 #[test]

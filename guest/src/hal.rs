@@ -115,7 +115,7 @@ impl Hal for Kernel {
     }
 
     fn wait_until(&self, deadline: Nanos) {
-        interrupts::wait(Some(deadline));
+        interrupts::doze(deadline);
     }
 
     fn call(&self, gate: Gate, registers: &mut Registers, mut transfer: Transfer<'_>) -> Result<(), HalError> {

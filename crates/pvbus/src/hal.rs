@@ -27,8 +27,9 @@ pub trait Hal: Sync {
     /// Now.
     fn now(&self) -> Nanos;
 
-    /// Lets others run until `deadline`. May come back sooner, must not come back much later. The default only tells the processor that
-    /// this is a waiting loop.
+    /// Lets others run until `deadline`. May come back sooner, must not come back much later. An upcall ends it, also one that came since it came back
+    /// last; those before were looked after, and to come back at once for them makes a busy loop of it. The default only tells the processor
+    /// that this is a waiting loop.
     fn wait_until(&self, deadline: Nanos) {
         let _ = deadline;
         core::hint::spin_loop();
