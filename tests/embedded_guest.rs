@@ -386,8 +386,9 @@ fn xen_domain_answers_pings_and_hears_refusals() {
         return;
     };
     let directory = TempDir::new().unwrap();
-    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", &format!("tap:{},bus=xen", tap.0)]));
-    prompt_and(&mut guest, "xnf0 at xen0");
+    let mut guest =
+        Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", &format!("tap:{},bus=xen,mac=52:54:00:aa:bb:cc", tap.0)]));
+    prompt_and(&mut guest, "xnf0 at xen0: address 52:54:00:aa:bb:cc\r\n");
     assert_eq!(answer(&mut guest, "net 198.51.100.2/24 198.51.100.1"), "xnf0: 198.51.100.2/24, gateway 198.51.100.1\r\n");
     let pings = answer(&mut guest, "ping gateway 3");
     assert_eq!(pings.matches("64 bytes from 198.51.100.1: seq ").count(), 3, "{pings}");
