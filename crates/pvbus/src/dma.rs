@@ -30,9 +30,9 @@ pub struct Dma {
 #[derive(Debug, Clone, Copy)]
 pub struct WordCopy {
     /// Out of it.
-    pub load: fn(from: &[AtomicU32], to: &mut [[u8; WORD]]),
+    pub load: fn(from: &[AtomicU32], to: &mut [[u8; 4]]),
     /// Into it.
-    pub store: fn(from: &[[u8; WORD]], to: &[AtomicU32]),
+    pub store: fn(from: &[[u8; 4]], to: &[AtomicU32]),
 }
 
 impl WordCopy {
