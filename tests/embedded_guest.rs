@@ -9,6 +9,7 @@ mod guests;
 #[path = "common/tap.rs"]
 mod tap;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -284,6 +285,27 @@ fn hyperv_guest_uses_keys_disk_and_network() {
 }
 
 #[test]
+fn guest_that_waits_for_its_disk_lets_the_host_work() {
+    for (dialect, disk) in [("xen", "xbf0"), ("hyperv", "sd0")] {
+        let directory = TempDir::new().unwrap();
+        let messages = directory.path().join("messages");
+        let option = format!("{},bus={dialect}", disk_file(directory.path(), "disk.raw").display());
+        let mut command = vmctl(directory.path(), &["--dialect", dialect, "--disk", &option, "--stats"]);
+        command.stderr(File::create(&messages).unwrap());
+        let mut guest = Session::start(command);
+        guest.wait_for(PROMPT);
+        until(&mut guest, "disk", |text| text.starts_with(disk));
+        assert!(answer(&mut guest, &format!("traffic random {disk} read 1000")).starts_with(disk));
+        guest.type_in("poweroff\r");
+        assert_eq!(guest.status(), Some(0));
+        let stats = std::fs::read_to_string(&messages).unwrap();
+        let instructions = stats.lines().find_map(|line| line.strip_prefix("instructions")).unwrap_or_else(|| panic!("{stats}"));
+        // 4 million with those of the start. A loop that asks until the answer is there has that many for each 300 requests.
+        assert!(instructions.trim().parse::<u64>().unwrap() < 8_000_000, "{dialect}:\n{stats}");
+    }
+}
+
+#[test]
 fn hyperv_disks_and_cards_come_and_go_while_the_guest_runs() {
     let directory = TempDir::new().unwrap();
     let socket = directory.path().join("control");
@@ -364,8 +386,9 @@ fn xen_domain_answers_pings_and_hears_refusals() {
         return;
     };
     let directory = TempDir::new().unwrap();
-    let mut guest = Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", &format!("tap:{},bus=xen", tap.0)]));
-    prompt_and(&mut guest, "xnf0 at xen0");
+    let mut guest =
+        Session::start(vmctl(directory.path(), &["--dialect", "xen", "--nic", &format!("tap:{},bus=xen,mac=52:54:00:aa:bb:cc", tap.0)]));
+    prompt_and(&mut guest, "xnf0 at xen0: address 52:54:00:aa:bb:cc\r\n");
     assert_eq!(answer(&mut guest, "net 198.51.100.2/24 198.51.100.1"), "xnf0: 198.51.100.2/24, gateway 198.51.100.1\r\n");
     let pings = answer(&mut guest, "ping gateway 3");
     assert_eq!(pings.matches("64 bytes from 198.51.100.1: seq ").count(), 3, "{pings}");

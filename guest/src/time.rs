@@ -55,7 +55,7 @@ pub fn now() -> u64 {
 pub fn sleep(nanos: u64) {
     let end = now().saturating_add(nanos);
     while now() < end {
-        interrupts::wait(Some(end));
+        interrupts::doze(end);
     }
 }
 

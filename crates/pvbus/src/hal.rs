@@ -7,9 +7,10 @@
 //! make the host write to memory), so a `Hal` is for this library, not for untrusted code.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use abi::pci;
+
+pub use crate::dma::{Dma, WordCopy};
 
 /// A point in time: nanoseconds of a clock that never goes back. Where it starts is the system's choice.
 pub type Nanos = u64;
@@ -26,8 +27,9 @@ pub trait Hal: Sync {
     /// Now.
     fn now(&self) -> Nanos;
 
-    /// Lets others run until `deadline`. May come back sooner, must not come back much later. The default only tells the processor that
-    /// this is a waiting loop.
+    /// Lets others run until `deadline`. May come back sooner, must not come back much later. An upcall ends it, also one that came since it came back
+    /// last; those before were looked after, and to come back at once for them makes a busy loop of it. The default only tells the processor
+    /// that this is a waiting loop.
     fn wait_until(&self, deadline: Nanos) {
         let _ = deadline;
         core::hint::spin_loop();
@@ -111,7 +113,8 @@ pub trait Hal: Sync {
         self.port_out(pci::CONFIG_DATA, Width::U32, value)
     }
 
-    /// `pages` contiguous pages of zeroed ordinary memory that the host may read and write.
+    /// `pages` contiguous pages of zeroed ordinary memory that the host may read and write. Drivers of disks and cards copy all their data through
+    /// such pages: [`Dma::copied_by`] is for systems that have a better way than the default's.
     ///
     /// # Errors
     /// [`HalError::Unavailable`] also when there is no memory.
@@ -260,74 +263,5 @@ impl PciAddress {
             | (self.device as u32 & 0x1f) << 11
             | (self.function as u32 & 7) << 8
             | (offset as u32 & 0xfc)
-    }
-}
-
-/// Memory that the host sees as well. Atomic, because the host writes to it at any time.
-#[derive(Debug)]
-pub struct Dma {
-    gpa: u64,
-    words: &'static [AtomicU32],
-}
-
-impl Dma {
-    /// Memory at guest physical address `gpa`, for implementations of [`Hal::dma_alloc`].
-    #[must_use]
-    pub const fn new(gpa: u64, words: &'static [AtomicU32]) -> Dma {
-        Dma { gpa, words }
-    }
-
-    /// The memory again, for implementations of [`Hal::dma_free`]. Nobody else has a reference to it any more.
-    #[must_use]
-    pub const fn into_words(self) -> &'static [AtomicU32] {
-        self.words
-    }
-
-    /// Guest physical address of the first byte.
-    #[must_use]
-    pub const fn gpa(&self) -> u64 {
-        self.gpa
-    }
-
-    /// The memory.
-    #[must_use]
-    pub const fn words(&self) -> &[AtomicU32] {
-        self.words
-    }
-
-    /// The word at byte offset `at`, a multiple of four.
-    ///
-    /// # Errors
-    /// [`HalError::Fault`] outside of the memory; here and below.
-    pub(crate) fn word(&self, at: usize) -> Result<&AtomicU32, HalError> {
-        self.words.get(at / 4).ok_or(HalError::Fault)
-    }
-
-    /// Copies bytes from offset `at`, word by word where they lie so.
-    pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), HalError> {
-        let (whole, rest) = if at.is_multiple_of(4) { bytes.as_chunks_mut() } else { (&mut [][..], bytes) };
-        let words = self.words.get(at / 4..).and_then(|words| words.get(..whole.len())).ok_or(HalError::Fault)?;
-        for (bytes, word) in whole.iter_mut().zip(words) {
-            *bytes = word.load(Ordering::Relaxed).to_le_bytes();
-        }
-        for (at, byte) in (at + whole.len() * 4..).zip(rest) {
-            let [a, b, c, d] = self.word(at)?.load(Ordering::Relaxed).to_le_bytes();
-            *byte = [a, b, c, d].into_iter().nth(at % 4).unwrap_or_default();
-        }
-        Ok(())
-    }
-
-    /// Copies bytes to offset `at`. The host does not write to words of which a part is written here.
-    pub(crate) fn write(&self, at: usize, bytes: &[u8]) -> Result<(), HalError> {
-        let (whole, rest) = if at.is_multiple_of(4) { bytes.as_chunks() } else { (&[][..], bytes) };
-        let words = self.words.get(at / 4..).and_then(|words| words.get(..whole.len())).ok_or(HalError::Fault)?;
-        for (bytes, word) in whole.iter().zip(words) {
-            word.store(u32::from_le_bytes(*bytes), Ordering::Relaxed);
-        }
-        for (at, byte) in (at + whole.len() * 4..).zip(rest) {
-            let (word, shift) = (self.word(at)?, at % 4 * 8);
-            word.store(word.load(Ordering::Relaxed) & !(0xff << shift) | u32::from(*byte) << shift, Ordering::Relaxed);
-        }
-        Ok(())
     }
 }

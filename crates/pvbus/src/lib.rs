@@ -52,6 +52,7 @@ extern crate std;
 
 pub mod block;
 pub mod detect;
+mod dma;
 pub mod driver;
 pub mod errno;
 pub mod hal;

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Handlers do nothing but note that a vector came. What is to be done about it, the main loop does after [`wait`]: nothing is
-//! shared with handlers but the notes, and so nothing needs a lock. The 8259 pair is used, not the I/O APIC: it is wired
+//! shared with handlers but the notes, and so nothing needs a lock. Who waits for a device in the middle of that does not take
+//! notes that are the main loop's, and sleeps by [`doze`]. The 8259 pair is used, not the I/O APIC: it is wired
 //! the same way on every PC, and no table tells the wiring of the other without an AML interpreter.
 //! (Intel SDM vol. 3 chapter 6.)
 #![allow(unsafe_code)] // Descriptor tables.
@@ -20,7 +21,7 @@ mod stubs;
 
 use core::arch::asm;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use stubs::{Frame, STUB_SIZE, interrupt_stubs};
 
@@ -43,6 +44,8 @@ const SPURIOUS: u8 = 0xff;
 
 /// Vectors that came and were not yet taken, a bit each.
 static CAME: [AtomicU64; VECTORS / 64] = [const { AtomicU64::new(0) }; VECTORS / 64];
+/// Whether one came since [`doze`] returned last.
+static IS_NEW: AtomicBool = AtomicBool::new(false);
 static TABLES: Global<Tables> = Global::new(Tables::new());
 
 /// A descriptor of the interrupt descriptor table, SDM figure 6-8: two quadwords.
@@ -155,9 +158,20 @@ pub fn take(vector: u8) -> bool {
 /// Sleeps until an interrupt comes that is not yet taken, or until `deadline` in [`time::now`]'s nanoseconds.
 pub fn wait(deadline: Option<u64>) {
     take(TIMER);
+    halt(deadline, || CAME.iter().all(|bits| bits.load(Ordering::Relaxed) == 0));
+}
+
+/// Sleeps until an interrupt comes, if none has since the last time, or until `deadline`. It stays to be taken by the main loop.
+pub fn doze(deadline: u64) {
+    halt(Some(deadline), || !IS_NEW.load(Ordering::Relaxed));
+    // What came up to here the caller sees when it looks again.
+    IS_NEW.store(false, Ordering::Relaxed);
+}
+
+/// Halts until an interrupt comes, or until `deadline`, if there is nothing to do: no interrupt comes between asking and halting.
+fn halt(deadline: Option<u64>, is_idle: impl FnOnce() -> bool) {
     cpu::disable_interrupts();
-    let idle = CAME.iter().all(|bits| bits.load(Ordering::Relaxed) == 0);
-    if idle && deadline.is_none_or(|deadline| deadline > time::now()) {
+    if is_idle() && deadline.is_none_or(|deadline| deadline > time::now()) {
         apic::set_timer(deadline);
         cpu::enable_and_halt();
         apic::set_timer(None);
@@ -187,6 +201,7 @@ extern "C" fn handle(frame: &mut Frame) {
         None => apic::acknowledge(),
     }
     CAME[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Release);
+    IS_NEW.store(true, Ordering::Relaxed);
 }
 
 const _: () = assert!(offset_of!(Frame, vector) == 15 * 8, "the stubs push 15 registers");
