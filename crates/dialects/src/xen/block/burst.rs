@@ -2,8 +2,8 @@
 //!
 //! What an application reads or writes at once comes in pieces, as a request has at most some segments (Linux' blkfront takes 32 unless told
 //! otherwise, so 1 MiB is 8 requests), and each event for pieces that are done interrupts the guest while it makes the next. So after a request
-//! the next is waited for, for about as long as a guest needs to make one; once all its processors rest there is no next one. Where requests come
-//! alone they are answered at once, but for one now and then that tells whether this is still so.
+//! the next is waited for, for about as long as a guest needs to make one; once all its processors rest there is no next one, and what is done
+//! is shown even while others are under way. Where requests come alone they are answered at once, but for one now and then that tells whether this is still so.
 
 use std::time::{Duration, Instant};
 

@@ -51,6 +51,15 @@ struct Queue {
     port: u32,
 }
 
+impl Queue {
+    /// Shows the frontend the responses so far.
+    fn publish(&mut self, xen: &Xen) {
+        if self.ring.publish() {
+            xen.notify(self.port);
+        }
+    }
+}
+
 /// Why a request is answered with something else than "done".
 enum Refusal {
     Unsupported,
@@ -93,15 +102,14 @@ impl Blkback {
         }
         let mut more = false;
         for queue in &mut self.queues {
-            if queue.ring.publish() {
-                self.xen.notify(queue.port);
-            }
+            queue.publish(&self.xen);
             more |= queue.ring.ask_for_event()?;
         }
         Ok(more)
     }
 
-    /// Does the requests that wait, without showing the frontend that they are done; how many.
+    /// Does the requests that wait; how many. The frontend is shown that they are done while others are under way only if the guest has nothing
+    /// else to do.
     fn serve(&mut self) -> Result<u32, BrokenRing> {
         let mut done = 0;
         let mut slot = [0; SLOT];
@@ -110,6 +118,9 @@ impl Blkback {
             for _ in 0..queue.ring.slots() {
                 if !queue.ring.next(&mut slot)? {
                     break;
+                }
+                if self.xen.is_idle() {
+                    queue.publish(&self.xen);
                 }
                 let response = Work { xen: &self.xen, disk: self.disk.as_ref(), mapped: Vec::new() }.answer(&slot);
                 queue.ring.respond(response.as_bytes());

@@ -121,6 +121,24 @@ fn frontend_that_would_keep_its_pages_granted_may_end_each_grant_after_its_reque
 }
 
 #[test]
+fn resting_guest_is_told_of_what_is_done_before_the_next_request() {
+    for is_idle in [false, true] {
+        let mut rig = Rig::connected(false);
+        rig.guest.interrupts.2.store(is_idle, Ordering::Relaxed);
+        let page = rig.guest.page();
+        let read = request(op::READ, 3, &[rig.segment(page, 0, 0)]);
+        // Writes the ring's indices as they are when the first request is done.
+        let write = request(op::WRITE, 5, &[rig.segment(rig.ring.page, 0, 0)]);
+        rig.ring.push(&rig.guest, read.as_bytes());
+        rig.ring.push(&rig.guest, write.as_bytes());
+        rig.backend.driver().work().unwrap();
+        let responses = u32::read_from_bytes(&rig.disk.bytes.lock().unwrap()[5 * 512 + 8..][..4]).unwrap();
+        assert_eq!(responses, u32::from(is_idle));
+        assert_eq!(rig.guest.u32_at(rig.ring.page + 8), 2);
+    }
+}
+
+#[test]
 fn indirect_requests_are_answered_by_what_they_did() {
     let mut rig = Rig::connected(false);
     let (list, page) = (rig.guest.page(), rig.guest.page());

@@ -9,7 +9,7 @@ mod rings;
 mod runstate;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use abi::xen::grant_table::{Entry, flag};
@@ -32,15 +32,18 @@ const GRANT_TABLE: u64 = 0x3000;
 const PAGES: u64 = 0x1_0000;
 const VECTOR: u8 = 0xf3;
 
-/// Interrupts that were sent, as addresses and data; and vectors that end by themselves, or do not any more.
+/// Interrupts that were sent, as addresses and data; vectors that end by themselves, or do not any more; and whether the processors rest.
 #[derive(Default)]
-struct Interrupts(Mutex<Vec<(u64, u32)>>, Mutex<Vec<(VcpuId, u8, bool)>>);
+struct Interrupts(Mutex<Vec<(u64, u32)>>, Mutex<Vec<(VcpuId, u8, bool)>>, AtomicBool);
 
 impl Processors for Interrupts {
     fn signal_msi(&self, address: u64, data: u32) {
         self.0.lock().unwrap().push((address, data));
     }
     fn wake(&self, _id: VcpuId) {}
+    fn is_idle(&self) -> bool {
+        self.2.load(Ordering::Relaxed)
+    }
     fn set_eoi_flag(&self, _id: VcpuId, _flag: Option<Arc<dyn EoiFlag>>) {}
     fn set_auto_eoi(&self, id: VcpuId, vector: u8, ends_by_itself: bool) -> bool {
         self.1.lock().unwrap().push((id, vector, ends_by_itself));
