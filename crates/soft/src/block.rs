@@ -32,7 +32,7 @@ const MAX_INSTRUCTIONS: usize = 32;
 const MAX_LENGTH: usize = 15;
 const PAGE: u64 = 4096;
 /// Entries of the jump cache.
-pub(crate) const JUMPS: usize = 4096;
+pub(crate) const JUMPS: usize = 8192;
 /// Entries of the jump cache that stand in for each other: what is not in its own entry may still be in one of the others.
 const WAYS: usize = 4;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
