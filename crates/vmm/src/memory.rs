@@ -39,7 +39,17 @@ pub fn map(ranges: &[(u64, u64)]) -> Result<GuestMemory, std::io::Error> {
         .collect::<Result<_, std::io::Error>>()?;
     let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).map_err(std::io::Error::other)?);
     memory.iter().try_for_each(keep_out_of_core_dumps)?;
+    memory.iter().for_each(prefer_huge_pages);
     Ok(memory)
+}
+
+/// Asks for huge pages, as guests use most of their memory and the host's processor then looks up less of it. Hosts that have none give
+/// none. (madvise(2), `MADV_HUGEPAGE`.)
+fn prefer_huge_pages(region: &GuestRegion) {
+    if let Ok(size) = usize::try_from(region.len()) {
+        // SAFETY: the region's own mapping, whose contents this advice leaves alone.
+        let _ = unsafe { rustix::mm::madvise(region.as_ptr().cast(), size, Advice::LinuxHugepage) };
+    }
 }
 
 /// A core dump of the monitor is for finding the monitor's bugs: without what the guest keeps secret, and without its gigabytes. (madvise(2), `MADV_DONTDUMP`.)

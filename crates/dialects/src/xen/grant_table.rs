@@ -3,8 +3,7 @@
 //! Backend and hypervisor are one program, so that to map a page is to look it up. The marks "in use for reading" and "for writing" are kept in the
 //! guest's entry as Xen keeps them: a guest ends a grant by exchanging the flags for zero, which fails while a mark is set.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use abi::xen::grant_table::{ENTRIES_PER_FRAME, Entry, flag};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
@@ -55,12 +54,13 @@ pub(super) struct GrantTable {
     memory: GuestMemory,
     /// Address of each frame, as far as the guest has placed them.
     frames: [Option<u64>; MAX_FRAMES as usize],
-    uses: BTreeMap<u32, Uses>,
+    /// By reference, of which there are no more than frames have entries.
+    uses: Vec<Uses>,
 }
 
 impl GrantTable {
     pub fn new(memory: GuestMemory) -> GrantTable {
-        GrantTable { memory, frames: [None; MAX_FRAMES as usize], uses: BTreeMap::new() }
+        GrantTable { memory, frames: [None; MAX_FRAMES as usize], uses: Vec::new() }
     }
 
     /// XENMEM_add_to_physmap: frame `index` is at `gpa` from now on. `false` when there is no such frame or no memory.
@@ -92,33 +92,31 @@ impl GrantTable {
             Access::Read => flag::READING,
             Access::Write => flag::READING | flag::WRITING,
         };
-        let bad = GrantError::BadReference(grant_ref);
-        // Flags and domain are one word, so that they are judged and marked together.
-        atomic::with(&self.memory, entry, |word: &AtomicU32| {
-            let mut refusal = None;
-            let marked = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
-                let old = u32::from_le(old);
-                let (flags, domid) = (old as u16, (old >> 16) as u16);
-                refusal = if flags & flag::TYPE_MASK != flag::PERMIT_ACCESS || domid != BACKEND_DOMAIN {
-                    Some(GrantError::NotGranted(grant_ref))
-                } else if access == Access::Write && flags & flag::READONLY != 0 {
-                    Some(GrantError::ReadOnly(grant_ref))
-                } else {
-                    None
-                };
-                refusal.is_none().then(|| (old | u32::from(marks)).to_le())
-            });
-            match (marked, refusal) {
-                (Err(_), Some(refusal)) => Err(refusal),
-                _ => Ok(()),
+        // Flags, domain and frame are one word, so that they are judged and marked together.
+        let judge = |word: u64| {
+            let (flags, domid) = (word as u16, (word >> 16) as u16);
+            if flags & flag::TYPE_MASK != flag::PERMIT_ACCESS || domid != BACKEND_DOMAIN {
+                Err(GrantError::NotGranted(grant_ref))
+            } else if access == Access::Write && flags & flag::READONLY != 0 {
+                Err(GrantError::ReadOnly(grant_ref))
+            } else {
+                Ok(word | u64::from(marks))
             }
-        })
-        .ok_or(bad)??;
-        let uses = self.uses.entry(grant_ref).or_default();
-        uses.all += 1;
-        uses.writing += u32::from(access == Access::Write);
-        let frame = self.memory.read_obj::<u32>(GuestAddress(entry + std::mem::offset_of!(Entry, frame) as u64)).map_err(|_| bad)?;
-        let gpa = u64::from(u32::from_le(frame)) * PAGE_SIZE;
+        };
+        let marked = atomic::with(&self.memory, entry, |word: &AtomicU64| {
+            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| judge(u64::from_le(old)).ok().map(u64::to_le))
+        });
+        let word = match marked.ok_or(GrantError::BadReference(grant_ref))? {
+            Ok(old) => u64::from_le(old),
+            Err(old) => judge(u64::from_le(old))?,
+        };
+        let index = grant_ref as usize;
+        if index >= self.uses.len() {
+            self.uses.resize(index + 1, Uses::default());
+        }
+        self.uses[index].all += 1;
+        self.uses[index].writing += u32::from(access == Access::Write);
+        let gpa = (word >> 32) * PAGE_SIZE;
         if self.memory.check_range(GuestAddress(gpa), PAGE_SIZE as usize) {
             return Ok(gpa);
         }
@@ -128,8 +126,8 @@ impl GrantTable {
 
     /// GNTTABOP_unmap_grant_ref.
     pub fn unmap(&mut self, grant_ref: u32, access: Access) {
-        let Some(uses) = self.uses.get_mut(&grant_ref) else { return };
-        uses.all = uses.all.saturating_sub(1);
+        let Some(uses) = self.uses.get_mut(grant_ref as usize).filter(|uses| uses.all > 0) else { return };
+        uses.all -= 1;
         uses.writing = uses.writing.saturating_sub(u32::from(access == Access::Write));
         let uses = *uses;
         let mut clear = 0;
@@ -138,7 +136,6 @@ impl GrantTable {
         }
         if uses.all == 0 {
             clear |= flag::READING;
-            self.uses.remove(&grant_ref);
         }
         if let Some(entry) = self.entry(grant_ref) {
             atomic::with(&self.memory, entry, |flags: &AtomicU16| flags.fetch_and(!clear.to_le(), Ordering::AcqRel));

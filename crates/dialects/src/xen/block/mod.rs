@@ -309,7 +309,8 @@ impl Work<'_> {
             return Err(Refusal::Failed);
         }
         let access = if reads { Access::Write } else { Access::Read };
-        let mut slices = Vec::with_capacity(segments.len());
+        // Where the data is, as addresses and bytes; what lies together is one.
+        let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(segments.len());
         let mut sectors = 0;
         for segment in segments {
             let (first, last) = (segment.first_sect, segment.last_sect);
@@ -319,10 +320,15 @@ impl Work<'_> {
             let gpa = self.map(segment.gref.get(), access)?;
             let count = u64::from(last - first) + 1;
             sectors += count;
-            let begin = GuestAddress(gpa + u64::from(first) * SECTOR);
-            slices.push(self.xen.memory().get_slice(begin, (count * SECTOR) as usize).map_err(|_| Refusal::Failed)?);
+            let (begin, bytes) = (gpa + u64::from(first) * SECTOR, count * SECTOR);
+            match ranges.last_mut() {
+                Some(last) if last.0 + last.1 == begin => last.1 += bytes,
+                _ => ranges.push((begin, bytes)),
+            }
         }
         let offset = self.range(sector, sectors)?;
+        let slice = |&(begin, bytes): &(u64, u64)| self.xen.memory().get_slice(GuestAddress(begin), bytes as usize);
+        let slices: Vec<_> = ranges.iter().map(slice).collect::<Result<_, _>>().map_err(|_| Refusal::Failed)?;
         if reads {
             self.disk.read(offset, &slices)?
         } else {
