@@ -100,9 +100,18 @@ impl Blkback {
                 break;
             }
         }
+        self.queues.iter_mut().for_each(|queue| queue.publish(&self.xen));
+        self.burst.end(Instant::now());
+        while self.burst.stays(Instant::now()) {
+            for queue in &self.queues {
+                if queue.ring.waiting()? > 0 {
+                    return Ok(true);
+                }
+            }
+            std::thread::yield_now();
+        }
         let mut more = false;
         for queue in &mut self.queues {
-            queue.publish(&self.xen);
             more |= queue.ring.ask_for_event()?;
         }
         Ok(more)
