@@ -275,7 +275,7 @@ pub struct RunArguments {
     /// Processors, 1 to 64.
     #[arg(long, value_name = "N", default_value_t = 1, allow_hyphen_values = true)]
     pub cpus: u32,
-    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen|hyperv][,dvd]. Repeatable.
+    /// Disk: FILE[,ro][,format=raw|qcow2][,backing=on|off][,bus=virtio|xen|hyperv][,dvd][,persistent-grants]. Repeatable.
     #[arg(long, value_name = "DISK", action = ArgAction::Append)]
     pub disk: Vec<DiskSpec>,
     /// Network card: user|tap:NAME|none[,mac=XX:XX:XX:XX:XX:XX][,bus=virtio|xen|hyperv][,forward=tcp|udp:HOSTPORT:GUESTPORT]. Repeatable.

@@ -202,6 +202,9 @@ impl MachineConfig {
             {
                 combination("bus=hyperv: only with --dialect hyperv".into())
             }
+            _ if self.disks.iter().any(|disk| disk.persistent_grants && disk.bus != DeviceBus::Xen) => {
+                combination("persistent-grants: only with bus=xen".into())
+            }
             _ if self.disks.iter().any(|disk| disk.dvd && disk.bus != DeviceBus::Hyperv) => combination("dvd: only with bus=hyperv".into()),
             _ => Ok(()),
         }
@@ -354,6 +357,7 @@ mod tests {
         assert!(check(|c| (c.deterministic, c.cpus) = (true, 2)).contains("--cpus 1"));
         assert!(check(|c| c.console = Some(SerialTarget::Stdio)).contains("--serial null"));
         assert!(check(|c| c.disks = vec!["disk.raw,bus=xen".parse().unwrap()]).contains("--dialect xen"));
+        assert!(check(|c| c.disks = vec!["disk.raw,persistent-grants".parse().unwrap()]).contains("only with bus=xen"));
         assert!(check(|c| c.nics = vec!["user,bus=xen".parse().unwrap()]).contains("--dialect xen"));
         assert!(check(|c| c.dialects = "vmware,hyperv".parse().unwrap()).contains("hyperv comes first"));
         assert!(check(|c| (c.dialects, c.backend) = ("hyperv".parse().unwrap(), BackendChoice::Kvm)).contains("--backend soft"));

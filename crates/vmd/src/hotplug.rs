@@ -25,7 +25,11 @@ use crate::power::PowerError;
 /// What is plugged in.
 pub enum Device {
     /// A disk.
-    Disk(Arc<dyn Disk>),
+    Disk {
+        image: Arc<dyn Disk>,
+        /// See [`devices::block::DiskSpec::persistent_grants`].
+        persistent_grants: bool,
+    },
     /// A drive with a DVD in it.
     Dvd(Arc<dyn Disk>),
     /// A card of this address.

@@ -59,6 +59,8 @@ pub struct InstalledDisk {
     pub bus: DeviceBus,
     /// The guest finds a drive with a DVD in it.
     pub dvd: bool,
+    /// See [`devices::block::DiskSpec::persistent_grants`].
+    pub persistent_grants: bool,
     /// The image, open and locked.
     pub image: Arc<dyn Disk>,
 }
@@ -67,7 +69,7 @@ impl InstalledDisk {
     /// The disk, to be plugged in.
     pub fn device(&self) -> Device {
         let image = Arc::clone(&self.image);
-        if self.dvd { Device::Dvd(image) } else { Device::Disk(image) }
+        if self.dvd { Device::Dvd(image) } else { Device::Disk { image, persistent_grants: self.persistent_grants } }
     }
 }
 
@@ -257,7 +259,13 @@ impl Inventory {
     fn new_disk(&self, spec: &DiskSpec, image: Arc<dyn Disk>) -> InstalledDisk {
         let mut contents = self.lock();
         contents.disks += 1;
-        InstalledDisk { name: format!("disk{}", contents.disks - 1), bus: spec.bus, dvd: spec.dvd, image }
+        InstalledDisk {
+            name: format!("disk{}", contents.disks - 1),
+            bus: spec.bus,
+            dvd: spec.dvd,
+            persistent_grants: spec.persistent_grants,
+            image,
+        }
     }
 
     fn new_nic(&self, spec: &NicSpec) -> InstalledNic {

@@ -47,11 +47,14 @@ fn disk_options_are_understood() {
             format: Some(Format::Qcow2),
             follow_references: true,
             bus: DeviceBus::Virtio,
-            dvd: false
+            dvd: false,
+            persistent_grants: false,
         }
     );
     assert_eq!(spec.to_string().parse(), Ok(spec));
-    assert_eq!("b,bus=xen".parse::<DiskSpec>().unwrap().to_string(), "b,bus=xen");
+    for text in ["b,bus=xen", "b,bus=xen,persistent-grants"] {
+        assert_eq!(text.parse::<DiskSpec>().unwrap().to_string(), text);
+    }
     assert!("x,format=vmdk".parse::<DiskSpec>().unwrap_err().contains("format=vmdk"));
     assert!("".parse::<DiskSpec>().unwrap_err().contains("file name"));
 }

@@ -67,7 +67,7 @@ impl Slots for Devices {
         // They are kept until here, so that no thread drops, and waits for, itself.
         contents.nics.retain(|nic| !nic.is_finished());
         Ok(match device {
-            Device::Disk(image) => Arc::new(self.plug_disk(contents, image, Kind::Disk, gone)?),
+            Device::Disk { image, .. } => Arc::new(self.plug_disk(contents, image, Kind::Disk, gone)?),
             Device::Dvd(image) => Arc::new(self.plug_disk(contents, image, Kind::Dvd, gone)?),
             Device::Nic(mac, network) => {
                 let nic = Arc::new(HypervNic::new(Arc::clone(&self.bus), mac, network, gone)?);

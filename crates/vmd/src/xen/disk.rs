@@ -48,9 +48,9 @@ pub(super) fn keys(names: &Names, disk: &dyn devices::block::Disk) -> DeviceKeys
 }
 
 /// The backend's thread.
-pub(super) fn serve(slot: Slot, disk: Arc<dyn devices::block::Disk>) {
+pub(super) fn serve(slot: Slot, disk: Arc<dyn devices::block::Disk>, persistent_grants: bool) {
     let bell = slot.bell();
-    let driver = Blkback::new(slot.xen(), Arc::new(Image(disk)), slot.peer());
+    let driver = Blkback::new(slot.xen(), Arc::new(Image(disk)), slot.peer()).keeping_grants(persistent_grants);
     let mut served = slot.begin(driver);
     let mut more = false;
     while (more || bell.wait()) && served.goes_on() {

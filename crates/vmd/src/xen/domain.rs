@@ -105,10 +105,10 @@ impl Slots for Domain {
         // They are kept until here, so that no thread drops, and waits for, itself.
         devices.retain(|device| !device.is_finished());
         let device = Arc::new(match device {
-            Device::Disk(image) => {
+            Device::Disk { image, persistent_grants } => {
                 let names = self.free(disk::places())?;
                 let keys = disk::keys(&names, image.as_ref());
-                XenDevice::new(&self.xen, &self.host, names, &keys, gone, move |slot| disk::serve(slot, image))?
+                XenDevice::new(&self.xen, &self.host, names, &keys, gone, move |slot| disk::serve(slot, image, persistent_grants))?
             }
             Device::Dvd(_) => return Err(std::io::Error::other("Xen's frontends have no DVD drives")),
             Device::Nic(mac, network) => {
@@ -205,7 +205,7 @@ mod tests {
         file.as_file().set_len(1 << 20).unwrap();
         let (gone, heard) = std::sync::mpsc::channel();
         let image = devices::block::open(&DiskSpec::new(file.path())).unwrap();
-        (domain.plug(Device::Disk(image), Box::new(move || gone.send(()).unwrap())).unwrap(), heard)
+        (domain.plug(Device::Disk { image, persistent_grants: false }, Box::new(move || gone.send(()).unwrap())).unwrap(), heard)
     }
 
     fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -279,7 +279,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(512).unwrap();
         let image = devices::block::open(&DiskSpec::new(file.path())).unwrap();
-        assert!(domain.plug(Device::Disk(image), Box::new(move || drop(gone))).is_err(), "power is off");
+        assert!(domain.plug(Device::Disk { image, persistent_grants: false }, Box::new(move || drop(gone))).is_err(), "power is off");
     }
 
     #[test]

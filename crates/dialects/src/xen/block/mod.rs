@@ -1,10 +1,11 @@
 //! Blkback: a disk for the guest's blkfront (`io/blkif.h`).
 //!
 //! Several queues, rings of several pages, indirect segments, flush and discard. A request is copied out of the ring, its pages are mapped for as
-//! long as it takes, and data moves between them and the disk directly. Persistent grants are not offered: they save a hypervisor's work on page
-//! tables, of which there is none here, and cost the guest a copy of every byte.
+//! long as it takes, and data moves between them and the disk directly. Persistent grants (`grants.rs`) are offered where they are asked for: they
+//! save a hypervisor's work on page tables, of which there is none here, and cost the guest a copy of every byte.
 
 mod burst;
+mod grants;
 
 use std::io;
 use std::sync::Arc;
@@ -22,6 +23,9 @@ use super::xenbus::{ConnectError, Driver, Frontend};
 use super::{Access, GrantError, Peer, Xen};
 use crate::disk::Disk;
 use burst::Burst;
+use grants::Grants;
+#[cfg(test)]
+pub(super) use grants::MOST_KEPT;
 
 /// Most segments of an indirect request; as Linux' backend.
 const MAX_INDIRECT_SEGMENTS: u16 = 256;
@@ -42,12 +46,15 @@ pub struct Blkback {
     disk: Arc<dyn Disk>,
     /// Called when the guest has sent something.
     bell: Peer,
+    /// Persistent grants are offered.
+    keeps_grants: bool,
     queues: Vec<Queue>,
     burst: Burst,
 }
 
 struct Queue {
     ring: BackRing,
+    grants: Grants,
     port: u32,
 }
 
@@ -83,7 +90,13 @@ impl From<GrantError> for Refusal {
 impl Blkback {
     /// A backend for `disk`; `bell` is rung when the guest has sent something, and [`Blkback::work`] is to be called.
     pub fn new(xen: Arc<Xen>, disk: Arc<dyn Disk>, bell: Peer) -> Blkback {
-        Blkback { xen, disk, bell, queues: Vec::new(), burst: Burst::new() }
+        Blkback { xen, disk, bell, keeps_grants: false, queues: Vec::new(), burst: Burst::new() }
+    }
+
+    /// The same, which offers persistent grants if `keeps_grants`.
+    #[must_use]
+    pub fn keeping_grants(self, keeps_grants: bool) -> Blkback {
+        Blkback { keeps_grants, ..self }
     }
 
     /// Does the requests that wait, and those of the same burst that follow; `true` when there may be more.
@@ -131,7 +144,8 @@ impl Blkback {
                 if self.xen.is_idle() {
                     queue.publish(&self.xen);
                 }
-                let response = Work { xen: &self.xen, disk: self.disk.as_ref(), mapped: Vec::new() }.answer(&slot);
+                let response = Work { xen: &self.xen, disk: self.disk.as_ref(), grants: &mut queue.grants }.answer(&slot);
+                queue.grants.release();
                 queue.ring.respond(response.as_bytes());
                 done += 1;
             }
@@ -153,17 +167,23 @@ impl Blkback {
         let port = frontend.number(&format!("{prefix}event-channel"))?;
         let ring = BackRing::new(&self.xen, &grants, SLOT)?;
         self.xen.bind(port, Arc::clone(&self.bell))?;
-        Ok(Queue { ring, port })
+        // Linux says so whether or not it was offered, and counts on it only if it was.
+        let is_persistent = self.keeps_grants && frontend.optional("feature-persistent")?.is_some_and(|value| value != 0);
+        Ok(Queue { ring, grants: Grants::new(Arc::clone(&self.xen), is_persistent), port })
     }
 }
 
 impl Driver for Blkback {
     fn offers(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut offers = vec![
             ("feature-max-indirect-segments", MAX_INDIRECT_SEGMENTS.to_string()),
             ("multi-queue-max-queues", MAX_QUEUES.to_string()),
             ("max-ring-page-order", MAX_RING_PAGE_ORDER.to_string()),
-        ]
+        ];
+        if self.keeps_grants {
+            offers.push(("feature-persistent", "1".into()));
+        }
+        offers
     }
 
     fn connect(&mut self, frontend: &Frontend<'_>) -> Result<Vec<(&'static str, String)>, ConnectError> {
@@ -215,16 +235,7 @@ impl Driver for Blkback {
 struct Work<'a> {
     xen: &'a Xen,
     disk: &'a dyn Disk,
-    /// Grants in use, until this is gone.
-    mapped: Vec<(u32, Access)>,
-}
-
-impl Drop for Work<'_> {
-    fn drop(&mut self) {
-        for (grant, access) in self.mapped.drain(..) {
-            self.xen.unmap(grant, access);
-        }
-    }
+    grants: &'a mut Grants,
 }
 
 impl Work<'_> {
@@ -282,7 +293,7 @@ impl Work<'_> {
         for grant in request.indirect_grefs.iter().take(usize::from(count).div_ceil(SEGMENTS_PER_INDIRECT_PAGE).min(INDIRECT_PAGES)) {
             let here = left.min(SEGMENTS_PER_INDIRECT_PAGE);
             let mut page = vec![Segment::default(); here];
-            let gpa = self.map(grant.get(), Access::Read)?;
+            let gpa = self.grants.map(grant.get(), Access::Read)?;
             self.xen.memory().read_slice(page.as_mut_slice().as_mut_bytes(), GuestAddress(gpa)).map_err(|_| Refusal::Failed)?;
             segments.extend(page);
             left -= here;
@@ -297,13 +308,6 @@ impl Work<'_> {
         }
         let offset = self.range(request.sector_number.get(), sectors)?;
         Ok(self.disk.discard(offset, sectors * SECTOR)?)
-    }
-
-    /// Begins to use a page; its address.
-    fn map(&mut self, grant: u32, access: Access) -> Result<u64, GrantError> {
-        let gpa = self.xen.map(grant, access)?;
-        self.mapped.push((grant, access));
-        Ok(gpa)
     }
 
     /// Where on the disk the range begins, if it is on the disk.
@@ -326,7 +330,7 @@ impl Work<'_> {
             if first > last || last >= SECTORS_PER_PAGE {
                 return Err(Refusal::Failed);
             }
-            let gpa = self.map(segment.gref.get(), access)?;
+            let gpa = self.grants.map(segment.gref.get(), access)?;
             let count = u64::from(last - first) + 1;
             sectors += count;
             let (begin, bytes) = (gpa + u64::from(first) * SECTOR, count * SECTOR);

@@ -1,5 +1,7 @@
 //! A frontend of ours, honest and not, against Blkback; and the negotiation of both.
 
+mod persistent;
+
 use abi::xen::io::blkif::{Discard, INDIRECT_PAGES, Indirect, Request, Response, SEGMENTS, SLOT, Segment, op, status};
 use abi::xen::io::xenbus::state;
 
@@ -25,10 +27,14 @@ struct Rig {
 impl Rig {
     /// Both sides in Initialising, a ring of one page ready.
     fn new(read_only: bool) -> Rig {
+        Rig::with(read_only, false)
+    }
+
+    fn with(read_only: bool, keeps_grants: bool) -> Rig {
         let guest = Guest::running();
         let tree = Arc::new(Tree::default());
         let disk = Arc::new(MemoryDisk::new(SECTORS as usize, read_only));
-        let driver = Blkback::new(guest.xen.clone(), disk.clone(), Arc::new(|| {}));
+        let driver = Blkback::new(guest.xen.clone(), disk.clone(), Arc::new(|| {})).keeping_grants(keeps_grants);
         let backend = Backend::new(driver, tree.clone(), BACK.into(), FRONT.into());
         let ring = FrontRing::new(&guest, SLOT, 32);
         let (grant, port) = (guest.grant(ring.page, 0), guest.port());

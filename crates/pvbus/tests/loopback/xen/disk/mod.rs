@@ -50,7 +50,7 @@ impl Rig {
         let disk = Arc::new(disk);
         self.plug(DISK, &[]);
         let (xen, host) = (Arc::clone(&self.xen), self.store.host());
-        let driver = Limited { blkback: Blkback::new(xen, disk.clone(), Arc::new(|| {})), hidden };
+        let driver = Limited { blkback: Blkback::new(xen, disk.clone(), Arc::new(|| {})).keeping_grants(true), hidden };
         let mut backend = Backend::new(driver, Arc::new(HostKeys(self.store.host())), DISK.back.into(), DISK.front.into());
         self.machine.spawn(move || {
             if host.exists(DISK.back).unwrap() {
@@ -158,7 +158,7 @@ fn backend_that_closes_ends_the_disk_and_gets_its_pages_back() {
 }
 
 #[test]
-fn pages_of_data_are_used_again_and_come_back_before_the_backend_goes() {
+fn pages_of_data_stay_mapped_between_requests_and_until_the_backend_goes() {
     let rig = Rig::new();
     let host = rig.disk(MemoryDisk::new(SECTORS, false));
     let mut tree = Tree::attach(&rig.machine);
@@ -172,7 +172,7 @@ fn pages_of_data_are_used_again_and_come_back_before_the_backend_goes() {
     }
     rig.unplug(DISK);
     rig.poll(&mut tree);
-    assert_eq!(rig.machine.pages_in_use(), 2 + 8, "this backend does not look, and still has the ring");
+    assert_eq!(rig.machine.pages_in_use(), 2 + 8 + 21, "this backend does not look, and still has the ring, the data and its segments");
     rig.machine.end_latest_thread();
     rig.poll(&mut tree);
     assert_eq!(rig.machine.pages_in_use(), 2);
