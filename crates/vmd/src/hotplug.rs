@@ -26,6 +26,7 @@ use crate::power::PowerError;
 pub enum Device {
     /// A disk.
     Disk {
+        /// The image, open and locked.
         image: Arc<dyn Disk>,
         /// See [`devices::block::DiskSpec::persistent_grants`].
         persistent_grants: bool,
