@@ -1,10 +1,10 @@
 //! From linear addresses to host memory: the TLB, the guest's page tables, and every load and store.
 //!
-//! The TLB is direct mapped by linear page, and what had to make room for another page stays in a neighbouring entry. A tag is the page address with the *context* in its low 12 bits: a number that
-//! stands for the current PCID (a fresh one whenever that PCID was flushed) and whether accesses are those of CPL 3. So a
-//! usual access is one compare and one host access, an access that crosses a page misses by itself, and a CR3 write or a
-//! change of privilege costs nothing. A page gets a write tag only when it is dirty, allowed to be written, and holds no
-//! decoded instructions. Specification: Intel SDM vol. 3 chapter 4.
+//! The TLB is direct mapped by linear page, and what had to make room for another page stays in a neighbouring entry. A tag is the
+//! page address with the *context* in its low 12 bits: a number that stands for the current PCID (a fresh one whenever that PCID was
+//! flushed) and whether accesses are those of CPL 3. So a usual access is one compare and one host access, an access that crosses a
+//! page misses by itself, and a CR3 write or a change of privilege costs nothing. A page gets a write tag only when it is dirty,
+//! allowed to be written, and holds no decoded instructions. Specification: Intel SDM vol. 3 chapter 4.
 //!
 //! Guest memory is shared with other processors and devices, so every access is one host instruction on the same address and
 //! of the same size: the host's memory order is the guest's.

@@ -1,15 +1,14 @@
 //! What every translated instruction is made of: guest registers, flags, memory, and the ways out of the code.
 //!
 //! ```text
-//!   RDI  the processor (`Cpu`)             RSI R8..R11  copies of guest registers
+//!   RDI  the processor (`Cpu`)             RSI R8..R11  copies of guest registers, and windows
 //!   RAX RCX RDX  scratch
 //! ```
 //!
 //! Guest registers live in [`Cpu::regs`]. A copy in a host register only saves loads: every result is stored at once, so memory is exact
-//! after each instruction and whoever takes over finds all of it there. Copies are forgotten where another may have been at work. Other
-//! host registers lead to guest memory ([`super::window`]). Likewise
-//! the arithmetic flags: those that somebody may look at are stored as the interpreter stores them, and what stands directly behind takes
-//! them from the host's.
+//! after each instruction and whoever takes over finds all of it there. Copies are forgotten where another may have been at work. Likewise
+//! the arithmetic flags: those that somebody may look at are stored as the interpreter stores them, and what follows takes them from the
+//! host's as long as they are there. Others of these host registers lead to guest memory ([`super::window`]).
 //!
 //! An access that the TLB does not know, and every instruction that has no translation, is done by the interpreter's handler: the code
 //! jumps there, as [`crate::op::Cursor::next`] would.
@@ -422,8 +421,7 @@ impl<'a> Emitter<'a> {
         self.code.jump_to(Place::Reg(AX));
     }
 
-    /// RDX becomes the entry of the jump cache for linear address RAX; if there is none,
-    /// op `k` is left by `miss`. Changes RCX.
+    /// RDX becomes the entry of the jump cache for linear address RAX; if there is none, op `k` is left by `miss`. Changes RCX.
     pub fn look_up(&mut self, k: usize, miss: Miss) {
         let code = &mut self.code;
         let mut unequal = |code: &mut Code| self.cold.push(((k, miss), code.jump_if(condition::NOT_EQUAL)));

@@ -2,8 +2,8 @@
 //!
 //! Guest and host are the same architecture, so there is no intermediate language: a pass over a block's instructions makes the host's
 //! instructions for each ([`lower`]), with guest registers in memory and copies of some in host registers ([`emit`]), and a second pass where
-//! accesses to memory have something in common ([`window`]). The interpreter stays
-//! what is right by definition. Its ops are kept, and the code is a handler like others, to which the first op that it stands for points:
+//! accesses to memory have something in common ([`window`]). The interpreter stays what is right by definition. Its ops are kept, and the code
+//! is a handler like others, to which the first op that it stands for points:
 //!
 //! ```text
 //!   ops      warm     mov     cpuid    add     jmp          before: warm counts, the others are interpreted
@@ -13,7 +13,8 @@
 //! ```
 //!
 //! A branch leads to the next block's code by itself ([`link`]), or finds it in the jump cache ([`crate::block`]). A block looks around before it
-//! begins: not when something wants the processor's attention, or when its page has changed. Code lies in an arena of the processor's own; when that is full, the whole block cache is emptied with it.
+//! begins: not when something wants the processor's attention, or when its page has changed. Code lies in an arena of the processor's own; when
+//! that is full, the whole block cache is emptied with it.
 #![allow(unsafe_code)] // Makes handlers of code.
 
 mod atomic;
