@@ -5,8 +5,8 @@
 //! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under. Translated code
 //! ([`crate::translator`]) reads the jump cache too.
 //!
-//! An instruction that crosses into another page makes a block of its own. The physical map compares the second page, the jump cache's
-//! entries know it by their address space, and no link leads there.
+//! An instruction that crosses into another page makes a block of its own, which looks each time it begins whether the second page is still
+//! the one that it was decoded from. No link leads there.
 #![allow(unsafe_code)] // Blocks keep pointers to state words and hand out pointers to their ops.
 
 use std::collections::HashMap;
@@ -306,23 +306,36 @@ impl Cpu {
     #[inline(always)]
     pub fn begin_block(&mut self, first: Cursor) -> bool {
         let number = first.imm as u32;
-        let is_fresh = self.blocks.blocks.get(number as usize).is_some_and(BlockCache::is_fresh);
-        if is_fresh {
+        let block = self.blocks.blocks.get(number as usize).filter(|block| BlockCache::is_fresh(block));
+        let second = block.and_then(|block| block.crosses.as_ref()).map(|second| second.gpa);
+        let is_same = block.is_some() && second.is_none_or(|gpa| self.is_second_page(gpa));
+        if is_same {
             self.blocks.running = number;
         } else {
             self.forget_jump();
         }
-        is_fresh
+        is_same
+    }
+
+    /// Whether the page behind that of the block that is entered is this one: the same instruction may go on in another page elsewhere.
+    #[inline(never)]
+    fn is_second_page(&mut self, gpa: u64) -> bool {
+        let next = (self.entered_at() & !(PAGE - 1)).wrapping_add(PAGE);
+        matches!(self.fetch_address(next), Ok(second) if second == gpa)
+    }
+
+    /// Linear address of the block that is entered.
+    fn entered_at(&self) -> u64 {
+        match self.width {
+            Width::Bits64 => self.regs[RIP_BASE],
+            _ => self.seg[CS].base.wrapping_add(self.regs[RIP_BASE]) & 0xffff_ffff,
+        }
     }
 
     /// Takes the block that is entered out of the jump cache.
     #[cold]
     pub fn forget_jump(&mut self) {
-        let va = if self.width == Width::Bits64 {
-            self.regs[RIP_BASE]
-        } else {
-            self.seg[CS].base.wrapping_add(self.regs[RIP_BASE]) & 0xffff_ffff
-        };
+        let va = self.entered_at();
         self.blocks.jumps[jump_index(va)] = JumpEntry::NONE;
     }
 
