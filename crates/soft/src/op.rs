@@ -109,13 +109,6 @@ impl Cursor {
         (next.run)(cpu, next)
     }
 
-    /// Whether the block goes on with another instruction.
-    #[inline(always)]
-    pub fn precedes_instruction(self) -> bool {
-        // SAFETY: as in `next`, for an op that may call it.
-        unsafe { (*self.0.add(1)).count != 0 }
-    }
-
     /// The instruction is complete and execution goes on at `rip`.
     #[inline(always)]
     pub fn jump(self, cpu: &mut Cpu, rip: u64) -> Outcome {

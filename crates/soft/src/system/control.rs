@@ -10,7 +10,7 @@ use crate::attention;
 use crate::block::Lowering;
 use crate::cpu::{CS, Cpu, REG_MASK, Width, access, cr0, cr4, efer, rflags};
 use crate::mmu::PHYSICAL_BITS;
-use crate::op::{Cursor, Flow, Op, Outcome, Slow, Trap, attempt, slow};
+use crate::op::{Flow, Op, Slow, Trap, slow};
 
 /// CR0 bits that exist; the others read as zero and writes to them are ignored.
 const CR0_BITS: u64 = cr0::PE | cr0::MP | cr0::EM | cr0::TS | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
@@ -62,7 +62,7 @@ pub(super) fn lower(lowering: &Lowering, insn: &Instruction, op: &mut Op) -> boo
         Mnemonic::Invd | Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => slow::<CacheFlush>,
         Mnemonic::Hlt => slow::<Hlt>,
         Mnemonic::Cli => slow::<Cli>,
-        Mnemonic::Sti => sti,
+        Mnemonic::Sti => slow::<Sti>,
         Mnemonic::Vmcall => slow::<Hypercall<false>>,
         Mnemonic::Vmmcall => slow::<Hypercall<true>>,
         _ => return false,
@@ -291,18 +291,17 @@ impl Slow for Cli {
     }
 }
 
-/// STI. The next instruction is executed before interrupts are taken: nobody looks for them inside of a block, so only what is already
-/// announced, or the block's end, has to be held off.
-extern "sysv64-unwind" fn sti(cpu: &mut Cpu, op: Cursor) -> Outcome {
-    attempt!(cpu, op, cpu.require_iopl());
-    if cpu.rflags & rflags::IF == 0 {
-        cpu.load_flags(cpu.flags() | rflags::IF);
-        if cpu.attention.flags() != 0 || !op.precedes_instruction() {
+struct Sti;
+impl Slow for Sti {
+    fn execute(cpu: &mut Cpu, _op: &Op) -> Result<Flow, Trap> {
+        cpu.require_iopl()?;
+        if cpu.rflags & rflags::IF == 0 {
+            cpu.load_flags(cpu.flags() | rflags::IF);
+            // The next instruction is still executed first.
             cpu.attention.set_own(attention::SHADOW);
-            return op.leave(cpu);
         }
+        Ok(Flow::Leave)
     }
-    op.next(cpu)
 }
 
 impl Cpu {
