@@ -151,7 +151,7 @@ impl Cpu {
         self.regs[..16].copy_from_slice(&registers.gpr);
         self.rip = registers.rip;
         self.awaits_port_in = false;
-        self.load_flags(registers.rflags);
+        self.set_flags(registers.rflags);
         self.update_step();
     }
 
@@ -336,12 +336,8 @@ impl Cpu {
             }
         }
         if work.has_interrupt() {
-            if self.rflags & rflags::IF == 0 {
-                // Whatever sets IF looks for it.
-                return None;
-            }
-            if shadow {
-                // Looked at again after one instruction.
+            if shadow || self.rflags & rflags::IF == 0 {
+                // Looked at again before the next block, until it can be taken.
                 self.attention.set_own(attention::APIC);
                 return None;
             }

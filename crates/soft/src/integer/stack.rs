@@ -213,7 +213,7 @@ impl Slow for PopFlags {
         }
         let cleared = if op.size > 2 { rflags::RF } else { 0 };
         discard(cpu, u64::from(op.size));
-        cpu.load_flags(old & !writable & !cleared | image & writable);
+        cpu.set_flags(old & !writable & !cleared | image & writable);
         cpu.update_step();
         // TF and IF take effect at the next block.
         Ok(if (old ^ cpu.rflags) & (rflags::TF | rflags::IF) != 0 { Flow::Leave } else { Flow::Next })

@@ -119,9 +119,17 @@ fn interrupt_reaches_a_loop_that_polls_memory() {
         a.mov(byte_ptr(DATA), 1).unwrap();
         a.iretq().unwrap();
     });
+    // The local APIC has to be switched on; it is a register of x2APIC then.
     m.code(CODE, |a| {
         let mut again = a.create_label();
-        switch_apic_on(a);
+        a.mov(ecx, 0x1b).unwrap();
+        a.rdmsr().unwrap();
+        a.or(eax, 0xc00).unwrap();
+        a.wrmsr().unwrap();
+        a.mov(ecx, 0x80f).unwrap();
+        a.mov(eax, 0x1ff).unwrap();
+        a.xor(edx, edx).unwrap();
+        a.wrmsr().unwrap();
         a.sti().unwrap();
         a.set_label(&mut again).unwrap();
         a.inc(rbx).unwrap();

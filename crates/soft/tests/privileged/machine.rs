@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx};
+use iced_x86::code_asm::CodeAssembler;
 use soft::Soft;
 use vm_memory::{ByteValued, Bytes, GuestAddress};
 use vmm::memory::GuestMemory;
@@ -300,16 +300,4 @@ impl Machine {
             rsp: self.get(frame + 24),
         })
     }
-}
-
-/// Code that switches the local APIC on, in x2APIC mode, where its registers are MSRs. Changes RAX, RCX and RDX.
-pub fn switch_apic_on(a: &mut CodeAssembler) {
-    a.mov(ecx, 0x1b).unwrap();
-    a.rdmsr().unwrap();
-    a.or(eax, 0xc00).unwrap();
-    a.wrmsr().unwrap();
-    a.mov(ecx, 0x80f).unwrap();
-    a.mov(eax, 0x1ff).unwrap();
-    a.xor(edx, edx).unwrap();
-    a.wrmsr().unwrap();
 }
