@@ -190,7 +190,8 @@ fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
         guest.shell(&format!("traffic receive $(cat /gateway) {port} 4"));
         let after = packets(&mut guest);
         let came = [after[0] - before[0], after[1] - before[1]];
-        assert!(came[queue] > 100 && came[1 - queue] < 10, "weights {weights}: {came:?}");
+        // 4 MiB are 64 packets at least, as several come as one.
+        assert!(came[queue] > 50 && came[1 - queue] < 10, "weights {weights}: {came:?}");
     }
     assert_eq!(guest.shell("for n in 1 2 3 4 5 6 7 8; do traffic send $(cat /gateway) PORT 1 > /dev/null; done; ethtool -S eth0 | grep -c 'tx_queue_[01]_packets: [1-9]'".replace("PORT", &port.to_string()).as_str()), "2");
 }
