@@ -161,36 +161,6 @@ fn invlpg_makes_a_changed_entry_seen() {
 }
 
 #[test]
-fn invlpg_finds_a_page_whose_place_in_the_tlb_others_have_taken() {
-    /// Beyond it the page is one of the same place, whatever the TLB's size.
-    const APART: u64 = 8 << 20;
-    let mut m = Machine::new();
-    // The low 2 MiB again and again, by the same page table.
-    let directory = TABLES + 0x2000;
-    let table: u64 = m.get(directory);
-    (1..64).for_each(|n| m.put(directory + 8 * n, table));
-    m.put(DATA + 0x1000, 1u64);
-    m.put(DATA + 0x2000, 2u64);
-    m.code(CODE, |a| {
-        a.mov(rbx, DATA + 0x1000).unwrap();
-        a.mov(rcx, qword_ptr(rbx)).unwrap();
-        (1..4).for_each(|n| a.add(rcx, qword_ptr(rbx + (n * APART) as i32)).unwrap());
-        a.mov(rax, DATA + 0x2000 | PRESENT | WRITE).unwrap();
-        a.mov(qword_ptr(Machine::entry_address(DATA + 0x1000)), rax).unwrap();
-        for n in 0..4 {
-            a.invlpg(ptr(rbx + (n * APART) as i32)).unwrap();
-        }
-        (0..4).for_each(|n| a.add(rdx, qword_ptr(rbx + (n * APART) as i32)).unwrap());
-        a.hlt().unwrap();
-    });
-    let mut registers = Machine::start();
-    registers.gpr[2] = 0;
-    m.set(&registers);
-    let registers = m.run_to_halt();
-    assert_eq!((registers.gpr[1], registers.gpr[2]), (4, 8));
-}
-
-#[test]
 fn translations_that_another_flushes_are_forgotten() {
     let page = DATA + 0x1000;
     for pages in [Some(&[page][..]), None] {
