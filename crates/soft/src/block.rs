@@ -5,8 +5,8 @@
 //! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under. Translated code
 //! ([`crate::translator`]) reads the jump cache too.
 //!
-//! An instruction that crosses into another page makes a block of its own. The physical map compares the second page, the jump cache's
-//! entries know it by their address space, and no link leads there.
+//! An instruction that crosses into another page makes a block of its own. It is looked for in the physical map each time, which compares the
+//! second page; neither the jump cache nor a link leads there.
 #![allow(unsafe_code)] // Blocks keep pointers to state words and hand out pointers to their ops.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Op, Outcome, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
 use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
@@ -175,8 +175,8 @@ impl BlockCache {
         self.running = std::ptr::null();
     }
 
-    /// The running block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to the
-    /// jump cache, as its second page is another in another address space.
+    /// The running block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to
+    /// the physical map, as its second page is another in another address space.
     #[cold]
     fn fill_link(&mut self) {
         if let Some(link) = self.link.take()
@@ -235,16 +235,6 @@ impl Cpu {
             }
         }
         self.find_block(va, space, single)
-    }
-
-    /// The first op of a block with an instruction that crosses pages, which the jump cache knows by the first: looks at the second.
-    extern "sysv64-unwind" fn look_at_second_page(&mut self, op: Cursor) -> Outcome {
-        if BlockCache::is_fresh(&self.blocks.blocks[op.imm as usize]) {
-            return op.next(self);
-        }
-        // Where the running block was entered is its linear address, in 64-bit code.
-        self.blocks.jumps[jump_index(self.regs[RIP_BASE])] = JumpEntry::NONE;
-        op.again(self)
     }
 
     /// What distinguishes linear addresses of code: the address space, and the width where it is not 64 bits.
@@ -333,7 +323,8 @@ impl Cpu {
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
         let block = &self.blocks.blocks[index as usize];
         let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
-        if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
+        // Elsewhere the same instruction may go on in another page, and its block then takes this one's place while the first page is as it was.
+        if !single && block.crosses.is_none() {
             self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, state, value };
         }
         self.blocks.running = ops;
@@ -376,7 +367,7 @@ impl Cpu {
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
-                    let ops = with_header(translator::header(Cpu::look_at_second_page), ops);
+                    let ops = with_header(translator::header(translator::named), ops);
                     Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0 }
                 }
             };

@@ -398,3 +398,32 @@ fn same_blocks_run_at_two_linear_addresses_by_turns() {
     assert_eq!(registers.gpr[7], 100 * 5);
     assert_eq!(m.get::<u32>(first + 0x800), 1000);
 }
+
+#[test]
+fn instruction_that_goes_on_in_another_page_is_each_mappings_own() {
+    let mut m = Machine::new();
+    // mov eax, imm32; ret. The last three bytes of the constant are in the second page.
+    let (page, first, second) = (DATA + 0x1000, DATA + 0x5000, DATA + 0x8000);
+    m.put(page + 0xffe, [0xb8u8, 0x01]);
+    for (linear, rest, constant) in [(first, DATA + 0x2000, 0x01u8), (second, DATA + 0x3000, 0x02)] {
+        m.map(linear, page | PRESENT | WRITE);
+        m.map(linear + 0x1000, rest | PRESENT | WRITE);
+        m.put(rest, [constant, 0, 0, 0xc3]);
+    }
+    m.code(CODE, |a| {
+        let mut again = a.create_label();
+        a.xor(edx, edx).unwrap();
+        a.mov(ecx, 300).unwrap();
+        a.mov(rbx, first + 0xffe).unwrap();
+        a.mov(rsi, second + 0xffe).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.call(rbx).unwrap();
+        a.add(rdx, rax).unwrap();
+        a.call(rsi).unwrap();
+        a.add(rdx, rax).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run_to_halt().gpr[2], 300 * (0x101 + 0x201));
+}
