@@ -5,8 +5,8 @@
 //! A block is valid as long as its page's state word (see `vmm::memory::CodeMap`) is the one it was decoded under. Translated code
 //! ([`crate::translator`]) reads the jump cache too.
 //!
-//! An instruction that crosses into another page makes a block of its own. It is looked for in the physical map each time, which compares the
-//! second page; neither the jump cache nor a link leads there.
+//! An instruction that crosses into another page makes a block of its own, which looks each time it begins whether the second page is still
+//! the one that it was decoded from. No link leads there.
 #![allow(unsafe_code)] // Blocks keep pointers to state words and hand out pointers to their ops.
 
 use std::collections::HashMap;
@@ -21,7 +21,7 @@ use crate::attention;
 use crate::cpu::{CS, Cpu, DS, ES, FS, FS_BASE, GS, GS_BASE, RIP_BASE, SS, Width, ZERO};
 use crate::mmu::{FLAT_BASE, FLAT_SIB, GENERAL};
 use crate::native::Natives;
-use crate::op::{Cursor, Op, Slow, Trap, end_of_block, slow};
+use crate::op::{Cursor, Handler, Op, Outcome, Slow, Trap, end_of_block, slow};
 use crate::table::filled;
 use crate::translator::{self, Link, Source, Translator};
 use crate::{integer, native, system};
@@ -32,9 +32,21 @@ const MAX_INSTRUCTIONS: usize = 32;
 const MAX_LENGTH: usize = 15;
 const PAGE: u64 = 4096;
 /// Entries of the jump cache.
-pub(crate) const JUMPS: usize = 4096;
+pub(crate) const JUMPS: usize = 8192;
+/// Entries of the jump cache that stand in for each other: what is not in its own entry may still be in one of the others.
+const WAYS: usize = 4;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
 const MAX_OPS: usize = 112 * 1024;
+
+/// As many instructions are one time for [`BlockCache::count_crossing`],
+const CROSSING_TIME: u64 = 1 << 17;
+/// of which the number is known by these bits,
+const CROSSING_TIMES: u32 = 0xf_ffff;
+/// and so many crossings in one are too many: each costs as much as about 50 instructions, so they are a tenth.
+const CROSSINGS: u32 = 256;
+
+/// No block's number.
+const NO_BLOCK: u32 = u32::MAX;
 
 /// What a lowering knows besides the instruction.
 #[derive(Debug, Clone, Copy)]
@@ -51,12 +63,26 @@ struct Block {
     ops: Box<[Op]>,
     gpa: u64,
     len: u16,
+    /// See [`translator::Translation`]; [`enter_untranslated`] until there is one.
+    entry: Handler,
+    unchecked: u16,
     /// Second page, when the only instruction crosses into it.
     crosses: Option<Box<Second>>,
     state: *const AtomicU32,
     value: u32,
-    /// How often it was executed, as long as [`translator::warm`] counts.
+    /// How often it was executed, as long as [`translator::warm`] counts; later what [`BlockCache::count_crossing`] counts.
     heat: u32,
+    /// The first of the links that lead here.
+    links: Option<NonNull<Link>>,
+}
+
+impl Block {
+    /// A block of these ops, behind one whose handler is `first`; its page is as stated.
+    fn new(first: Handler, mut ops: Vec<Op>, gpa: u64, len: u16, (state, value): (*const AtomicU32, u32)) -> Block {
+        ops.insert(0, translator::header(first));
+        let entry = ENTER_UNTRANSLATED;
+        Block { ops: ops.into_boxed_slice(), gpa, len, entry, unchecked: 0, crosses: None, state, value, heat: 0, links: None }
+    }
 }
 
 /// Where an instruction that crosses pages goes on.
@@ -67,34 +93,40 @@ struct Second {
     value: u32,
 }
 
-/// An entry of the jump cache, with what it takes to run the block.
+/// An entry of the jump cache: a block that is to be run, which looks itself whether it is still what its page says.
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C, align(32))]
 pub(crate) struct JumpEntry {
     va: u64,
     /// See [`Cpu::space`].
     space: u64,
-    ops: *const Op,
-    state: *const AtomicU32,
-    value: u32,
+    /// Where translated code goes: the block's code, or [`enter_untranslated`], as it was once.
+    run: Handler,
+    /// The block's number. What has it may be another block by now, of the same address.
+    number: u32,
 }
 
 /// Where things are, for generated code.
 impl JumpEntry {
     pub const VA: i32 = offset_of!(JumpEntry, va) as i32;
     pub const SPACE: i32 = offset_of!(JumpEntry, space) as i32;
-    pub const OPS: i32 = offset_of!(JumpEntry, ops) as i32;
-    pub const STATE: i32 = offset_of!(JumpEntry, state) as i32;
-    pub const VALUE: i32 = offset_of!(JumpEntry, value) as i32;
+    pub const RUN: i32 = offset_of!(JumpEntry, run) as i32;
+    pub const NUMBER: i32 = offset_of!(JumpEntry, number) as i32;
     /// The number of an entry is the linear address, exclusive-or that shifted right by this, modulo [`JUMPS`].
     pub const FOLD_SHIFT: u8 = 12;
-    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, ops: std::ptr::null(), state: std::ptr::null(), value: 0 };
+    const NONE: JumpEntry = JumpEntry { va: 0, space: u64::MAX, run: ENTER_UNTRANSLATED, number: NO_BLOCK };
+}
 
-    /// Whether what the block was decoded from has not changed.
-    #[inline(always)]
-    fn is_fresh(&self) -> bool {
-        is_state(self.state, self.value)
-    }
+/// [`enter_untranslated`], which takes a block's number in place of an op.
+type EnterUntranslated = extern "sysv64-unwind" fn(&mut Cpu, usize) -> Outcome;
+
+// SAFETY: only generated code comes here, by an entry of the jump cache, and it has the entry's number where a second argument is.
+const ENTER_UNTRANSLATED: Handler = unsafe { std::mem::transmute::<EnterUntranslated, Handler>(enter_untranslated) };
+
+/// Runs a block that had no translation when translated code found it in the jump cache.
+extern "sysv64-unwind" fn enter_untranslated(cpu: &mut Cpu, number: usize) -> Outcome {
+    let first = Cursor::first(cpu.blocks.blocks[number].ops.as_ptr());
+    (first.run)(cpu, first)
 }
 
 /// Whether a block's page is as it was when the block was decoded.
@@ -110,11 +142,13 @@ pub(crate) struct BlockCache {
     by_address: HashMap<u64, u32, BuildHasherDefault<AddressHasher>>,
     /// An entry may outlive its block, which is replaced only when the entry is not fresh any more.
     jumps: Box<[JumpEntry; JUMPS]>,
+    /// Where among its neighbours the last entry went that had to make room for another, 1 to `WAYS - 1`.
+    way: usize,
     natives: Natives,
     translator: Translator,
     ops: usize,
-    /// The running block's ops; null when none is running.
-    running: *const Op,
+    /// Number of the running block, [`NO_BLOCK`] when none is running. A block says so itself when it begins.
+    running: u32,
     /// The link that a translated branch has just followed, and that is not filled.
     link: Option<NonNull<Link>>,
 }
@@ -141,7 +175,7 @@ impl Hasher for AddressHasher {
 impl BlockCache {
     /// Where the pointer to the jump cache is, for generated code.
     pub const JUMP_CACHE: usize = offset_of!(BlockCache, jumps);
-    /// Where the pointer to the running block's ops is.
+    /// Where the number of the running block is.
     pub const RUNNING: usize = offset_of!(BlockCache, running);
 
     pub fn new() -> BlockCache {
@@ -149,18 +183,17 @@ impl BlockCache {
             blocks: Vec::new(),
             by_address: HashMap::default(),
             jumps: filled(JumpEntry::NONE),
+            way: 1,
             natives: Natives::new(),
             translator: Translator::default(),
             ops: 0,
-            running: std::ptr::null(),
+            running: NO_BLOCK,
             link: None,
         }
     }
 
     fn running_block(&self) -> Option<&Block> {
-        // SAFETY: blocks change only after `stop_running`, so these are a block's ops.
-        let header = unsafe { self.running.as_ref() }?;
-        self.blocks.get(header.imm as usize)
+        self.blocks.get(self.running as usize)
     }
 
     /// Whether the running block was decoded from any byte of `[start, end)`.
@@ -172,18 +205,19 @@ impl BlockCache {
 
     /// Nothing is running: memory accesses from outside blocks never have to wait for themselves.
     pub fn stop_running(&mut self) {
-        self.running = std::ptr::null();
+        self.running = NO_BLOCK;
     }
 
-    /// The running block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to
-    /// the physical map, as its second page is another in another address space.
+    /// This block is what the link leads to that was followed, unless something came in between. One that crosses pages is left to the jump
+    /// cache, as its second page is another in another address space.
     #[cold]
-    fn fill_link(&mut self) {
+    fn fill_link(&mut self, number: u32) {
+        let block = &mut self.blocks[number as usize];
         if let Some(link) = self.link.take()
-            && let Some(block) = self.running_block()
             && block.crosses.is_none()
         {
-            self.translator.links.fill(link, block.gpa, block.ops.as_ptr(), block.value);
+            self.translator.links.fill(link, block.gpa, block.ops.as_ptr(), block.value, &mut block.links);
+            self.translator.direct(block.links, block.entry, block.unchecked);
         }
     }
 
@@ -202,12 +236,37 @@ impl BlockCache {
         self.ops = 0;
     }
 
+    /// The handler of a block that is entered at `va` may be another than the jump cache has.
+    pub fn renew_jump(&mut self, va: u64, first: Cursor) {
+        let jump = &mut self.jumps[jump_index(va)];
+        if u64::from(jump.number) == first.imm {
+            jump.run = self.blocks[first.imm as usize].entry;
+        }
+    }
+
+    /// Whether a block whose first op this is has been translated.
+    pub fn is_translated(&self, first: Cursor) -> bool {
+        self.translator.has(first.run)
+    }
+
     /// Counts an execution of a block; tells whether there were enough of them now.
     #[inline(always)]
     pub fn heat(&mut self, block: usize, enough: u32) -> bool {
         let block = &mut self.blocks[block];
         block.heat += 1;
         block.heat > enough
+    }
+
+    /// Counts that the running block was left as something of it lies across the end of a page, after so many instructions; tells whether
+    /// this happens too often.
+    pub fn count_crossing(&mut self, instructions: u64) -> bool {
+        let Some(block) = self.blocks.get_mut(self.running as usize) else { return false };
+        let time = (instructions / CROSSING_TIME) as u32 & CROSSING_TIMES;
+        if block.heat & CROSSING_TIMES != time {
+            block.heat = time;
+        }
+        block.heat += CROSSING_TIMES + 1;
+        block.heat >> CROSSING_TIMES.count_ones() == CROSSINGS
     }
 
     /// Whether what a block was decoded from has not changed.
@@ -224,17 +283,60 @@ impl Cpu {
         let va = if self.width == Width::Bits64 { self.rip } else { self.fetch_linear()? };
         let space = self.space();
         self.regs[RIP_BASE] = self.rip;
-        if !single {
-            let jump = self.blocks.jumps[jump_index(va)];
-            if jump.va == va && jump.space == space && jump.is_fresh() {
-                self.blocks.running = jump.ops;
-                if self.blocks.link.is_some() {
-                    self.blocks.fill_link();
-                }
-                return Ok(Cursor::first(jump.ops));
-            }
+        if !single && let Some(known) = self.known_block(jump_index(va), va, space) {
+            return Ok(known);
         }
         self.find_block(va, space, single)
+    }
+
+    /// The block in an entry of the jump cache, if it is the one at `va`.
+    #[inline(always)]
+    fn known_block(&mut self, index: usize, va: u64, space: u64) -> Option<Cursor> {
+        let jump = self.blocks.jumps[index];
+        if jump.va != va || jump.space != space {
+            return None;
+        }
+        if self.blocks.link.is_some() {
+            self.blocks.fill_link(jump.number);
+        }
+        Some(Cursor::first(self.blocks.blocks[jump.number as usize].ops.as_ptr()))
+    }
+
+    /// Begins a block, of which this is the first op, unless it is not any more what its pages say.
+    #[inline(always)]
+    pub fn begin_block(&mut self, first: Cursor) -> bool {
+        let number = first.imm as u32;
+        let block = self.blocks.blocks.get(number as usize).filter(|block| BlockCache::is_fresh(block));
+        let second = block.and_then(|block| block.crosses.as_ref()).map(|second| second.gpa);
+        let is_same = block.is_some() && second.is_none_or(|gpa| self.is_second_page(gpa));
+        if is_same {
+            self.blocks.running = number;
+        } else {
+            self.forget_jump();
+        }
+        is_same
+    }
+
+    /// Whether the page behind that of the block that is entered is this one: the same instruction may go on in another page elsewhere.
+    #[inline(never)]
+    fn is_second_page(&mut self, gpa: u64) -> bool {
+        let next = (self.entered_at() & !(PAGE - 1)).wrapping_add(PAGE);
+        matches!(self.fetch_address(next), Ok(second) if second == gpa)
+    }
+
+    /// Linear address of the block that is entered.
+    fn entered_at(&self) -> u64 {
+        match self.width {
+            Width::Bits64 => self.regs[RIP_BASE],
+            _ => self.seg[CS].base.wrapping_add(self.regs[RIP_BASE]) & 0xffff_ffff,
+        }
+    }
+
+    /// Takes the block that is entered out of the jump cache.
+    #[cold]
+    pub fn forget_jump(&mut self) {
+        let va = self.entered_at();
+        self.blocks.jumps[jump_index(va)] = JumpEntry::NONE;
     }
 
     /// What distinguishes linear addresses of code: the address space, and the width where it is not 64 bits.
@@ -247,17 +349,46 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn translate_block(&mut self, index: usize) {
+        if let Some(bytes) = self.bytes_of(index) {
+            self.translate_bytes(index, &bytes, true);
+        }
+    }
+
+    /// Has the running block translated anew, without windows.
+    #[cold]
+    #[inline(never)]
+    pub fn narrow_block(&mut self) {
+        let index = self.blocks.running as usize;
+        let Some(bytes) = self.bytes_of(index) else { return };
+        // As the interpreter has them.
+        let Some(ops) = self.decode_bytes(&bytes, MAX_INSTRUCTIONS) else { return };
+        for (op, new) in self.blocks.blocks[index].ops[1..].iter_mut().zip(ops) {
+            op.run = new.run;
+        }
+        self.translate_bytes(index, &bytes, false);
+    }
+
+    /// What a block was decoded from, if that has not changed.
+    fn bytes_of(&self, index: usize) -> Option<Vec<u8>> {
+        let block = self.blocks.blocks.get(index)?;
+        let mut bytes = vec![0; usize::from(block.len)];
+        self.vm.read_page(block.gpa, (block.gpa & (PAGE - 1)) as usize, &mut bytes);
+        BlockCache::is_fresh(block).then_some(bytes)
+    }
+
+    fn translate_bytes(&mut self, index: usize, bytes: &[u8], wide: bool) {
         let attention = self.attention.address();
         let BlockCache { blocks, translator, ops, .. } = &mut self.blocks;
         let block = &mut blocks[index];
-        let mut bytes = vec![0; usize::from(block.len)];
-        self.vm.read_page(block.gpa, (block.gpa & (PAGE - 1)) as usize, &mut bytes);
-        if !BlockCache::is_fresh(block) {
-            return;
-        }
-        let source = Source { ops: &block.ops, bytes: &bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
-        match translator::translate(translator, &source) {
-            Some(entries) => entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler),
+        let source =
+            Source { number: index as u32, ops: &block.ops, bytes, gpa: block.gpa, state: block.state, value: block.value, attention };
+        match translator::translate(translator, &source, wide) {
+            Some(made) => {
+                block.heat = 0;
+                (block.entry, block.unchecked) = (made.looking, made.unchecked);
+                made.entries.into_iter().for_each(|(k, handler)| block.ops[k].run = handler);
+                translator.direct(block.links, block.entry, block.unchecked);
+            }
             None => {
                 block.ops[0].run = translator::named;
                 if translator.can_be_emptied() {
@@ -279,6 +410,15 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn find_block(&mut self, va: u64, space: u64, single: bool) -> Result<Cursor, Trap> {
+        let index = jump_index(va);
+        if !single {
+            for way in 1..WAYS {
+                if let Some(known) = self.known_block(index ^ way, va, space) {
+                    self.blocks.jumps.swap(index, index ^ way);
+                    return Ok(known);
+                }
+            }
+        }
         self.blocks.stop_running();
         let gpa = self.fetch_address(va)?;
         // One-instruction blocks are kept apart from ordinary ones; physical addresses have at most 46 bits.
@@ -322,18 +462,22 @@ impl Cpu {
 
     fn start(&mut self, index: u32, va: u64, space: u64, single: bool) -> Cursor {
         let block = &self.blocks.blocks[index as usize];
-        let (ops, state, value) = (block.ops.as_ptr(), block.state, block.value);
-        // Elsewhere the same instruction may go on in another page, and its block then takes this one's place while the first page is as it was.
-        if !single && block.crosses.is_none() {
-            self.blocks.jumps[jump_index(va)] = JumpEntry { va, space, ops, state, value };
+        let (first, run) = (Cursor::first(block.ops.as_ptr()), block.entry);
+        if !single && (block.crosses.is_none() || self.width == Width::Bits64) {
+            let jump = jump_index(va);
+            let old = self.blocks.jumps[jump];
+            if old.number != NO_BLOCK {
+                self.blocks.way = self.blocks.way % (WAYS - 1) + 1;
+                self.blocks.jumps[jump ^ self.blocks.way] = old;
+            }
+            self.blocks.jumps[jump] = JumpEntry { va, space, run, number: index };
         }
-        self.blocks.running = ops;
         if single {
             self.blocks.link = None;
-        } else {
-            self.blocks.fill_link();
+        } else if self.blocks.link.is_some() {
+            self.blocks.fill_link(index);
         }
-        Cursor::first(ops)
+        first
     }
 
     /// Decodes the block at `gpa`, which the code runs at linear address `va`.
@@ -353,8 +497,8 @@ impl Cpu {
                 Some(ops) => {
                     let len = ops.last().map_or(0, |op| op.start + u16::from(op.len));
                     let counts = self.width == Width::Bits64 && !single && self.vm.translate_after != u32::MAX;
-                    let header = translator::header(if counts { translator::warm } else { translator::named });
-                    Block { ops: with_header(header, ops), gpa, len, crosses: None, state, value, heat: 0 }
+                    let first = if counts { translator::warm } else { translator::named };
+                    Block::new(first, ops, gpa, len, (state, value))
                 }
                 None => {
                     let next = self.fetch_address((va & !(PAGE - 1)).wrapping_add(PAGE))?;
@@ -367,8 +511,7 @@ impl Cpu {
                     let Some(ops) = self.decode_bytes(&bytes[..available + MAX_LENGTH], 1) else { return Err(self.ud()) };
                     let len = u16::from(ops[0].len).saturating_sub(available as u16);
                     let crosses = Some(Box::new(Second { gpa: next, len, state: second_state, value: second_value }));
-                    let ops = with_header(translator::header(translator::named), ops);
-                    Block { ops, gpa, len: available as u16, crosses, state, value, heat: 0 }
+                    Block { crosses, ..Block::new(translator::named, ops, gpa, available as u16, (state, value)) }
                 }
             };
             let end = start + usize::from(block.len.max(1));
@@ -496,11 +639,6 @@ impl Slow for Undefined {
     fn execute(cpu: &mut Cpu, _op: &Op) -> Result<crate::op::Flow, Trap> {
         Err(cpu.ud())
     }
-}
-
-fn with_header(header: Op, mut ops: Vec<Op>) -> Box<[Op]> {
-    ops.insert(0, header);
-    ops.into_boxed_slice()
 }
 
 #[inline(always)]

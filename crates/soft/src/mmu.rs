@@ -1,10 +1,10 @@
 //! From linear addresses to host memory: the TLB, the guest's page tables, and every load and store.
 //!
-//! The TLB is direct mapped by linear page. A tag is the page address with the *context* in its low 12 bits: a number that
-//! stands for the current PCID (a fresh one whenever that PCID was flushed) and whether accesses are those of CPL 3. So a
-//! usual access is one compare and one host access, an access that crosses a page misses by itself, and a CR3 write or a
-//! change of privilege costs nothing. A page gets a write tag only when it is dirty, allowed to be written, and holds no
-//! decoded instructions. Specification: Intel SDM vol. 3 chapter 4.
+//! The TLB is direct mapped by linear page, and what had to make room for another page stays in a neighbouring entry. A tag is the
+//! page address with the *context* in its low 12 bits: a number that stands for the current PCID (a fresh one whenever that PCID was
+//! flushed) and whether accesses are those of CPL 3. So a usual access is one compare and one host access, an access that crosses a
+//! page misses by itself, and a CR3 write or a change of privilege costs nothing. A page gets a write tag only when it is dirty,
+//! allowed to be written, and holds no decoded instructions. Specification: Intel SDM vol. 3 chapter 4.
 //!
 //! Guest memory is shared with other processors and devices, so every access is one host instruction on the same address and
 //! of the same size: the host's memory order is the guest's.
@@ -35,6 +35,8 @@ pub(crate) const GENERAL: u8 = 2;
 
 /// Entries of the data TLB.
 const TLB_ENTRIES: usize = 2048;
+/// Entries of the data TLB that stand in for each other: a page that is not in its own may still be in one of the others.
+const WAYS: usize = 4;
 /// Entries of the instruction TLB.
 const FETCH_ENTRIES: usize = 256;
 /// Contexts before the TLB has to be emptied: what fits a tag's low bits above the user bit.
@@ -61,6 +63,13 @@ struct Entry {
     gpa: u64,
 }
 
+impl Entry {
+    /// Whether this is of the page of `va`, in any context.
+    fn is_of(&self, va: u64) -> bool {
+        (self.read ^ va) & PAGE_MASK == 0
+    }
+}
+
 const EMPTY: Entry = Entry { read: NO_TAG, write: NO_TAG, addend: 0, gpa: NO_TAG };
 
 #[derive(Clone, Copy)]
@@ -74,6 +83,8 @@ pub(crate) struct Tlb {
     /// Context of the current PCID and privilege, as the low bits of tags.
     key: u64,
     entries: Box<[Entry; TLB_ENTRIES]>,
+    /// To which of its neighbours the last entry went that had to make room for another.
+    way: usize,
     fetch: Box<[FetchEntry; FETCH_ENTRIES]>,
     /// Context number by PCID; 0 means none given out yet.
     contexts: Box<[u16; 4096]>,
@@ -105,6 +116,7 @@ impl Tlb {
         Tlb {
             key: 2,
             entries: filled(EMPTY),
+            way: 0,
             fetch: filled(FetchEntry { tag: NO_TAG, gpa: 0 }),
             contexts: filled(0),
             next_context: 1,
@@ -156,6 +168,42 @@ impl Tlb {
         u64::from(self.contexts[pcid])
     }
 
+    /// The number of a page's own entry.
+    #[inline(always)]
+    fn index(va: u64) -> usize {
+        (va >> 12) as usize & (TLB_ENTRIES - 1)
+    }
+
+    /// The entries that stand in for this one. The next page's own is none of them: an access that goes on in the next page must miss, and it
+    /// compares that page's tag with the entry of the first.
+    fn neighbours(index: usize) -> [usize; WAYS - 1] {
+        [1, 2, 3].map(|way| index ^ way << 1)
+    }
+
+    /// Puts what the neighbours know of a page into its own entry.
+    fn recall(&mut self, va: u64) {
+        let (index, tag) = (Tlb::index(va), va & PAGE_MASK | self.key);
+        if let Some(at) = Tlb::neighbours(index).into_iter().find(|&at| self.entries[at].read == tag) {
+            self.entries.swap(index, at);
+        }
+    }
+
+    /// Makes an entry for a page, which has one at most, whatever the context. What was in its place goes to a neighbour.
+    fn insert(&mut self, va: u64, entry: Entry) {
+        let index = Tlb::index(va);
+        let own = self.entries[index];
+        if !own.is_of(va) {
+            let neighbours = Tlb::neighbours(index);
+            if let Some(at) = neighbours.into_iter().find(|&at| self.entries[at].is_of(va)) {
+                self.entries[at] = own;
+            } else if own.read != NO_TAG {
+                self.way = (self.way + 1) % neighbours.len();
+                self.entries[neighbours[self.way]] = own;
+            }
+        }
+        self.entries[index] = entry;
+    }
+
     /// Takes the write tags from all entries of a physical page, because it holds decoded instructions now.
     pub fn write_protect(&mut self, gpa: u64) {
         for entry in self.entries.iter_mut() {
@@ -187,10 +235,17 @@ impl Cpu {
     /// Host address of an access that the TLB knows.
     #[inline(always)]
     pub fn hit<T: Word, const WRITE: bool>(&self, va: u64) -> Option<*mut u8> {
-        let entry = &self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)];
+        let entry = &self.tlb.entries[Tlb::index(va)];
         let tag = if WRITE { entry.write } else { entry.read };
         // The page of the *last* byte: an access that crosses into the next page misses.
         if tag == (va.wrapping_add(T::SIZE - 1) & PAGE_MASK) | self.tlb.key { Some(va.wrapping_add(entry.addend) as *mut u8) } else { None }
+    }
+
+    /// [`Cpu::hit`], where an access's own entry does not know it.
+    #[inline(always)]
+    fn hit_neighbour<T: Word, const WRITE: bool>(&mut self, va: u64) -> Option<*mut u8> {
+        self.tlb.recall(va);
+        self.hit::<T, WRITE>(va)
     }
 
     /// Loads a word.
@@ -225,7 +280,11 @@ impl Cpu {
             None => {
                 self.check_alignment(va, T::SIZE)?;
                 self.check_write(va, T::SIZE)?;
-                self.load_slow(va)
+                match self.hit::<T, true>(va) {
+                    // SAFETY: as above.
+                    Some(at) => Ok(unsafe { T::read(at) }),
+                    None => self.load_slow(va),
+                }
             }
         }
     }
@@ -233,6 +292,10 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn load_slow<T: Word>(&mut self, va: u64) -> Result<T, Trap> {
+        if let Some(at) = self.hit_neighbour::<T, false>(va) {
+            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+            return Ok(unsafe { T::read(at) });
+        }
         let mut bytes = [0; 8];
         let size = T::SIZE as usize;
         self.check_alignment(va, T::SIZE)?;
@@ -253,6 +316,11 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn store_slow<T: Word>(&mut self, va: u64, value: T) -> Result<(), Trap> {
+        if let Some(at) = self.hit_neighbour::<T, true>(va) {
+            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
+            unsafe { T::write(at, value) };
+            return Ok(());
+        }
         let bytes = value.into_u64().to_le_bytes();
         let size = T::SIZE as usize;
         self.check_alignment(va, T::SIZE)?;
@@ -275,6 +343,9 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub fn check_write(&mut self, va: u64, size: u64) -> Result<(), Trap> {
+        if (va & (PAGE - 1)) + size <= PAGE && self.hit_neighbour::<u8, true>(va).is_some() {
+            return Ok(());
+        }
         self.check_end(va, size)?;
         let mut at = va;
         let end = va.wrapping_add(size);
@@ -343,22 +414,18 @@ impl Cpu {
         if (va & (PAGE - 1)) + len as u64 > PAGE {
             return Ok(None);
         }
+        self.tlb.recall(va);
         let hit = if write { self.hit::<u8, true>(va) } else { self.hit::<u8, false>(va) };
         if hit.is_some() {
             return Ok(hit);
         }
         let mapping = self.translate(va, if write { Kind::Write } else { Kind::Read }, self.cpl == 3)?;
         let host = self.fill(va, mapping);
-        Ok(
-            if self.tlb.key == UNCACHED
-                || self.watches(va)
-                || write && self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)].write == NO_TAG
-            {
-                None
-            } else {
-                host
-            },
-        )
+        Ok(if self.tlb.key == UNCACHED || self.watches(va) || write && self.tlb.entries[Tlb::index(va)].write == NO_TAG {
+            None
+        } else {
+            host
+        })
     }
 
     /// Loads with supervisor rights whatever the privilege level: descriptor tables, task state.
@@ -418,18 +485,16 @@ impl Cpu {
         self.check_alignment(va, T::SIZE)?;
         self.watch(va, T::SIZE, true);
         self.check_write(va, T::SIZE)?;
-        if (va & (PAGE - 1)) + T::SIZE <= PAGE {
-            let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
-            if let Some(at) = self.fill(va, mapping) {
-                self.note_write(mapping.gpa, va & (PAGE - 1), T::SIZE)?;
-                loop {
-                    // SAFETY: `fill` returns host addresses of guest RAM, and the access stays in the page.
-                    let old = unsafe { T::read(at) };
-                    let Some(value) = new(old) else { return Ok(old) };
-                    // SAFETY: as above.
-                    if unsafe { T::compare_exchange(at, old, value) } == old {
-                        return Ok(old);
-                    }
+        if (va & (PAGE - 1)) + T::SIZE <= PAGE
+            && let Some(at) = self.checked_host(va, T::SIZE)?
+        {
+            loop {
+                // SAFETY: host addresses of guest RAM, and the access stays in the page.
+                let old = unsafe { T::read(at) };
+                let Some(value) = new(old) else { return Ok(old) };
+                // SAFETY: as above.
+                if unsafe { T::compare_exchange(at, old, value) } == old {
+                    return Ok(old);
                 }
             }
         }
@@ -441,15 +506,25 @@ impl Cpu {
         Ok(old)
     }
 
+    /// Host address of a write inside of a page, which [`Cpu::check_write`] has allowed; decoded instructions there become invalid. `None` when
+    /// there is no RAM.
+    fn checked_host(&mut self, va: u64, size: u64) -> Result<Option<*mut u8>, Trap> {
+        if let Some(at) = self.hit::<u8, true>(va) {
+            return Ok(Some(at));
+        }
+        let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
+        let Some(at) = self.fill(va, mapping) else { return Ok(None) };
+        self.note_write(mapping.gpa, va & (PAGE - 1), size)?;
+        Ok(Some(at))
+    }
+
     /// CMPXCHG16B: compares and exchanges 16 aligned bytes; returns the old ones.
     pub fn atomic_compare_exchange_16(&mut self, va: u64, expected: u128, new: u128) -> Result<u128, Trap> {
         if va & 15 != 0 {
             return Err(self.gp());
         }
         self.check_write(va, 16)?;
-        let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
-        if let Some(at) = self.fill(va, mapping) {
-            self.note_write(mapping.gpa, va & (PAGE - 1), 16)?;
+        if let Some(at) = self.checked_host(va, 16)? {
             let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
             // SAFETY: 16 aligned bytes of guest RAM. RBX is saved by hand because LLVM reserves it. Every x86-64 processor that this
             // backend offers CX16 on has it.
@@ -506,12 +581,8 @@ impl Cpu {
         }
         let writable = mapping.writable && !code.has_code(page);
         let tag = va & PAGE_MASK | self.tlb.key;
-        self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)] = Entry {
-            read: tag,
-            write: if writable { tag } else { NO_TAG },
-            addend: (host as u64).wrapping_sub(va & PAGE_MASK),
-            gpa: mapping.gpa,
-        };
+        let write = if writable { tag } else { NO_TAG };
+        self.tlb.insert(va, Entry { read: tag, write, addend: (host as u64).wrapping_sub(va & PAGE_MASK), gpa: mapping.gpa });
         if mapping.large {
             self.tlb.large |= 1 << (va >> 30 & 63);
         }
@@ -602,8 +673,12 @@ impl Cpu {
             self.flush_tlb();
             return;
         }
-        // An index holds that page for every context, so one entry is all there can be.
-        self.tlb.entries[(va >> 12) as usize & (TLB_ENTRIES - 1)] = EMPTY;
+        let index = Tlb::index(va);
+        for at in Tlb::neighbours(index).into_iter().chain([index]) {
+            if self.tlb.entries[at].is_of(va) {
+                self.tlb.entries[at] = EMPTY;
+            }
+        }
         self.tlb.fetch[(va >> 12) as usize & (FETCH_ENTRIES - 1)].tag = NO_TAG;
         let (word, bit) = Tlb::fetched_bit(va);
         if self.tlb.fetched[word] & bit != 0 {

@@ -78,6 +78,28 @@ impl Arena {
         Some(entry)
     }
 
+    /// Where code is in the arena, if it is one of its own.
+    pub fn offset_of(&self, code: *const u8) -> Option<usize> {
+        code.addr().checked_sub(self.execute.addr().get()).filter(|&offset| offset < self.used)
+    }
+
+    /// Changes the distance at a multiple of 4 from the start, of a jump that leads to `target` from now on. It may be seen later.
+    pub fn redirect(&mut self, site: usize, target: usize) {
+        debug_assert!(site.is_multiple_of(4) && site + 4 <= self.used && target < self.used);
+        // From the instruction's end; the capacity is below 2 GiB.
+        let distance = (target.wrapping_sub(site + 4) as u32).to_le();
+        if self.write.is_none() && self.protect(MprotectFlags::READ | MprotectFlags::WRITE).is_err() {
+            return;
+        }
+        let at = self.write.unwrap_or(self.execute);
+        // SAFETY: the site is inside of the mapping, which is writable, and aligned. The thread that is here is the only one that executes this, and
+        // whatever the processor has fetched already has the old distance or the new one.
+        unsafe { at.add(site).cast::<u32>().write_volatile(distance) };
+        if self.write.is_none() {
+            self.protect(MprotectFlags::READ | MprotectFlags::EXEC).expect("as when the code was added");
+        }
+    }
+
     /// Forgets all code, whose place is used again.
     pub fn clear(&mut self) {
         self.used = 0;
@@ -134,6 +156,22 @@ mod tests {
             let first = arena.add(&ADD_SEVEN).unwrap();
             let second = arena.add(&ADD_SEVEN).unwrap();
             assert_eq!((call(first, 1), call(second, 2)), (8, 9));
+        }
+    }
+
+    #[test]
+    fn jump_that_is_changed_leads_elsewhere() {
+        // `mov eax, edi; nop; jmp $+5`; then `add eax, 1; ret` and `add eax, 2; ret`.
+        let jump = [0x89, 0xf8, 0x90, 0xe9, 0, 0, 0, 0];
+        let code = [&jump[..], &[0x83, 0xc0, 0x01, 0xc3], &[0x83, 0xc0, 0x02, 0xc3]].concat();
+        for mut arena in [Arena::dual(4096).unwrap(), Arena::single(4096).unwrap()] {
+            let entry = arena.add(&code).unwrap();
+            let start = arena.offset_of(entry.as_ptr()).unwrap();
+            assert_eq!(call(entry, 5), 6);
+            arena.redirect(start + 4, start + 12);
+            // The processor may still have the old one.
+            std::arch::x86_64::__cpuid(0);
+            assert_eq!(call(entry, 5), 7);
         }
     }
 

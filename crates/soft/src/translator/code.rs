@@ -228,6 +228,25 @@ impl Code {
         Jump(self.bytes.len())
     }
 
+    /// A jump whose distance is at a multiple of 4 from the start, to be completed.
+    pub fn aligned_jump(&mut self) -> Jump {
+        // NOPs of 1 to 3 bytes (Intel SDM vol. 2, NOP).
+        let nop: &[u8] = match (self.bytes.len() + 1) % 4 {
+            0 => &[],
+            1 => &[0x0f, 0x1f, 0x00],
+            2 => &[0x66, 0x90],
+            _ => &[0x90],
+        };
+        self.bytes.extend_from_slice(nop);
+        self.bytes.extend_from_slice(&[0xe9, 0, 0, 0, 0]);
+        Jump(self.bytes.len())
+    }
+
+    /// Where a jump has its distance.
+    pub fn site(Jump(end): Jump) -> usize {
+        end - 4
+    }
+
     /// Completes a jump: it leads here.
     pub fn land(&mut self, Jump(end): Jump) {
         let distance = (self.bytes.len() - end) as i32;
@@ -288,6 +307,17 @@ mod tests {
         assert_eq!([2, 4].map(large), ["xor word ptr [rdx],1234h", "xor dword ptr [rdx],1234h"]);
         let set = |value| listing(|code| code.set(R10, value));
         assert_eq!([1, u64::MAX, 1 << 40].map(set), ["mov r10d,1", "mov r10,0FFFFFFFFFFFFFFFFh", "mov r10,10000000000h"]);
+    }
+
+    #[test]
+    fn distance_that_is_to_be_changed_is_aligned() {
+        for before in 0..8 {
+            let mut code = Code::default();
+            code.push(&[0x90; 8][..before]);
+            let jump = code.aligned_jump();
+            assert_eq!(Code::site(jump) % 4, 0);
+            assert_eq!(code.bytes()[Code::site(jump) - 1], 0xe9);
+        }
     }
 
     #[test]

@@ -5,17 +5,21 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::code::{AX, CX, Code, DX, Place, R8, R9, R10, Reg, alu};
+use super::atomic::has_high_byte;
+use super::code::{AX, CX, Code, DX, Place, Reg, alu};
 use super::emit::{Emitter, Miss, guest};
-use crate::cpu::RIP_BASE;
+use super::window::Key;
+use crate::cpu::{RIP_BASE, ZERO};
 use crate::integer::condition_code;
 use crate::op::Op;
 
-const RAX: u8 = 0;
+pub(super) const RAX: u8 = 0;
 const RCX: u8 = 1;
-const RDX: u8 = 2;
+pub(super) const RDX: u8 = 2;
 const RSP: u8 = 4;
 const RBP: u8 = 5;
+/// The stack.
+const STACK: Key = Key { base: RSP, segment: ZERO as u8 };
 
 /// An instruction and what the interpreter knows of it.
 pub(super) struct Item<'a> {
@@ -40,7 +44,7 @@ pub(super) enum After {
 
 /// An operand: a general register with its size, or memory, or a constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operand {
+pub(super) enum Operand {
     Reg(u8),
     Mem,
     Imm(i32),
@@ -52,7 +56,7 @@ fn number(register: Register) -> Option<u8> {
     (register.is_gpr() && !is_high).then(|| register.full_register().number() as u8)
 }
 
-fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
+pub(super) fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
     match insn.op_kind(n) {
         OpKind::Register => number(insn.op_register(n)).map(Operand::Reg),
         OpKind::Memory => Some(Operand::Mem),
@@ -68,7 +72,7 @@ fn operand(insn: &Instruction, n: u32) -> Option<Operand> {
 }
 
 /// Size of an operand in bytes.
-fn size(insn: &Instruction, n: u32) -> u8 {
+pub(super) fn size(insn: &Instruction, n: u32) -> u8 {
     let size = if insn.op_kind(n) == OpKind::Register { insn.op_register(n).size() } else { insn.memory_size().size() };
     size as u8
 }
@@ -78,39 +82,62 @@ fn target_distance(insn: &Instruction) -> Option<i32> {
     if insn.op0_kind() == OpKind::NearBranch64 { i32::try_from(insn.near_branch_target() as i64).ok() } else { None }
 }
 
-/// Whether an instruction neither leaves its block nor can fail, and replaces all arithmetic flags without looking at them.
-pub(super) fn replaces_flags(insn: &Instruction) -> bool {
-    let in_registers = !insn.op_kinds().any(|kind| kind == OpKind::Memory);
-    in_registers
-        && matches!(
-            insn.mnemonic(),
-            Mnemonic::Add | Mnemonic::Or | Mnemonic::And | Mnemonic::Sub | Mnemonic::Xor | Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Neg
-        )
+/// What an instruction that neither fails nor leaves its block does with the arithmetic flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flags {
+    /// All become new.
+    Replaced,
+    /// Those that it leaves may depend on what they were, nothing else does.
+    Passed,
+    /// It looks at them; or nothing is known of it.
+    Seen,
 }
 
-/// Whether an instruction neither leaves its block nor can fail, and leaves the arithmetic flags alone without looking at them.
-pub(super) fn ignores_flags(insn: &Instruction) -> bool {
-    let in_registers = |n| insn.op_kind(n) != OpKind::Memory && (insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr());
+/// See [`Flags`].
+pub(super) fn flags(insn: &Instruction) -> Flags {
     match insn.mnemonic() {
-        Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Cdqe | Mnemonic::Cwde => true,
-        Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd => in_registers(0) && in_registers(1),
-        _ => false,
+        Mnemonic::Add | Mnemonic::Or | Mnemonic::And | Mnemonic::Sub | Mnemonic::Xor | Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Neg => {
+            Flags::Replaced
+        }
+        Mnemonic::Lea | Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Cdqe | Mnemonic::Cwde | Mnemonic::Cqo | Mnemonic::Cdq => {
+            Flags::Passed
+        }
+        Mnemonic::Bswap | Mnemonic::Not | Mnemonic::Inc | Mnemonic::Dec | Mnemonic::Imul | Mnemonic::Push | Mnemonic::Pop => Flags::Passed,
+        Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror => Flags::Passed,
+        Mnemonic::Shld | Mnemonic::Shrd | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => Flags::Passed,
+        Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd => Flags::Passed,
+        // Not those of segment and control registers.
+        Mnemonic::Mov if insn.op_kinds().all(|kind| kind != OpKind::Register) => Flags::Passed,
+        Mnemonic::Mov if (0..2).all(|n| insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr()) => Flags::Passed,
+        _ => Flags::Seen,
     }
+}
+
+/// Whether an instruction accesses memory.
+pub(super) fn accesses(insn: &Instruction) -> bool {
+    let named = insn.op_kinds().any(|kind| kind == OpKind::Memory) && !matches!(insn.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
+    named || insn.is_stack_instruction()
 }
 
 impl Emitter<'_> {
     /// Emits an instruction, and the jump that was fused with it.
     pub fn instruction(&mut self, item: &Item) -> Option<After> {
-        let flags_ready = self.begin();
+        self.unpin();
         let insn = item.insn;
-        if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && operand(insn, 0) != Some(Operand::Mem) {
+        let is_in_memory = insn.op_count() > 0 && operand(insn, 0) == Some(Operand::Mem);
+        if insn.has_rep_prefix() || insn.has_repne_prefix() || insn.has_lock_prefix() && !is_in_memory {
             return None;
         }
         match insn.mnemonic() {
-            Mnemonic::Mov => self.mov(item, flags_ready)?,
+            _ if has_high_byte(insn) => self.high_byte(item)?,
+            Mnemonic::Mul => self.mul(item)?,
+            Mnemonic::Shld | Mnemonic::Shrd => self.double_shift(item)?,
+            Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Cmpxchg if is_in_memory => self.exchange(item)?,
+            Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc if is_in_memory => self.bit_test_memory(item)?,
+            Mnemonic::Mov => self.mov(item)?,
             Mnemonic::Movzx => self.extend(item, [0xb6, 0xb7])?,
             Mnemonic::Movsx | Mnemonic::Movsxd => self.extend(item, [0xbe, 0xbf])?,
-            Mnemonic::Lea => self.lea(item, flags_ready)?,
+            Mnemonic::Lea => self.lea(item)?,
             Mnemonic::Add => self.binary(item, alu::ADD)?,
             Mnemonic::Or => self.binary(item, alu::OR)?,
             Mnemonic::Adc => self.binary(item, alu::ADC)?,
@@ -142,13 +169,13 @@ impl Emitter<'_> {
                 let (size, opcode): (u8, &[u8]) = if insn.mnemonic() == Mnemonic::Cdqe { (8, &[0x63]) } else { (4, &[0x0f, 0xbf]) };
                 self.code.op(size, opcode, Code::number(accumulator), Place::Reg(accumulator));
                 self.written(RAX, accumulator);
-                self.flags_in_host = flags_ready;
             }
             Mnemonic::Cqo | Mnemonic::Cdq => {
                 let size = if insn.mnemonic() == Mnemonic::Cqo { 8 } else { 4 };
                 let (from, to) = (self.read(RAX), self.define(RDX));
                 self.code.load(size, to, Place::Reg(from));
                 self.code.shift(7, size, Place::Reg(to), size * 8 - 1);
+                self.flags_in_host = false;
                 self.written(RDX, to);
             }
             Mnemonic::Bswap => {
@@ -161,37 +188,25 @@ impl Emitter<'_> {
                 let number = Code::number(host);
                 self.code.push(&[0x40 | u8::from(size == 8) << 3 | number >> 3, 0x0f, 0xc8 | number & 7]);
                 self.written(register, host);
-                self.flags_in_host = flags_ready;
             }
-            Mnemonic::Nop | Mnemonic::Endbr64 => self.flags_in_host = flags_ready,
+            Mnemonic::Nop | Mnemonic::Endbr64 => {}
             Mnemonic::Jmp => return self.jmp(item),
             Mnemonic::Call => return self.call(item),
             Mnemonic::Ret => return self.ret(item),
-            _ if insn.is_jcc_short_or_near() => return self.branch(item, insn, flags_ready, Miss::Handler),
-            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 1 => self.set(item, flags_ready)?,
-            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 2 => self.cmov(item, flags_ready)?,
+            _ if insn.is_jcc_short_or_near() => return self.branch(item, insn, Miss::Handler),
+            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 1 => self.set(item)?,
+            _ if insn.condition_code() != iced_x86::ConditionCode::None && insn.op_count() == 2 => self.cmov(item)?,
             _ => return None,
         }
         let Some(jump) = item.jump else { return Some(After::Next) };
-        let ready = std::mem::take(&mut self.flags_in_host);
-        self.branch(item, jump, ready, Miss::Leave { branch: jump.ip() as i32 })
-    }
-
-    /// RAX becomes the host address of the op's memory operand.
-    fn memory(&mut self, item: &Item, size: u8, write: bool) -> Option<()> {
-        self.linear(item.op)?;
-        self.host_address(item.k, size, write);
-        Some(())
+        self.branch(item, jump, Miss::Leave { branch: jump.ip() as i32 })
     }
 
     /// Operand `n` of `size` bytes, which is no constant, as a place to read from.
     fn source_of(&mut self, item: &Item, n: u32, size: u8) -> Option<Place> {
         match operand(item.insn, n)? {
             Operand::Reg(register) => Some(Place::Reg(self.read(register))),
-            Operand::Mem => {
-                self.memory(item, size, false)?;
-                Some(Place::At(AX, 0))
-            }
+            Operand::Mem => self.memory(item.k, size, false),
             Operand::Imm(_) => None,
         }
     }
@@ -201,13 +216,30 @@ impl Emitter<'_> {
         if size >= 4 { self.define(register) } else { self.read(register) }
     }
 
-    fn lock(&mut self, item: &Item) {
+    /// Makes the host's flags the guest's, for an instruction that leaves some of them, if somebody may look at these.
+    pub fn load_old_flags(&mut self, item: &Item) {
+        if item.flags_needed {
+            self.load_flags();
+        }
+    }
+
+    /// The same place without RAX, which flags are loaded by.
+    pub fn away_from_ax(&mut self, place: Place) -> Place {
+        if !matches!(place, Place::At(AX, _)) {
+            return place;
+        }
+        self.code.copy(CX, AX);
+        Place::At(CX, 0)
+    }
+
+    /// The LOCK prefix, when the instruction has it.
+    pub fn lock(&mut self, item: &Item) {
         if item.insn.has_lock_prefix() {
             self.code.push(&[0xf0]);
         }
     }
 
-    fn mov(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn mov(&mut self, item: &Item) -> Option<()> {
         let insn = item.insn;
         let size = size(insn, 0);
         if insn.op1_kind() == OpKind::Immediate64 {
@@ -215,7 +247,6 @@ impl Emitter<'_> {
             let host = self.define(register);
             self.code.set(host, insn.immediate64());
             self.written(register, host);
-            self.flags_in_host = flags_ready;
             return Some(());
         }
         match (operand(insn, 0)?, operand(insn, 1)?) {
@@ -224,7 +255,6 @@ impl Emitter<'_> {
                 let host = self.destination(to, size);
                 self.code.insert(size, host, Place::Reg(from));
                 self.written(to, host);
-                self.flags_in_host = flags_ready;
             }
             (Operand::Reg(to), Operand::Imm(value)) => {
                 let host = self.destination(to, size);
@@ -234,22 +264,21 @@ impl Emitter<'_> {
                     _ => self.code.store_constant(size, Place::Reg(host), value),
                 }
                 self.written(to, host);
-                self.flags_in_host = flags_ready;
             }
             (Operand::Reg(to), Operand::Mem) => {
-                self.memory(item, size, false)?;
+                let place = self.memory(item.k, size, false)?;
                 let host = self.destination(to, size);
-                self.code.insert(size, host, Place::At(AX, 0));
+                self.code.insert(size, host, place);
                 self.written(to, host);
             }
             (Operand::Mem, Operand::Reg(from)) => {
                 let from = self.read(from);
-                self.memory(item, size, true)?;
-                self.code.store(size, Place::At(AX, 0), from);
+                let place = self.memory(item.k, size, true)?;
+                self.code.store(size, place, from);
             }
             (Operand::Mem, Operand::Imm(value)) => {
-                self.memory(item, size, true)?;
-                self.code.store_constant(size, Place::At(AX, 0), value);
+                let place = self.memory(item.k, size, true)?;
+                self.code.store_constant(size, place, value);
             }
             _ => return None,
         }
@@ -276,17 +305,17 @@ impl Emitter<'_> {
         Some(())
     }
 
-    fn lea(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn lea(&mut self, item: &Item) -> Option<()> {
         let size = size(item.insn, 0);
         if size < 4 {
             return None;
         }
         let to = number(item.insn.op0_register())?;
         let place = self.operand(item.op)?;
+        let is_own = size == 8 && item.op.base == to && usize::from(item.op.index) == ZERO;
         let host = self.define(to);
         self.code.address(size, host, place);
-        self.written(to, host);
-        self.flags_in_host = flags_ready;
+        self.moved(to, if is_own { i32::try_from(item.op.disp).ok() } else { None }, host);
         Some(())
     }
 
@@ -301,13 +330,8 @@ impl Emitter<'_> {
                     Operand::Reg(from) => Some(Place::Reg(self.read(from))),
                     Operand::Imm(_) => None,
                     Operand::Mem => {
-                        self.memory(item, size, false)?;
-                        if uses_carry {
-                            self.code.copy(CX, AX);
-                            Some(Place::At(CX, 0))
-                        } else {
-                            Some(Place::At(AX, 0))
-                        }
+                        let place = self.memory(item.k, size, false)?;
+                        Some(if uses_carry { self.away_from_ax(place) } else { place })
                     }
                 };
                 let host = self.read(to);
@@ -320,16 +344,19 @@ impl Emitter<'_> {
                     _ => return None,
                 }
                 if stores {
-                    self.written(to, host);
+                    let by = match (operation, operand(insn, 1)?) {
+                        (alu::ADD, Operand::Imm(value)) if size == 8 => Some(value),
+                        (alu::SUB, Operand::Imm(value)) if size == 8 => value.checked_neg(),
+                        _ => None,
+                    };
+                    self.moved(to, by, host);
                 }
             }
             (Operand::Mem, second) => {
                 let from = if let Operand::Reg(from) = second { Some(self.read(from)) } else { None };
-                self.memory(item, size, stores)?;
-                let mut place = Place::At(AX, 0);
+                let mut place = self.memory(item.k, size, stores)?;
                 if uses_carry {
-                    self.code.copy(CX, AX);
-                    place = Place::At(CX, 0);
+                    place = self.away_from_ax(place);
                     self.load_flags();
                 }
                 self.lock(item);
@@ -341,7 +368,7 @@ impl Emitter<'_> {
             }
             _ => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, true);
         Some(())
     }
 
@@ -359,7 +386,7 @@ impl Emitter<'_> {
             }
             _ => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, true);
         Some(())
     }
 
@@ -374,24 +401,24 @@ impl Emitter<'_> {
             Operand::Reg(register) => {
                 let host = self.read(register);
                 if keeps_carry {
-                    self.load_flags();
+                    self.load_old_flags(item);
                 }
                 self.code.op(size, &[opcode], operation, Place::Reg(host));
                 self.written(register, host);
             }
             Operand::Mem => {
-                self.memory(item, size, true)?;
-                self.code.copy(CX, AX);
+                let mut place = self.memory(item.k, size, true)?;
                 if keeps_carry {
-                    self.load_flags();
+                    place = self.away_from_ax(place);
+                    self.load_old_flags(item);
                 }
                 self.lock(item);
-                self.code.op(size, &[opcode], operation, Place::At(CX, 0));
+                self.code.op(size, &[opcode], operation, place);
             }
             Operand::Imm(_) => return None,
         }
         if sets_flags {
-            self.save_flags(item.flags_needed);
+            self.flags_changed(item.flags_needed, !keeps_carry);
         }
         Some(())
     }
@@ -406,7 +433,7 @@ impl Emitter<'_> {
         match operand(insn, 1)? {
             Operand::Imm(count) if count as u8 & (8 * size - 1) != 0 => {
                 let host = self.read(register);
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.shift(operation, size, Place::Reg(host), count as u8);
                 self.written(register, host);
             }
@@ -414,13 +441,13 @@ impl Emitter<'_> {
                 let count = self.read(RCX);
                 self.code.copy(CX, count);
                 let host = self.read(register);
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.op(size, &[0xd3], operation, Place::Reg(host));
                 self.written(register, host);
             }
             _ => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, false);
         Some(())
     }
 
@@ -444,7 +471,7 @@ impl Emitter<'_> {
             self.code.op(size, &[0x0f, 0xaf], Code::number(host), from);
         }
         self.written(to, host);
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, true);
         Some(())
     }
 
@@ -458,7 +485,7 @@ impl Emitter<'_> {
         match operand(insn, 1)? {
             Operand::Imm(bit) => {
                 let host = self.read(register);
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.op(size, &[0x0f, 0xba], operation, Place::Reg(host));
                 self.code.push(&[bit as u8]);
                 if operation != 4 {
@@ -467,7 +494,7 @@ impl Emitter<'_> {
             }
             Operand::Reg(bit) => {
                 let (bit, host) = (self.read(bit), self.read(register));
-                self.load_flags();
+                self.load_old_flags(item);
                 self.code.op(size, &[0x0f, 0x83 | operation << 3], Code::number(bit), Place::Reg(host));
                 if operation != 4 {
                     self.written(register, host);
@@ -475,41 +502,39 @@ impl Emitter<'_> {
             }
             Operand::Mem => return None,
         }
-        self.save_flags(item.flags_needed);
+        self.flags_changed(item.flags_needed, false);
         Some(())
     }
 
-    fn set(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn set(&mut self, item: &Item) -> Option<()> {
         let Operand::Reg(register) = operand(item.insn, 0)? else { return None };
         let host = self.read(register);
-        let condition = self.condition(condition_code(item.insn), flags_ready);
+        let condition = self.condition(condition_code(item.insn));
         self.code.op(1, &[0x0f, 0x90 | condition], 0, Place::Reg(host));
         self.written(register, host);
-        self.flags_in_host = flags_ready;
         Some(())
     }
 
-    fn cmov(&mut self, item: &Item, flags_ready: bool) -> Option<()> {
+    fn cmov(&mut self, item: &Item) -> Option<()> {
         let insn = item.insn;
         let size = size(insn, 0);
         if size < 4 {
             return None;
         }
         let to = number(insn.op0_register())?;
-        let (from, ready) = match operand(insn, 1)? {
-            Operand::Reg(from) => (self.read(from), flags_ready),
+        let from = match operand(insn, 1)? {
+            Operand::Reg(from) => self.read(from),
             _ => {
                 // It is loaded in any case.
-                self.memory(item, size, false)?;
-                self.code.load(size, CX, Place::At(AX, 0));
-                (CX, false)
+                let place = self.memory(item.k, size, false)?;
+                self.code.load(size, CX, place);
+                CX
             }
         };
         let host = self.read(to);
-        let condition = self.condition(condition_code(insn), ready);
+        let condition = self.condition(condition_code(insn));
         self.code.op(size, &[0x0f, 0x40 | condition], Code::number(host), Place::Reg(from));
         self.written(to, host);
-        self.flags_in_host = ready;
         Some(())
     }
 
@@ -520,20 +545,19 @@ impl Emitter<'_> {
             Operand::Imm(value) if insn.stack_pointer_increment() == -8 => Err(value),
             _ => return None,
         };
-        let stack = self.read(RSP);
-        self.code.address(8, AX, Place::At(stack, -8));
-        self.host_address(item.k, 8, true);
+        let place = self.access(item.k, STACK, -8, 8, true);
         match value {
-            Ok(value) => self.code.store(8, Place::At(AX, 0), value),
-            Err(value) => self.code.store_constant(8, Place::At(AX, 0), value),
+            Ok(value) => self.code.store(8, place, value),
+            Err(value) => self.code.store_constant(8, place, value),
         }
-        self.move_stack(stack, -8);
+        self.move_stack(-8);
         Some(())
     }
 
-    fn move_stack(&mut self, stack: Reg, by: i32) {
+    fn move_stack(&mut self, by: i32) {
+        let stack = self.read(RSP);
         self.code.address(8, stack, Place::At(stack, by));
-        self.written(RSP, stack);
+        self.moved(RSP, Some(by), stack);
     }
 
     fn pop(&mut self, item: &Item) -> Option<()> {
@@ -541,13 +565,11 @@ impl Emitter<'_> {
             return None;
         }
         let register = number(item.insn.op0_register())?;
-        let stack = self.read(RSP);
-        self.code.copy(AX, stack);
-        self.host_address(item.k, 8, false);
+        let place = self.access(item.k, STACK, 0, 8, false);
         // POP RSP: the loaded value wins.
-        self.move_stack(stack, 8);
+        self.move_stack(8);
         let host = self.define(register);
-        self.code.load(8, host, Place::At(AX, 0));
+        self.code.load(8, host, place);
         self.written(register, host);
         Some(())
     }
@@ -558,20 +580,19 @@ impl Emitter<'_> {
             return None;
         }
         let frame = self.read(RBP);
-        self.code.copy(AX, frame);
-        self.host_address(item.k, 8, false);
+        let place = self.access(item.k, Key { base: RBP, ..STACK }, 0, 8, false);
         let stack = self.define(RSP);
         self.code.address(8, stack, Place::At(frame, 8));
         self.written(RSP, stack);
-        self.code.load(8, frame, Place::At(AX, 0));
+        self.code.load(8, frame, place);
         self.written(RBP, frame);
         Some(())
     }
 
     /// A conditional jump: leaves the block either way.
-    fn branch(&mut self, item: &Item, jump: &Instruction, flags_ready: bool, miss: Miss) -> Option<After> {
+    fn branch(&mut self, item: &Item, jump: &Instruction, miss: Miss) -> Option<After> {
         let target = target_distance(jump)?;
-        let condition = self.condition(condition_code(jump), flags_ready);
+        let condition = self.condition(condition_code(jump));
         let taken = self.code.jump_if(condition);
         self.go_on(item.k, jump.next_ip() as i32, miss);
         self.code.land(taken);
@@ -608,8 +629,8 @@ impl Emitter<'_> {
                 self.code.copy(AX, host);
             }
             OpKind::Memory if insn.memory_size().size() == 8 && !insn.is_jmp_far_indirect() && !insn.is_call_far_indirect() => {
-                self.memory(item, 8, false)?;
-                self.code.load(8, AX, Place::At(AX, 0));
+                let place = self.memory(item.k, 8, false)?;
+                self.code.load(8, AX, place);
             }
             _ => return None,
         }
@@ -619,20 +640,17 @@ impl Emitter<'_> {
     fn call(&mut self, item: &Item) -> Option<After> {
         self.target(item)?;
         self.look_up(item.k, Miss::Handler);
-        // The copies are of no use any more.
-        self.forget();
-        self.code.copy(R8, AX);
-        self.code.copy(R9, DX);
-        self.code.load(8, AX, guest(RSP.into()));
-        self.code.address(8, AX, Place::At(AX, -8));
-        self.code.copy(R10, AX);
-        self.host_address(item.k, 8, true);
+        self.unpin();
+        let (to, entry) = (self.temporary(), self.temporary());
+        self.code.copy(to, AX);
+        self.code.copy(entry, DX);
+        let place = self.access(item.k, STACK, -8, 8, true);
         self.code.load(8, CX, guest(RIP_BASE));
         self.code.address(8, CX, Place::At(CX, item.insn.next_ip() as i32));
-        self.code.store(8, Place::At(AX, 0), CX);
-        self.code.store(8, guest(RSP.into()), R10);
-        self.code.copy(AX, R8);
-        self.code.copy(DX, R9);
+        self.code.store(8, place, CX);
+        self.move_stack(-8);
+        self.code.copy(AX, to);
+        self.code.copy(DX, entry);
         self.enter(item.k);
         Some(After::Left)
     }
@@ -643,12 +661,10 @@ impl Emitter<'_> {
             return None;
         }
         let more = if insn.op_count() == 0 { 0 } else { insn.immediate(0) as i32 };
-        let stack = self.read(RSP);
-        self.code.copy(AX, stack);
-        self.host_address(item.k, 8, false);
-        self.code.load(8, AX, Place::At(AX, 0));
+        let place = self.access(item.k, STACK, 0, 8, false);
+        self.code.load(8, AX, place);
         self.look_up(item.k, Miss::Handler);
-        self.move_stack(stack, 8 + more);
+        self.move_stack(8 + more);
         self.enter(item.k);
         Some(After::Left)
     }

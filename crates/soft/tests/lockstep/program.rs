@@ -90,6 +90,16 @@ struct Writer {
     in_function: bool,
 }
 
+/// Gives an instruction this memory operand.
+fn set_operand(instruction: &mut Instruction, operand: &MemoryOperand) {
+    instruction.set_memory_base(operand.base);
+    instruction.set_memory_index(operand.index);
+    instruction.set_memory_index_scale(operand.scale);
+    instruction.set_memory_displacement64(operand.displacement as u64);
+    instruction.set_memory_displ_size(operand.displ_size);
+    instruction.set_segment_prefix(operand.segment_prefix);
+}
+
 impl Writer {
     fn random(&mut self) -> &mut Random {
         &mut self.integer.random
@@ -121,6 +131,7 @@ impl Writer {
             }
             match self.random().below(if depth < DEEPEST { 24 } else { 18 }) {
                 0 => self.stack(),
+                1 | 2 => self.structure(left),
                 18 | 19 => self.forward_branch(left, depth + 1),
                 20 | 21 => self.bounded_loop(left, depth + 1),
                 22 => self.function(left, depth + 1),
@@ -289,12 +300,7 @@ impl Writer {
             taken.push(register);
         }
         let operand = self.memory_operand(target, taken);
-        instruction.set_memory_base(operand.base);
-        instruction.set_memory_index(operand.index);
-        instruction.set_memory_index_scale(operand.scale);
-        instruction.set_memory_displacement64(operand.displacement as u64);
-        instruction.set_memory_displ_size(operand.displ_size);
-        instruction.set_segment_prefix(operand.segment_prefix);
+        set_operand(instruction, &operand);
         let lockable = matches!(
             instruction.mnemonic(),
             M::Add
@@ -374,12 +380,50 @@ impl Writer {
         MemoryOperand::new(base, index, scale as u32, left, 1, false, segment)
     }
 
+    /// Accesses at small distances from one register, which moves a little in between.
+    fn structure(&mut self, left: &mut u64) {
+        let (mut at, base) = (self.target(), self.register(&[]));
+        if !self.set(base, at) {
+            return;
+        }
+        let register = gpr64::get_gpr64(base).unwrap();
+        for _ in 0..2 + self.random().below(8) {
+            if self.random().below(4) == 0 {
+                let by = self.random().below(80) as i32 - 40;
+                match self.random().below(3) {
+                    0 => self.assembler.add(register, by).unwrap(),
+                    1 => self.assembler.sub(register, -by).unwrap(),
+                    _ => self.assembler.lea(register, ptr(register + by)).unwrap(),
+                }
+                at = at.wrapping_add_signed(by.into());
+                self.known[base.number()] = Some(at);
+            } else {
+                let (_, instruction) = self.common.instruction();
+                let Some(mut instruction) = self.fitted(instruction, false) else { continue };
+                let distance = self.random().below(160) as i64 - 80;
+                if instruction.op_kinds().any(|kind| kind == OpKind::Memory) && self.known[base.number()] == Some(at) {
+                    set_operand(&mut instruction, &MemoryOperand::with_base_displ(base, distance));
+                }
+                if Encoder::new(64).encode(&instruction, State::CODE).is_err() {
+                    continue;
+                }
+                self.emit(instruction);
+                *left = left.saturating_sub(1);
+            }
+            // Something else may be in the register now.
+            if self.known[base.number()] != Some(at) {
+                return;
+            }
+        }
+    }
+
     /// Instructions around the stack that leave it as it was.
     fn stack(&mut self) {
         let value = self.register(&[]);
         let other = gpr64::get_gpr64(self.register(&[])).unwrap();
         let register = gpr64::get_gpr64(value).unwrap();
-        let kind = self.random().below(4);
+        let kind = self.random().below(5);
+        let saved: Vec<R> = (0..2 + self.random().below(5)).map(|_| self.register(&[])).collect();
         let a = &mut self.assembler;
         match kind {
             0 => {
@@ -395,6 +439,16 @@ impl Writer {
                 a.push(register).unwrap();
                 a.pop(other).unwrap();
                 a.pop(register).unwrap();
+            }
+            // As functions do.
+            3 => {
+                let saved: Vec<_> = saved.into_iter().map(|register| gpr64::get_gpr64(register).unwrap()).collect();
+                saved.iter().for_each(|&register| a.push(register).unwrap());
+                a.sub(rsp, 24).unwrap();
+                a.mov(qword_ptr(rsp + 8), register).unwrap();
+                a.mov(other, qword_ptr(rsp + 8)).unwrap();
+                a.add(rsp, 24).unwrap();
+                saved.iter().rev().for_each(|&register| a.pop(register).unwrap());
             }
             // ENTER keeps RBP; the counter of a loop may be there.
             _ => {

@@ -177,6 +177,37 @@ fn recursion_of_a_hundred_thousand_frames_needs_no_host_stack() {
 }
 
 #[test]
+fn functions_of_one_place_in_the_jump_cache_are_found_and_found_changed() {
+    let mut m = Machine::new();
+    // Addresses that the jump cache has one place for: page and offset make the same number.
+    let functions: Vec<u64> = (DATA >> 12..).take(6).map(|page| page << 12 | (page ^ 0x130)).collect();
+    for &at in &functions {
+        m.code(at, |a| {
+            a.add(ebx, 1).unwrap();
+            a.ret().unwrap();
+        });
+    }
+    m.code(CODE, |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 100).unwrap();
+        a.xor(ebx, ebx).unwrap();
+        a.set_label(&mut again).unwrap();
+        for &at in &functions {
+            a.mov(rdx, at).unwrap();
+            a.call(rdx).unwrap();
+        }
+        // What the first and the last add.
+        a.mov(byte_ptr(functions[0] + 2), cl).unwrap();
+        a.mov(byte_ptr(functions[5] + 2), cl).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+    });
+    // 100 rounds of four that add 1, and of two that do so in the first round and then add 100 to 2.
+    assert_eq!(m.run_to_halt().gpr[3], 400 + 2 * (1 + (2..=100).sum::<u64>()));
+}
+
+#[test]
 fn calls_through_registers_and_memory_find_their_targets_by_turns() {
     let mut m = Machine::new();
     let functions = [DATA + 0x1000, DATA + 0x1100, DATA + 0x2000];
@@ -397,6 +428,73 @@ fn same_blocks_run_at_two_linear_addresses_by_turns() {
     let registers = m.run_to_halt();
     assert_eq!(registers.gpr[7], 100 * 5);
     assert_eq!(m.get::<u32>(first + 0x800), 1000);
+}
+
+#[test]
+fn stack_frame_across_the_end_of_a_page_is_what_any_other_is() {
+    let mut m = Machine::new();
+    let (begin, rounds) = (DATA + 0x2000 + 24, 5_000u32);
+    m.code(CODE, |a| {
+        let (mut again, mut function) = (a.create_label(), a.create_label());
+        a.mov(rsp, begin).unwrap();
+        a.mov(ecx, rounds).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.call(function).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        a.hlt().unwrap();
+        a.set_label(&mut function).unwrap();
+        a.push(rbx).unwrap();
+        a.push(rcx).unwrap();
+        a.push(rdx).unwrap();
+        a.push(rsi).unwrap();
+        a.mov(rbx, rcx).unwrap();
+        a.add(qword_ptr(rsp + 8), 3).unwrap();
+        a.mov(rdx, qword_ptr(rsp + 8)).unwrap();
+        a.add(rsi, rbx).unwrap();
+        a.mov(qword_ptr(rsp), rsi).unwrap();
+        a.pop(rsi).unwrap();
+        a.pop(rdx).unwrap();
+        a.pop(rcx).unwrap();
+        a.pop(rbx).unwrap();
+        a.ret().unwrap();
+    });
+    let registers = m.run_to_halt();
+    let rounds = u64::from(rounds);
+    assert_eq!((registers.gpr[2], registers.gpr[3], registers.gpr[6]), (3 * rounds, 0, rounds * (rounds + 1) / 2));
+    assert_eq!(registers.gpr[4], begin);
+    assert_eq!(m.vcpu.stats().instructions, Some(2 + 17 * rounds + 1));
+}
+
+#[test]
+fn code_that_is_changed_is_new_at_all_its_linear_addresses() {
+    let mut m = Machine::new();
+    let (first, second) = (DATA + 0x1000, DATA + 0x5000);
+    m.map(second, first | PRESENT | WRITE);
+    m.code(first, |a| {
+        a.add(r8d, 1).unwrap();
+        a.ret().unwrap();
+    });
+    m.code(CODE, |a| {
+        let (mut change, mut again) = (a.create_label(), a.create_label());
+        a.xor(r8d, r8d).unwrap();
+        a.mov(rbx, first).unwrap();
+        a.mov(rsi, second).unwrap();
+        a.mov(edx, 20).unwrap();
+        a.set_label(&mut change).unwrap();
+        a.mov(ecx, 300).unwrap();
+        a.set_label(&mut again).unwrap();
+        a.call(rbx).unwrap();
+        a.call(rsi).unwrap();
+        a.dec(ecx).unwrap();
+        a.jnz(again).unwrap();
+        // The constant of the ADD.
+        a.inc(byte_ptr(rbx + 3)).unwrap();
+        a.dec(edx).unwrap();
+        a.jnz(change).unwrap();
+        a.hlt().unwrap();
+    });
+    assert_eq!(m.run_to_halt().gpr[8], (1..=20).map(|by| 600 * by).sum::<u64>());
 }
 
 #[test]

@@ -160,6 +160,71 @@ fn invlpg_makes_a_changed_entry_seen() {
     assert_eq!((registers.gpr[1], registers.gpr[2]), (1, 2));
 }
 
+/// Beyond it a page has the same place in the TLB.
+const APART: u64 = 8 << 20;
+
+/// A machine that has the low 2 MiB again and again, by the same page table.
+fn with_aliases() -> Machine {
+    let m = Machine::new();
+    let directory = TABLES + 0x2000;
+    let table: u64 = m.get(directory);
+    (1..64).for_each(|n| m.put(directory + 8 * n, table));
+    m
+}
+
+#[test]
+fn access_across_pages_goes_on_elsewhere_though_the_second_has_the_place_of_the_first_in_the_tlb() {
+    const PAGES: u64 = 8;
+    let linear = |n: u64| DATA + 0x1000 * n;
+    // In the other order, so that no page goes on in memory as it does in linear addresses.
+    let physical = |n: u64| DATA + 0x1000 * (2 * PAGES - n);
+    let (first, last) = (|n: u64| 0x100 + n, |n: u64| 0x200 + n);
+    let mut m = with_aliases();
+    for n in 0..PAGES {
+        m.put(physical(n), first(n) as u32);
+        m.put(physical(n) + 0xffc, last(n) as u32);
+        m.put(Machine::entry_address(linear(n)), physical(n) | PRESENT | WRITE);
+    }
+    // Each page is moved to a neighbour of its place three times, which have their turns.
+    let rounds = (1..PAGES).flat_map(|n| [n; 3]);
+    m.code(CODE, |a| {
+        a.xor(ecx, ecx).unwrap();
+        for n in rounds.clone() {
+            a.mov(rbx, linear(n)).unwrap();
+            a.mov(rax, qword_ptr(rbx)).unwrap();
+            a.mov(rax, qword_ptr(rbx + APART as i32)).unwrap();
+            a.add(rcx, qword_ptr(rbx - 4)).unwrap();
+        }
+        a.hlt().unwrap();
+    });
+    m.set(&Machine::start());
+    assert_eq!(m.run_to_halt().gpr[1], rounds.map(|n| last(n - 1) | first(n) << 32).sum::<u64>());
+}
+
+#[test]
+fn invlpg_finds_a_page_whose_place_in_the_tlb_others_have_taken() {
+    let mut m = with_aliases();
+    m.put(DATA + 0x1000, 1u64);
+    m.put(DATA + 0x2000, 2u64);
+    m.code(CODE, |a| {
+        a.mov(rbx, DATA + 0x1000).unwrap();
+        a.mov(rcx, qword_ptr(rbx)).unwrap();
+        (1..4).for_each(|n| a.add(rcx, qword_ptr(rbx + (n * APART) as i32)).unwrap());
+        a.mov(rax, DATA + 0x2000 | PRESENT | WRITE).unwrap();
+        a.mov(qword_ptr(Machine::entry_address(DATA + 0x1000)), rax).unwrap();
+        for n in 0..4 {
+            a.invlpg(ptr(rbx + (n * APART) as i32)).unwrap();
+        }
+        (0..4).for_each(|n| a.add(rdx, qword_ptr(rbx + (n * APART) as i32)).unwrap());
+        a.hlt().unwrap();
+    });
+    let mut registers = Machine::start();
+    registers.gpr[2] = 0;
+    m.set(&registers);
+    let registers = m.run_to_halt();
+    assert_eq!((registers.gpr[1], registers.gpr[2]), (4, 8));
+}
+
 #[test]
 fn translations_that_another_flushes_are_forgotten() {
     let page = DATA + 0x1000;
