@@ -5,7 +5,7 @@
 //! blocks are found again, linked, and left by every kind of fault. After each run all registers, what the exception pushed, x87
 //! and SSE state, data, the code (programs change it) and the count of instructions must be equal. Flags that an instruction leaves
 //! undefined are compared too, since on both sides they are what the host's processor makes of them; only those of multiplications and
-//! divisions are overwritten.
+//! divisions, and OF of rotates by a constant, are overwritten.
 //!
 //! `PVBUS_DIFF_CASES` sets the programs, `PVBUS_DIFF_SEED` the first one's seed. A failure prints the program and its seed, which with
 //! `PVBUS_DIFF_CASES=1` repeats it alone.

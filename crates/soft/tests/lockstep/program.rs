@@ -232,6 +232,12 @@ impl Writer {
             }
             self.assembler.cmp(gpr64::get_gpr64(register).unwrap(), 0x100).unwrap();
         }
+        // Some leave OF as it was after a rotate by a constant, and not after one by CL, which is how the interpreter does both.
+        if matches!(instruction.mnemonic(), Mnemonic::Rol | Mnemonic::Ror) && instruction.op1_kind() == OpKind::Immediate8 {
+            let register = self.register(&[]);
+            self.assembler.ror(gpr64::get_gpr64(register).unwrap(), 1).unwrap();
+            self.known[register.number()] = None;
+        }
     }
 
     /// General registers that an instruction writes.
