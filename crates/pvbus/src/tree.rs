@@ -16,7 +16,7 @@ use crate::block::BlockDevice;
 use crate::detect::{Detection, Interface, Kind, Note, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
-use crate::hyperv::Hyperv0;
+use crate::hyperv::{Hyperv0, ReferenceClock};
 use crate::ioctl::Stores;
 use crate::kvm::{ClockError, Pvclock, PvclockDevice};
 use crate::net::NetDevice;
@@ -31,6 +31,7 @@ pub struct Tree<'h> {
     devices: Vec<Device<'h>>,
     stores: Stores<'h>,
     clock: Option<Arc<Pvclock<'h>>>,
+    reference_clock: Option<Arc<ReferenceClock<'h>>>,
     xen: Option<Xen<'h>>,
 }
 
@@ -55,7 +56,8 @@ impl<'h> Tree<'h> {
     #[must_use]
     pub fn attach(hal: &'h dyn Hal) -> Tree<'h> {
         let detection = detect(hal);
-        let mut tree = Tree { detection, dmesg: Vec::new(), devices: Vec::new(), stores: Stores::new(), clock: None, xen: None };
+        let stores = Stores::new();
+        let mut tree = Tree { detection, dmesg: Vec::new(), devices: Vec::new(), stores, clock: None, reference_clock: None, xen: None };
         tree.attach_bus();
         tree.attach_vmt(hal);
         tree.attach_pvclock(hal);
@@ -112,6 +114,12 @@ impl<'h> Tree<'h> {
     #[must_use]
     pub fn clock(&self) -> Option<Arc<Pvclock<'h>>> {
         self.clock.clone()
+    }
+
+    /// Hyper-V's reference time, if hyperv0 is attached and its hypervisor keeps it.
+    #[must_use]
+    pub fn reference_clock(&self) -> Option<Arc<ReferenceClock<'h>>> {
+        self.reference_clock.clone()
     }
 
     /// The disks that are connected now.
@@ -218,6 +226,7 @@ impl<'h> Tree<'h> {
                 if let Some(store) = hyperv0.store() {
                     self.stores.set(Kind::HyperV, store);
                 }
+                self.reference_clock = hyperv0.clock();
                 let components = hyperv0.components();
                 self.add("hyperv0", "pvbus0", &hyperv0.about(), hyperv0);
                 self.dmesg.extend(components);

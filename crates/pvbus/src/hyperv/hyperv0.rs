@@ -26,6 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Platform;
 use super::channel::{Channel, PAGE};
+use super::clock::ReferenceClock;
 use super::hypercall::HypervError;
 use super::ic::pools::{KvpStore, Pools};
 use super::ic::{Component, heartbeat, kvp, shutdown, timesync, vss};
@@ -165,6 +166,8 @@ pub(crate) struct Hyperv0<'h> {
     connection: u32,
     version: u32,
     features: u32,
+    /// Reference time, where the hypervisor has it.
+    clock: Option<Arc<ReferenceClock<'h>>>,
     bus: VmBus,
     devices: BTreeMap<u32, Attached<'h>>,
     names: Names,
@@ -208,6 +211,7 @@ impl<'h> Hyperv0<'h> {
             connection,
             version,
             features: interface.features.eax,
+            clock: ReferenceClock::attach(hal, interface.features.eax).map(Arc::new),
             devices: BTreeMap::new(),
             names: Names::default(),
             pools: Arc::default(),
@@ -224,6 +228,11 @@ impl<'h> Hyperv0<'h> {
     /// The rest of its line, as OpenBSD has it.
     pub fn about(&self) -> String {
         format!(": protocol {}.{}, features {:#x}", self.version >> 16, self.version & 0xffff, self.features)
+    }
+
+    /// The hypervisor's clock.
+    pub fn clock(&self) -> Option<Arc<ReferenceClock<'h>>> {
+        self.clock.clone()
     }
 
     /// OpenBSD's line of the integration components, in order.
@@ -328,7 +337,7 @@ impl<'h> Hyperv0<'h> {
             guid::HEARTBEAT => Box::new(Component::new(heartbeat::Heartbeat)),
             guid::KVP => Box::new(Component::new(kvp::Kvp::new(&self.pools))),
             guid::SHUTDOWN => Box::new(Component::new(shutdown::Shutdown)),
-            guid::TIMESYNC => Box::new(Component::new(timesync::TimeSync::new(self.platform.hal))),
+            guid::TIMESYNC => Box::new(Component::new(timesync::TimeSync::new(self.clock()))),
             guid::VSS => Box::new(Component::new(vss::Vss::default())),
             guid::SCSI => Box::new(self.controller(offer, "scsi", Address::default())),
             // Path and target are in the instance (Linux `storvsc_get_ide_info`).
@@ -430,6 +439,8 @@ impl<'h> Driver<'h> for Hyperv0<'h> {
             News::GoingDown { .. } if !self.is_over => {
                 self.bus.unload();
                 self.is_over = true;
+                // The machine goes down in any case.
+                let _ = self.clock.as_ref().map(|clock| clock.disable());
                 let _ = self.follow_until(LAST_PATIENCE, &mut Vec::new(), |notice| matches!(notice, Notice::Unloaded));
             }
             _ => {}
