@@ -74,7 +74,11 @@ fn embedded_guest_uses_hyperv_of_kvm_and_qemu() {
          sed 's/^/QEMU: /' /trace
          sed 's/^.*: kvm_hv/KVM: kvm_hv/' /sys/kernel/tracing/trace
          for command in pvbus clock 'sleep 5' clock reboot; do echo $command; done |
-             machine kvm -M q35 -cpu host -no-reboot -kernel /guest -append prompt"
+             machine kvm -M q35 -cpu host -no-reboot -kernel /guest -append prompt
+         for command in pvbus 'hostctl -f /dev/pvbus1 External/greeting' poweroff; do echo $command; done |
+             machine renamed -M q35 -cpu host,hv-passthrough -device vmbus-bridge -no-reboot -kernel /guest -append prompt
+         for command in pvbus poweroff; do echo $command; done |
+             machine busless -M pc -cpu host,hv-vpindex,hv-synic -no-reboot -kernel /guest -append prompt"
     ));
     let output = rig.boot(&initrd, 1024, Duration::from_secs(300));
 
@@ -127,9 +131,29 @@ fn embedded_guest_uses_hyperv_of_kvm_and_qemu() {
     let [before, after] = clocks(kvm);
     assert_agree("time-stamp counter", after.uptime - before.uptime, after.pvclock - before.pvclock, &output);
 
+    // As KVM shows itself, when QEMU does not give it Hyper-V's name.
+    let renamed = said_by("renamed", &output);
+    for wanted in [
+        "pvbus0 at mainbus0: KVM, Linux KVM Hv\npvclock0 at pvbus0\nhyperv0 at pvbus0: protocol 4.0, features 0x",
+        "/dev/pvbus1: Linux KVM Hv, leaves 0x40000000 to ",
+        "machine renamed ended with status 0\n",
+    ] {
+        assert!(renamed.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
+    }
+
+    // As QEMU is started for Windows.
+    let busless = said_by("busless", &output);
+    for wanted in [
+        "hyperv0 at pvbus0: not attached: the host has no VMBus behind this interface\n",
+        "mainbus0\n  pvbus0\n    pvclock0\n/dev/pvbus0: KVM, ",
+        "machine busless ended with status 0\n",
+    ] {
+        assert!(busless.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
+    }
+
     // Nobody had to measure: the frequency is the one that the kernel of the rig has for its KVM.
     let rigs = output.lines().find(|line| line.contains("tsc: ")).map(|line| number_before(line, " MHz"));
-    for said in [hyperv, kvm] {
+    for said in [hyperv, kvm, renamed, busless] {
         let line = said.lines().find(|line| line.starts_with("cpu0 at mainbus0: ")).unwrap_or_else(|| panic!("{output}"));
         let hz = number_before(line, " MHz");
         assert!(rigs.is_some_and(|rigs| (rigs - hz).abs() < rigs / 1000.0), "{rigs:?} MHz in the rig, {hz} in its guest:\n{output}");

@@ -11,7 +11,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::hyperv::cpuid::{feature, more};
 use abi::hyperv::msr;
-use pvbus::detect::Note;
 use pvbus::hal::Cpuid;
 use pvbus::kvm::Pvclock;
 use pvbus::{Interface, Kind};
@@ -103,9 +102,8 @@ fn told() -> Option<u64> {
 
 /// Hyper-V has a register for it.
 fn told_by_hyperv(interface: &Interface) -> Option<u64> {
-    let is_hyperv = interface.kind == Kind::HyperV || interface.notes.contains(&Note::HyperVLeaves);
     let Cpuid { eax, edx, .. } = interface.features;
-    let has_register = is_hyperv && eax & feature::FREQUENCIES != 0 && edx & more::FREQUENCIES != 0;
+    let has_register = interface.is_hyperv() && eax & feature::FREQUENCIES != 0 && edx & more::FREQUENCIES != 0;
     has_register.then(|| cpu::rdmsr(msr::TSC_FREQUENCY).ok()).flatten().filter(|hz| *hz != 0)
 }
 

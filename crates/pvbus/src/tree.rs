@@ -218,13 +218,14 @@ impl<'h> Tree<'h> {
     }
 
     fn attach_hyperv(&mut self, hal: &'h dyn Hal) {
-        let Some(interface) = self.detection.find(Kind::HyperV).filter(|interface| !interface.notes.contains(&Note::NoVmbus)) else {
-            return;
-        };
+        // By its own name rather than by another: whoever has renamed it has one interface.
+        let renamed = || self.detection.interfaces.iter().find(|interface| interface.trusted && interface.is_hyperv());
+        let interface = self.detection.find(Kind::HyperV).or_else(renamed);
+        let Some(interface) = interface.filter(|interface| !interface.notes.contains(&Note::NoVmbus)) else { return };
         match Hyperv0::attach(hal, interface) {
             Ok(hyperv0) => {
                 if let Some(store) = hyperv0.store() {
-                    self.stores.set(Kind::HyperV, store);
+                    self.stores.set(interface.kind, store);
                 }
                 self.reference_clock = hyperv0.clock();
                 let components = hyperv0.components();

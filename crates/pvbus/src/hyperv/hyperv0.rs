@@ -463,9 +463,10 @@ impl<'h> Driver<'h> for Hyperv0<'h> {
 /// Agrees on a version; that, and the connection for all further messages.
 fn contact(platform: &Platform<'_>) -> Result<(u32, u32), HypervError> {
     // By versions before 5.0 the host learns of a page for interrupts, and by all of two for signals, none of which is used by channels that have
-    // interrupts of their own. They are the host's for ever.
+    // interrupts of their own. They are the host's for ever, if there is one.
     let pages = platform.hal.dma_alloc(3)?;
     let page = |number: u64| pages.gpa() + number * PAGE as u64;
+    let mut is_there = false;
     for version in VERSIONS {
         let has_choice = version >= version::WIN10_V5;
         let contact = InitiateContact {
@@ -478,11 +479,16 @@ fn contact(platform: &Platform<'_>) -> Result<(u32, u32), HypervError> {
         };
         let connection = if has_choice { MESSAGE_CONNECTION_5 } else { MESSAGE_CONNECTION };
         let Some(response) = ask(platform, connection, contact.as_bytes())? else { continue };
+        is_there = true;
         if response.supported != 0 && response.connection_state == 0 {
             return Ok((version, if has_choice { response.message_connection.get() } else { MESSAGE_CONNECTION }));
         }
     }
-    Err(HypervError::NoVersion)
+    if is_there {
+        return Err(HypervError::NoVersion);
+    }
+    platform.hal.dma_free(pages);
+    Err(HypervError::NoBus)
 }
 
 /// Asks for one version; nothing when the host does not even have its connection.
