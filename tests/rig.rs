@@ -1,9 +1,9 @@
 //! A real KVM on a machine that may have none: for our KVM backend, and for our guest under a monitor that is not ours.
 //!
 //! QEMU's TCG emulates AMD's SVM with nested paging; a Linux in it has a complete `/dev/kvm`. These tests pack Debian's kernel modules and
-//! our programs, linked statically, or Debian's QEMU into an initrd, boot it, and read what they say on the serial port. The kernel and its modules are in
-//! `PVBUS_GUEST_DIR` (default `target/guest`, where `./test` puts them); QEMU and busybox are Debian's packages `qemu-system-x86` and
-//! `busybox-static`. What is missing is said, and then the tests are skipped.
+//! our programs, linked statically, or Debian's QEMU into an initrd, boot it, and read what they say on the serial port. The kernel and
+//! its modules are in `PVBUS_GUEST_DIR` (default `target/guest`, where `./test` puts them); QEMU and busybox are Debian's packages
+//! `qemu-system-x86` and `busybox-static`. What is missing is said, and then the tests are skipped.
 
 #[path = "common/program.rs"]
 mod program;

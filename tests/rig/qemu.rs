@@ -15,7 +15,7 @@ const FIRMWARE: [&str; 3] = ["/usr/share/seabios/bios-256k.bin", "/usr/share/qem
 /// Where it is looked for in the rig.
 const FIRMWARE_DIRECTORY: &str = "usr/share/qemu";
 
-/// `machine NAME OPTIONS...` reads commands, one a line; `sleep SECONDS` is not typed but done. All that the machine says is printed at once,
+/// `machine NAME OPTIONS...` reads commands, one a line; `sleep SECONDS` is done at the prompt and not typed. All that the machine says is printed at once,
 /// so that it is known also when the rig is given up.
 const MACHINE: &str = r#"
 machine() {
@@ -24,15 +24,16 @@ machine() {
     (qemu-system-x86_64 -L /usr/share/qemu -accel kvm -m 128 -nodefaults -display none -vga none -nic none -serial stdio "$@" </keys
         echo "machine $name ended with status $?") 2>&1 | tee /said &
     exec 3>/keys
-    prompts=0
+    prompts=1
     while read -r command; do
-        case $command in "sleep "*) $command; continue;; esac
-        prompts=$((prompts + 1))
         until [ "$(grep -c 'pvbus# ' /said)" -ge $prompts ]; do
             grep -q 'ended with status' /said && break 2
             sleep 0.1
         done
-        printf '%s\r' "$command" >&3
+        case $command in
+            "sleep "*) $command;;
+            *) printf '%s\r' "$command" >&3; prompts=$((prompts + 1));;
+        esac
     done
     exec 3>&-
     wait
