@@ -80,7 +80,7 @@ fn embedded_guest_uses_hyperv_of_kvm_and_qemu() {
          for command in pvbus poweroff; do echo $command; done |
              machine busless -M pc -cpu host,hv-vpindex,hv-synic -no-reboot -kernel /guest -append prompt"
     ));
-    let output = rig.boot(&initrd, 1024, Duration::from_secs(300));
+    let output = rig.boot(&initrd, 1024, Duration::from_secs(600));
 
     let hyperv = said_by("hyperv", &output);
     let tree = "mainbus0\n  pvbus0\n    pvclock0\n    hyperv0\n/dev/pvbus0: KVM, leaves 0x40000100 to 0x40000101\n";
