@@ -75,11 +75,8 @@ fn prompt_runs_commands_and_powers_off() {
     assert_eq!(answer(&mut guest, "mem 1"), "usage: mem \r\n");
     assert_eq!(answer(&mut guest, "nonsense"), "nonsense: no such command; type help for a list\r\n");
     let help = answer(&mut guest, "help");
-    assert!(
-        ["clock", "disk", "dmesg", "help", "hostctl", "http", "mem", "net", "pci", "ping", "poweroff", "pvbus", "reboot", "traffic"]
-            .iter()
-            .all(|name| help.contains(name))
-    );
+    let commands = "clock disk dmesg help hostctl http interrupts mem net pci ping poweroff pvbus reboot traffic";
+    assert!(commands.split(' ').all(|name| help.contains(name)), "{help}");
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
 }
@@ -279,7 +276,9 @@ fn hyperv_guest_uses_keys_disk_and_network() {
         OSMinorVersion OSVersion ProcessorArchitecture";
     assert_eq!(answer(&mut guest, "hostctl Auto/").split_ascii_whitespace().collect::<Vec<_>>().join(" "), auto);
     assert_eq!(answer(&mut guest, "hostctl External/greeting x"), "hostctl: the host does not allow it\r\n");
-    until(&mut guest, "clock", |text| text.contains("Hyper-V   2"));
+    let clocks = until(&mut guest, "clock", |text| text.contains("Hyper-V   2"));
+    assert!(clocks.contains(" s by the reference counter, ") && clocks.contains(" s by the TSC page\r\n"), "{clocks}");
+    assert!(answer(&mut guest, "interrupts").lines().any(|line| line.starts_with("upcall ")), "the host interrupts by its controller");
     guest.type_in("poweroff\r");
     assert_eq!(guest.status(), Some(0));
 }

@@ -7,12 +7,10 @@ use logic::calendar::DateTime;
 use pvbus::hal::SECOND;
 use pvbus::{Event, GuestInfo, Nanos, News, Polled, TimeOfDay, Tree};
 
-use crate::hal::Kernel;
+use crate::hal::KERNEL;
 use crate::net::Network;
 use crate::net::commands::Failure;
 use crate::{dmesg, interrupts, power, prompt, rtc, time};
-
-static KERNEL: Kernel = Kernel;
 
 /// The name that hosts are told.
 const HOSTNAME: &str = "pvbus";

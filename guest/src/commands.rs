@@ -15,7 +15,7 @@ use pvbus::{Interface, Kind, StoreError};
 use crate::bus::Bus;
 use crate::net::commands as net;
 use crate::pci::Bar;
-use crate::{console, memory, pci, print, println, time};
+use crate::{console, interrupts, memory, pci, print, println, time};
 
 /// Where `hostctl` looks when it is not told.
 const DEFAULT_DEVICE: &str = "/dev/pvbus0";
@@ -59,12 +59,13 @@ impl From<net::Failure> for Failure {
 }
 
 const COMMANDS: &[Command] = &[
-    Command { name: "clock", usage: "", about: "what the clocks say: ours, pvclock, the hosts'", run: clock },
+    Command { name: "clock", usage: "", about: "what the clocks say: ours, the hypervisors', the hosts'", run: clock },
     Command { name: "disk", usage: "[name sector]", about: "disks, or a sector of 512 bytes", run: disk },
     Command { name: "dmesg", usage: "", about: "what the kernel said", run: dmesg },
     Command { name: "help", usage: "", about: "this list", run: help },
     Command { name: "hostctl", usage: "[-qt] [-f device] key [value]", about: "read or write the host's information", run: hostctl },
     Command { name: "http", usage: "[-q] [http://]host[:port][/path]", about: "fetch a page; gateway is a host, too", run: net::http },
+    Command { name: "interrupts", usage: "", about: "how often each interrupt came", run: list_interrupts },
     Command { name: "mem", usage: "", about: "memory in use and free", run: mem },
     Command { name: "net", usage: "[address/prefix [gateway]]", about: "network cards, or an address for the first", run: net::net },
     Command { name: "pci", usage: "", about: "PCI functions: class, interrupt, addresses, capabilities", run: list_pci },
@@ -120,6 +121,11 @@ fn mem(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+fn list_interrupts(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
+    interrupts::counts().for_each(|(name, count)| println!("{name:9} {count}"));
+    Ok(())
+}
+
 fn clock(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
     let now = time::now();
     println!("uptime    {}.{:09} s by the time-stamp counter", now / SECOND, now % SECOND);
@@ -131,6 +137,17 @@ fn clock(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
         match clock.time_of_day() {
             Ok(time) => println!(", {}.{:09} UTC", DateTime::from_unix(time.seconds), time.nanoseconds),
             Err(error) => println!(", no time of day: {error}"),
+        }
+    }
+    if let Some(clock) = bus.tree.reference_clock() {
+        // The register first: the page has the same scale, and so is never behind what the register has just said.
+        match clock.by_counter() {
+            Ok(now) => print!("hyperv0   {}.{:09} s by the reference counter", now / SECOND, now % SECOND),
+            Err(error) => print!("hyperv0   {error}"),
+        }
+        match clock.by_page() {
+            Some(now) => println!(", {}.{:09} s by the TSC page", now / SECOND, now % SECOND),
+            None => println!(", no TSC page"),
         }
     }
     for (told, seconds, nanoseconds) in bus.host_times() {

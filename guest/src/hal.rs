@@ -18,6 +18,8 @@ const PAGE_WORDS: usize = PAGE_SIZE as usize / size_of::<u32>();
 
 /// The kernel, for pvbus.
 pub struct Kernel;
+/// There is one.
+pub static KERNEL: Kernel = Kernel;
 
 /// RAX, RBX, RCX, RDX, RSI, RDI, RBP.
 type Block = [u64; 7];

@@ -1,25 +1,29 @@
 //! Time since power-on, from the time-stamp counter.
 //!
 //! Its frequency is asked for: the processor's CPUID leaf 15H (Intel SDM vol. 2), then the hypervisors' timing leaf 4000_0010H
-//! (VMware, and others after it; <https://lwn.net/Articles/301888>). Only where neither answers, or the local APIC's
-//! timer has no deadline mode and so a frequency of its own, it is measured against the 8254 timer, for 10 milliseconds.
+//! (VMware, and others after it; <https://lwn.net/Articles/301888>), Hyper-V's register (TLFS 6.0b, appendix F) and the scale of KVM's
+//! clock. Only where none answers, or the local APIC's timer has no deadline mode and so a frequency of its own, it is measured against
+//! the 8254 timer, for 10 milliseconds: where each access to a port takes long, as on KVM under load, that is wrong by a part that
+//! matters.
 #![allow(unsafe_code)] // Port I/O.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use abi::hyperv::cpuid::{feature, more};
+use abi::hyperv::msr;
+use pvbus::hal::Cpuid;
+use pvbus::kvm::Pvclock;
+use pvbus::{Interface, Kind};
+
 use crate::cpu::{self, cpuid, inb, outb};
+use crate::hal::KERNEL;
 use crate::interrupts::{self, apic};
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// Fractional bits of the scales.
 const FRACTION: u32 = 32;
-/// First CPUID leaf of a hypervisor, and where the last one can be; they are 0x100 apart.
-const HYPERVISOR: core::ops::Range<u32> = 0x4000_0000..0x4001_0000;
-const HYPERVISOR_STEP: usize = 0x100;
 /// Timing leaf, from the base on: kHz of the time-stamp counter in EAX.
 const TIMING: u32 = 0x10;
-/// CPUID leaf 1 ECX: there is a hypervisor.
-const ECX_HYPERVISOR: u32 = 1 << 31;
 
 static BOOT: AtomicU64 = AtomicU64::new(0);
 static TSC_HZ: AtomicU64 = AtomicU64::new(NANOS_PER_SECOND);
@@ -87,15 +91,26 @@ fn told() -> Option<u64> {
             return Some(u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax));
         }
     }
-    if cpuid(1, 0).ecx & ECX_HYPERVISOR == 0 {
-        return None;
-    }
-    HYPERVISOR.step_by(HYPERVISOR_STEP).find_map(|base| {
-        let last = cpuid(base, 0).eax;
-        let is_there = (base + TIMING..base + HYPERVISOR_STEP as u32).contains(&last);
-        let khz = if is_there { cpuid(base + TIMING, 0).eax } else { 0 };
+    let found = pvbus::detect(&KERNEL);
+    let interfaces = || found.interfaces.iter().filter(|interface| interface.trusted);
+    let by_leaf = |interface: &Interface| {
+        let khz = if interface.base + TIMING <= interface.max_leaf { cpuid(interface.base + TIMING, 0).eax } else { 0 };
         (khz != 0).then(|| u64::from(khz) * 1000)
-    })
+    };
+    interfaces().find_map(by_leaf).or_else(|| interfaces().find_map(told_by_hyperv)).or_else(|| interfaces().find_map(told_by_kvm))
+}
+
+/// Hyper-V has a register for it.
+fn told_by_hyperv(interface: &Interface) -> Option<u64> {
+    let Cpuid { eax, edx, .. } = interface.features;
+    let has_register = interface.is_hyperv() && eax & feature::FREQUENCIES != 0 && edx & more::FREQUENCIES != 0;
+    has_register.then(|| cpu::rdmsr(msr::TSC_FREQUENCY).ok()).flatten().filter(|hz| *hz != 0)
+}
+
+/// KVM tells how its clock is computed from the counter.
+fn told_by_kvm(interface: &Interface) -> Option<u64> {
+    let has_clock = matches!(interface.kind, Kind::Kvm | Kind::OpenBsd);
+    has_clock.then(|| Pvclock::attach(&KERNEL, interface).and_then(|clock| clock.tsc_hz()).ok()).flatten()
 }
 
 /// Frequencies of the time-stamp counter and of the APIC's timer, by channel 2 of the 8254 (Intel data sheet, order 231164), whose gate

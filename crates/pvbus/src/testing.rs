@@ -18,6 +18,9 @@ pub(crate) trait Host: Send {
     fn write_msr(&mut self, _memory: &Memory, _index: u32, _value: u64) -> Result<(), HalError> {
         Err(HalError::Fault)
     }
+    fn read_msr(&mut self, _index: u32) -> Result<u64, HalError> {
+        Err(HalError::Unavailable)
+    }
     fn port_in(&mut self, _port: u16, _width: Width) -> Result<u32, HalError> {
         Ok(u32::MAX)
     }
@@ -114,6 +117,10 @@ impl<H: Host> Hal for FakeHal<H> {
 
     fn write_msr(&self, index: u32, value: u64) -> Result<(), HalError> {
         self.host().write_msr(&self.memory, index, value)
+    }
+
+    fn read_msr(&self, index: u32) -> Result<u64, HalError> {
+        self.host().read_msr(index)
     }
 
     fn port_in(&self, port: u16, width: Width) -> Result<u32, HalError> {

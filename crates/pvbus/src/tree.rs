@@ -16,7 +16,7 @@ use crate::block::BlockDevice;
 use crate::detect::{Detection, Interface, Kind, Note, detect};
 use crate::driver::{Driver, Event, News};
 use crate::hal::{Hal, Nanos};
-use crate::hyperv::Hyperv0;
+use crate::hyperv::{Hyperv0, ReferenceClock};
 use crate::ioctl::Stores;
 use crate::kvm::{ClockError, Pvclock, PvclockDevice};
 use crate::net::NetDevice;
@@ -31,6 +31,7 @@ pub struct Tree<'h> {
     devices: Vec<Device<'h>>,
     stores: Stores<'h>,
     clock: Option<Arc<Pvclock<'h>>>,
+    reference_clock: Option<Arc<ReferenceClock<'h>>>,
     xen: Option<Xen<'h>>,
 }
 
@@ -55,7 +56,8 @@ impl<'h> Tree<'h> {
     #[must_use]
     pub fn attach(hal: &'h dyn Hal) -> Tree<'h> {
         let detection = detect(hal);
-        let mut tree = Tree { detection, dmesg: Vec::new(), devices: Vec::new(), stores: Stores::new(), clock: None, xen: None };
+        let stores = Stores::new();
+        let mut tree = Tree { detection, dmesg: Vec::new(), devices: Vec::new(), stores, clock: None, reference_clock: None, xen: None };
         tree.attach_bus();
         tree.attach_vmt(hal);
         tree.attach_pvclock(hal);
@@ -112,6 +114,12 @@ impl<'h> Tree<'h> {
     #[must_use]
     pub fn clock(&self) -> Option<Arc<Pvclock<'h>>> {
         self.clock.clone()
+    }
+
+    /// Hyper-V's reference time, if hyperv0 is attached and its hypervisor keeps it.
+    #[must_use]
+    pub fn reference_clock(&self) -> Option<Arc<ReferenceClock<'h>>> {
+        self.reference_clock.clone()
     }
 
     /// The disks that are connected now.
@@ -210,14 +218,16 @@ impl<'h> Tree<'h> {
     }
 
     fn attach_hyperv(&mut self, hal: &'h dyn Hal) {
-        let Some(interface) = self.detection.find(Kind::HyperV).filter(|interface| !interface.notes.contains(&Note::NoVmbus)) else {
-            return;
-        };
+        // By its own name rather than by another: whoever has renamed it has one interface.
+        let renamed = || self.detection.interfaces.iter().find(|interface| interface.trusted && interface.is_hyperv());
+        let interface = self.detection.find(Kind::HyperV).or_else(renamed);
+        let Some(interface) = interface.filter(|interface| !interface.notes.contains(&Note::NoVmbus)) else { return };
         match Hyperv0::attach(hal, interface) {
             Ok(hyperv0) => {
                 if let Some(store) = hyperv0.store() {
-                    self.stores.set(Kind::HyperV, store);
+                    self.stores.set(interface.kind, store);
                 }
+                self.reference_clock = hyperv0.clock();
                 let components = hyperv0.components();
                 self.add("hyperv0", "pvbus0", &hyperv0.about(), hyperv0);
                 self.dmesg.extend(components);

@@ -19,6 +19,8 @@ mod exceptions;
 pub mod pic;
 mod stubs;
 
+use alloc::borrow::Cow;
+use alloc::format;
 use core::arch::asm;
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,6 +46,8 @@ const SPURIOUS: u8 = 0xff;
 
 /// Vectors that came and were not yet taken, a bit each.
 static CAME: [AtomicU64; VECTORS / 64] = [const { AtomicU64::new(0) }; VECTORS / 64];
+/// How often each vector came.
+static COUNTS: [AtomicU64; VECTORS] = [const { AtomicU64::new(0) }; VECTORS];
 /// Whether one came since [`doze`] returned last.
 static IS_NEW: AtomicBool = AtomicBool::new(false);
 static TABLES: Global<Tables> = Global::new(Tables::new());
@@ -168,6 +172,21 @@ pub fn doze(deadline: u64) {
     IS_NEW.store(false, Ordering::Relaxed);
 }
 
+/// How often each interrupt came that did, by name.
+pub fn counts() -> impl Iterator<Item = (Cow<'static, str>, u64)> {
+    let came = (0..=u8::MAX).zip(&COUNTS).map(|(vector, count)| (vector, count.load(Ordering::Relaxed)));
+    came.filter(|(_, count)| *count > 0).map(|(vector, count)| (name(vector), count))
+}
+
+fn name(vector: u8) -> Cow<'static, str> {
+    match (irq(vector), vector) {
+        (Some(irq), _) => format!("irq{irq}").into(),
+        (_, TIMER) => "timer".into(),
+        (_, UPCALL) => "upcall".into(),
+        _ => format!("vector {vector:#x}").into(),
+    }
+}
+
 /// Halts until an interrupt comes, or until `deadline`, if there is nothing to do: no interrupt comes between asking and halting.
 fn halt(deadline: Option<u64>, is_idle: impl FnOnce() -> bool) {
     cpu::disable_interrupts();
@@ -200,6 +219,7 @@ extern "C" fn handle(frame: &mut Frame) {
         None if vector == SPURIOUS => return,
         None => apic::acknowledge(),
     }
+    COUNTS[usize::from(vector)].fetch_add(1, Ordering::Relaxed);
     CAME[usize::from(vector / 64)].fetch_or(1 << (vector % 64), Ordering::Release);
     IS_NEW.store(true, Ordering::Relaxed);
 }

@@ -79,6 +79,14 @@ pub struct Interface {
     pub notes: Vec<Note>,
 }
 
+impl Interface {
+    /// Whether it is Hyper-V's interface, by whatever name: the name is for reports only (TLFS 6.0b, 2.4.1).
+    #[must_use]
+    pub fn is_hyperv(&self) -> bool {
+        self.kind == Kind::HyperV || self.notes.contains(&Note::HyperVLeaves)
+    }
+}
+
 /// Version of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]

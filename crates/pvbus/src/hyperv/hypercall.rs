@@ -86,6 +86,8 @@ pub enum HypervError {
     NoHypercalls,
     /// The hypervisor refused a message.
     Refused(u16),
+    /// There are no connections for messages of VMBus.
+    NoBus,
     /// The host speaks no version of VMBus that this driver speaks.
     NoVersion,
     /// The host did not answer in time.
@@ -104,6 +106,7 @@ impl fmt::Display for HypervError {
             HypervError::Hal(error) => write!(f, "{error}"),
             HypervError::NoHypercalls => f.write_str("the hypervisor gives no page for hypercalls"),
             HypervError::Refused(status) => write!(f, "the hypervisor refused a message: status {status}"),
+            HypervError::NoBus => f.write_str("the host has no VMBus behind this interface"),
             HypervError::NoVersion => f.write_str("the host speaks no version of VMBus from 2.4 to 5.3"),
             HypervError::Timeout => f.write_str("the host did not answer in time"),
         }

@@ -26,6 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::Platform;
 use super::channel::{Channel, PAGE};
+use super::clock::ReferenceClock;
 use super::hypercall::HypervError;
 use super::ic::pools::{KvpStore, Pools};
 use super::ic::{Component, heartbeat, kvp, shutdown, timesync, vss};
@@ -165,6 +166,8 @@ pub(crate) struct Hyperv0<'h> {
     connection: u32,
     version: u32,
     features: u32,
+    /// Reference time, where the hypervisor has it.
+    clock: Option<Arc<ReferenceClock<'h>>>,
     bus: VmBus,
     devices: BTreeMap<u32, Attached<'h>>,
     names: Names,
@@ -208,6 +211,7 @@ impl<'h> Hyperv0<'h> {
             connection,
             version,
             features: interface.features.eax,
+            clock: ReferenceClock::attach(hal, interface.features.eax).map(Arc::new),
             devices: BTreeMap::new(),
             names: Names::default(),
             pools: Arc::default(),
@@ -224,6 +228,11 @@ impl<'h> Hyperv0<'h> {
     /// The rest of its line, as OpenBSD has it.
     pub fn about(&self) -> String {
         format!(": protocol {}.{}, features {:#x}", self.version >> 16, self.version & 0xffff, self.features)
+    }
+
+    /// The hypervisor's clock.
+    pub fn clock(&self) -> Option<Arc<ReferenceClock<'h>>> {
+        self.clock.clone()
     }
 
     /// OpenBSD's line of the integration components, in order.
@@ -328,7 +337,7 @@ impl<'h> Hyperv0<'h> {
             guid::HEARTBEAT => Box::new(Component::new(heartbeat::Heartbeat)),
             guid::KVP => Box::new(Component::new(kvp::Kvp::new(&self.pools))),
             guid::SHUTDOWN => Box::new(Component::new(shutdown::Shutdown)),
-            guid::TIMESYNC => Box::new(Component::new(timesync::TimeSync::new(self.platform.hal))),
+            guid::TIMESYNC => Box::new(Component::new(timesync::TimeSync::new(self.clock()))),
             guid::VSS => Box::new(Component::new(vss::Vss::default())),
             guid::SCSI => Box::new(self.controller(offer, "scsi", Address::default())),
             // Path and target are in the instance (Linux `storvsc_get_ide_info`).
@@ -430,6 +439,8 @@ impl<'h> Driver<'h> for Hyperv0<'h> {
             News::GoingDown { .. } if !self.is_over => {
                 self.bus.unload();
                 self.is_over = true;
+                // The machine goes down in any case.
+                let _ = self.clock.as_ref().map(|clock| clock.disable());
                 let _ = self.follow_until(LAST_PATIENCE, &mut Vec::new(), |notice| matches!(notice, Notice::Unloaded));
             }
             _ => {}
@@ -452,9 +463,10 @@ impl<'h> Driver<'h> for Hyperv0<'h> {
 /// Agrees on a version; that, and the connection for all further messages.
 fn contact(platform: &Platform<'_>) -> Result<(u32, u32), HypervError> {
     // By versions before 5.0 the host learns of a page for interrupts, and by all of two for signals, none of which is used by channels that have
-    // interrupts of their own. They are the host's for ever.
+    // interrupts of their own. They are the host's for ever, if there is one.
     let pages = platform.hal.dma_alloc(3)?;
     let page = |number: u64| pages.gpa() + number * PAGE as u64;
+    let mut is_there = false;
     for version in VERSIONS {
         let has_choice = version >= version::WIN10_V5;
         let contact = InitiateContact {
@@ -467,11 +479,16 @@ fn contact(platform: &Platform<'_>) -> Result<(u32, u32), HypervError> {
         };
         let connection = if has_choice { MESSAGE_CONNECTION_5 } else { MESSAGE_CONNECTION };
         let Some(response) = ask(platform, connection, contact.as_bytes())? else { continue };
+        is_there = true;
         if response.supported != 0 && response.connection_state == 0 {
             return Ok((version, if has_choice { response.message_connection.get() } else { MESSAGE_CONNECTION }));
         }
     }
-    Err(HypervError::NoVersion)
+    if is_there {
+        return Err(HypervError::NoVersion);
+    }
+    platform.hal.dma_free(pages);
+    Err(HypervError::NoBus)
 }
 
 /// Asks for one version; nothing when the host does not even have its connection.

@@ -10,6 +10,7 @@
 //!   ring.rs         the two rings of a channel
 //!   synic.rs        messages and events from the host
 //!   hypercall.rs    messages and events to the host, by crate::Hal
+//!   clock.rs        reference time
 //! ```
 //!
 //! OpenBSD `sys/dev/pv/hyperv.c`, `hypervic.c`, `hvs.c`, `if_hvn.c` are the models, the Hypervisor Top-Level Functional Specification (TLFS) and Linux
@@ -19,6 +20,7 @@
 //! KVM, Xen, bhyve and VirtualBox imitate Hyper-V's leaves and clocks for Windows' sake, without VMBus behind them.
 
 mod channel;
+mod clock;
 mod hypercall;
 mod hyperv0;
 mod ic;
@@ -30,6 +32,7 @@ mod vmbus;
 
 use abi::hypervisor::hyperv as words;
 
+pub use clock::ReferenceClock;
 pub use hypercall::HypervError;
 pub(crate) use hyperv0::Hyperv0;
 pub use ic::pools::{self, KvpStore};

@@ -110,6 +110,14 @@ impl<'h> Pvclock<'h> {
         Ok(self.stable && self.record()?.0.flags & PVCLOCK_TSC_STABLE != 0)
     }
 
+    /// Ticks a second of the time-stamp counter, as the host scales it.
+    ///
+    /// # Errors
+    /// As [`Pvclock::now`].
+    pub fn tsc_hz(&self) -> Result<u64, ClockError> {
+        Ok(frequency(&self.record()?.0))
+    }
+
     /// Whether the host stopped the machine since this was last asked: what watched the clock for delays shall not blame the guest.
     ///
     /// # Errors
@@ -208,6 +216,15 @@ fn nanoseconds(record: &PvclockVcpuTimeInfo, tsc: u64) -> Nanos {
     let shifted = if record.tsc_shift < 0 { ticks.checked_shr(shift) } else { ticks.checked_shl(shift) }.unwrap_or(0);
     let elapsed = (u128::from(shifted) * u128::from(record.tsc_to_system_mul.get())) >> 32;
     record.system_time.get().saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+}
+
+/// How many ticks are a second by the same formula. A scale of zero is no record's that was read.
+fn frequency(record: &PvclockVcpuTimeInfo) -> u64 {
+    let shift = u32::from(record.tsc_shift.unsigned_abs());
+    let unshifted = (u128::from(SECOND) << 32) / u128::from(record.tsc_to_system_mul.get().max(1));
+    let factor = 1_u128.checked_shl(shift);
+    let ticks = if record.tsc_shift < 0 { factor.and_then(|factor| unshifted.checked_mul(factor)) } else { unshifted.checked_shr(shift) };
+    ticks.and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(u64::MAX)
 }
 
 /// A time of day.

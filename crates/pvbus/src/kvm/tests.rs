@@ -113,6 +113,19 @@ fn time_never_goes_back() {
 }
 
 #[test]
+fn frequency_of_the_counter_is_that_of_the_scale() {
+    let (hal, interface) = machine(Clock::default(), NEW);
+    let clock = Pvclock::attach(&hal, &interface).unwrap();
+    assert_eq!(clock.tsc_hz(), Ok(2_000_000_000));
+    // A shift in the byte before the flags: halves of ticks, double ticks, and what cannot be.
+    for (shift, hz) in [(-1_i8, 4_000_000_000), (1, 1_000_000_000), (-128, u64::MAX), (127, 0)] {
+        let page = hal.host().enabled & !1;
+        hal.memory.store(page + 28, &[u32::from(shift.cast_unsigned())]);
+        assert_eq!(clock.tsc_hz(), Ok(hz), "{shift}");
+    }
+}
+
+#[test]
 fn old_registers_do_as_well() {
     let host = Clock { system_msr: MSR_SYSTEM_TIME, wall_msr: Some(MSR_WALL_CLOCK), ..Clock::default() };
     let (hal, interface) = machine(host, feature::CLOCKSOURCE);
@@ -225,7 +238,7 @@ proptest! {
         record[0] &= !1;
         let hal = FakeHal::new(Any(record, tsc, wall));
         if let Ok(clock) = Pvclock::attach(&hal, &interface) {
-            let _ = (clock.now(), clock.time_of_day(), hal.now());
+            let _ = (clock.now(), clock.time_of_day(), clock.tsc_hz(), hal.now());
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use abi::hypervisor::PRESENT;
+use abi::hypervisor::{PRESENT, Signature, registers};
 use abi::xen::hvm::{SPECIAL_PAGES, SPECIAL_PAGES_SIZE};
 use devices::DeviceMap;
 use dialects::{Dialect, Processors};
@@ -94,6 +94,13 @@ impl Machine {
         dialect.add_cpuid(base, &mut self.cpuid);
         self.dialects.push(dialect);
         self
+    }
+
+    /// Gives the interface at `base` another name.
+    pub fn rename(&mut self, base: u32, signature: Signature) {
+        let Cpuid { eax, .. } = self.cpuid(base, 0);
+        let [ebx, ecx, edx] = registers(signature);
+        self.cpuid.set(CpuidEntry { leaf: base, subleaf: None, eax, ebx, ecx, edx });
     }
 
     /// Adds a thread of the host's, as what it does at each turn.

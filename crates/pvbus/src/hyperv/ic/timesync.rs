@@ -2,35 +2,36 @@
 //!
 //! OpenBSD's driver never sets the clock; here the kernel hears which of the two it is.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use abi::hyperv::ic::{self, EPOCH_DELTA, Version, kind, status, timesync, version};
-use abi::hyperv::msr;
 use zerocopy::FromBytes;
 
+use super::super::clock::{ReferenceClock, UNIT};
 use super::{Answer, Request, Service};
 use crate::detect::Kind;
 use crate::driver::{Event, TimeOfDay};
-use crate::hal::{Hal, Nanos, SECOND};
+use crate::hal::{Nanos, SECOND};
 
-/// Nanoseconds of the unit of time.
-const TICK: u64 = 100;
 /// Units of a second.
-const TICKS: u64 = SECOND / TICK;
+const UNITS: u64 = SECOND / UNIT;
 
 /// The component.
 pub(in super::super) struct TimeSync<'h> {
-    hal: &'h dyn Hal,
+    /// By which the age of what the host tells is known.
+    clock: Option<Arc<ReferenceClock<'h>>>,
 }
 
 impl<'h> TimeSync<'h> {
-    pub const fn new(hal: &'h dyn Hal) -> TimeSync<'h> {
-        TimeSync { hal }
+    pub const fn new(clock: Option<Arc<ReferenceClock<'h>>>) -> TimeSync<'h> {
+        TimeSync { clock }
     }
 
-    /// How long ago the reference counter was `reference`.
+    /// How long ago reference time was `reference`.
     fn age(&self, reference: u64) -> Nanos {
-        self.hal.read_msr(msr::TIME_REF_COUNT).map_or(0, |count| count.saturating_sub(reference).saturating_mul(TICK))
+        let now = self.clock.as_ref().and_then(|clock| clock.now().ok());
+        now.map_or(0, |now| now.saturating_sub(reference.saturating_mul(UNIT)))
     }
 }
 
@@ -49,11 +50,11 @@ impl Service for TimeSync<'_> {
         };
         let Some((host_time, flags, age)) = told else { return Answer::Now(status::FAIL) };
         let Some(ticks) = host_time.get().checked_sub(EPOCH_DELTA) else { return Answer::Now(status::FAIL) };
-        let nanoseconds = u32::try_from(ticks % TICKS * TICK).unwrap_or_default();
+        let nanoseconds = u32::try_from(ticks % UNITS * UNIT).unwrap_or_default();
         if flags & (timesync::SYNC | timesync::SAMPLE) != 0 {
             events.push(Event::Time(TimeOfDay {
                 source: Kind::HyperV,
-                seconds: ticks / TICKS,
+                seconds: ticks / UNITS,
                 nanoseconds,
                 read_at: request.now.saturating_sub(age),
                 set: flags & timesync::SYNC != 0,

@@ -2,6 +2,7 @@
 
 mod bus;
 mod card;
+mod clock;
 mod components;
 mod disk;
 mod hostile;
