@@ -36,7 +36,7 @@ pub(crate) const JUMPS: usize = 8192;
 /// Entries of the jump cache that stand in for each other: what is not in its own entry may still be in one of the others.
 const WAYS: usize = 4;
 /// Ops kept before the whole cache is emptied; 40 bytes each. Less costs time in programs that start programs, more costs memory.
-const MAX_OPS: usize = 112 * 1024;
+const MAX_OPS: usize = 104 * 1024;
 
 /// As many instructions are one time for [`BlockCache::count_crossing`],
 const CROSSING_TIME: u64 = 1 << 17;

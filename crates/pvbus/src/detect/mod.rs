@@ -80,7 +80,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Whether it is Hyper-V's interface, by whatever name: the name is for reports only (TLFS 6.0b, 2.4.1).
+    /// Whether it is Hyper-V's interface, by whatever name: the name is for reports only (TLFS 6.0b, 2.4).
     #[must_use]
     pub fn is_hyperv(&self) -> bool {
         self.kind == Kind::HyperV || self.notes.contains(&Note::HyperVLeaves)
