@@ -10,15 +10,16 @@
 //! of the same size: the host's memory order is the guest's.
 #![allow(unsafe_code)] // Guest RAM is reached by host pointers; the TLB is what makes them valid.
 
+mod atomic;
+mod flush;
 mod mmio;
 mod segmentation;
 mod walk;
 mod word;
 
-use std::arch::asm;
 use std::mem::offset_of;
 
-use crate::cpu::{Cpu, TrapKind, Width, cr0, cr4, rflags, vector};
+use crate::cpu::{Cpu, TrapKind, Width, cr0, rflags, vector};
 use crate::op::Trap;
 use crate::table::filled;
 
@@ -449,99 +450,6 @@ impl Cpu {
         result
     }
 
-    /// Locked read-modify-write; returns the old value. `new` has to own what it uses, as closures have it here: a pointer to a handler's stack
-    /// would keep the handler from calling the next in tail position.
-    #[inline(always)]
-    pub fn atomic_update<T: Word>(&mut self, va: u64, new: impl Fn(T) -> T) -> Result<T, Trap> {
-        if let Some(at) = self.hit::<T, true>(va) {
-            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
-            let mut old = unsafe { T::read(at) };
-            loop {
-                // SAFETY: as above.
-                let seen = unsafe { T::compare_exchange(at, old, new(old)) };
-                if seen == old {
-                    return Ok(old);
-                }
-                old = seen;
-            }
-        }
-        self.atomic_slow(va, move |old| Some(new(old)))
-    }
-
-    /// Locked compare-exchange; returns the old value.
-    #[inline(always)]
-    pub fn atomic_compare_exchange<T: Word>(&mut self, va: u64, expected: T, new: T) -> Result<T, Trap> {
-        if let Some(at) = self.hit::<T, true>(va) {
-            // SAFETY: a TLB entry's addend leads to a mapped page of guest RAM.
-            return Ok(unsafe { T::compare_exchange(at, expected, new) });
-        }
-        self.atomic_slow(va, move |old| if old == expected { Some(new) } else { None })
-    }
-
-    /// Locked access that the TLB does not know: fills it, or, across pages and in MMIO, does it under the machine's bus lock.
-    #[cold]
-    #[inline(never)]
-    fn atomic_slow<T: Word>(&mut self, va: u64, new: impl Fn(T) -> Option<T>) -> Result<T, Trap> {
-        self.check_alignment(va, T::SIZE)?;
-        self.watch(va, T::SIZE, true);
-        self.check_write(va, T::SIZE)?;
-        if (va & (PAGE - 1)) + T::SIZE <= PAGE
-            && let Some(at) = self.checked_host(va, T::SIZE)?
-        {
-            loop {
-                // SAFETY: host addresses of guest RAM, and the access stays in the page.
-                let old = unsafe { T::read(at) };
-                let Some(value) = new(old) else { return Ok(old) };
-                // SAFETY: as above.
-                if unsafe { T::compare_exchange(at, old, value) } == old {
-                    return Ok(old);
-                }
-            }
-        }
-        let vm = std::sync::Arc::clone(&self.vm);
-        let _bus = vm.bus_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let old = self.load::<T>(va)?;
-        // A compare-exchange that fails writes the old value back (Intel SDM vol. 2, CMPXCHG).
-        self.store(va, new(old).unwrap_or(old))?;
-        Ok(old)
-    }
-
-    /// Host address of a write inside of a page, which [`Cpu::check_write`] has allowed; decoded instructions there become invalid. `None` when
-    /// there is no RAM.
-    fn checked_host(&mut self, va: u64, size: u64) -> Result<Option<*mut u8>, Trap> {
-        if let Some(at) = self.hit::<u8, true>(va) {
-            return Ok(Some(at));
-        }
-        let mapping = self.translate(va, Kind::Write, self.cpl == 3)?;
-        let Some(at) = self.fill(va, mapping) else { return Ok(None) };
-        self.note_write(mapping.gpa, va & (PAGE - 1), size)?;
-        Ok(Some(at))
-    }
-
-    /// CMPXCHG16B: compares and exchanges 16 aligned bytes; returns the old ones.
-    pub fn atomic_compare_exchange_16(&mut self, va: u64, expected: u128, new: u128) -> Result<u128, Trap> {
-        if va & 15 != 0 {
-            return Err(self.gp());
-        }
-        self.check_write(va, 16)?;
-        if let Some(at) = self.checked_host(va, 16)? {
-            let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
-            // SAFETY: 16 aligned bytes of guest RAM. RBX is saved by hand because LLVM reserves it. Every x86-64 processor that this
-            // backend offers CX16 on has it.
-            unsafe {
-                asm!("xchg {new_low}, rbx", "lock cmpxchg16b [{at}]", "mov rbx, {new_low}",
-                    at = in(reg) at, new_low = inout(reg) new as u64 => _,
-                    inout("rax") low, inout("rdx") high, in("rcx") (new >> 64) as u64, options(nostack))
-            };
-            return Ok(u128::from(low) | u128::from(high) << 64);
-        }
-        let mut bytes = [0; 16];
-        self.load_bytes(va, &mut bytes)?;
-        let old = u128::from_le_bytes(bytes);
-        self.store_bytes(va, &(if old == expected { new } else { old }).to_le_bytes())?;
-        Ok(old)
-    }
-
     /// An operand that begins in the canonical range and ends outside it is refused before its first page is looked at.
     fn check_end(&mut self, va: u64, size: u64) -> Result<(), Trap> {
         let canonical = |va: u64| (va as i64) << 16 >> 16 == va as i64;
@@ -557,6 +465,7 @@ impl Cpu {
     fn wrap(&self, va: u64) -> u64 {
         if self.width == Width::Bits64 || self.long_mode() { va } else { va & 0xffff_ffff }
     }
+
     /// Guest physical address of the instruction at linear address `va`.
     #[inline]
     pub fn fetch_address(&mut self, va: u64) -> Result<u64, Trap> {
@@ -573,6 +482,7 @@ impl Cpu {
         }
         Ok(mapping.gpa | va & (PAGE - 1))
     }
+
     /// Enters a mapping into the TLB and returns the host address of `va`; `None` when there is no RAM.
     fn fill(&mut self, va: u64, mapping: Mapping) -> Option<*mut u8> {
         let (host, code, page) = self.vm.ram(mapping.gpa)?;
@@ -631,16 +541,6 @@ impl Cpu {
         Ok(())
     }
 
-    /// Recomputes the TLB context from CR3, CR4.PCIDE and the privilege level.
-    pub fn update_translation(&mut self) {
-        let context = self.tlb.context(self.pcid(), false);
-        self.tlb.key = context << 1 | u64::from(self.cpl == 3);
-        if self.checks_alignment() {
-            self.tlb.key = UNCACHED;
-            self.tlb.next_epoch();
-        }
-    }
-
     /// Whether unaligned accesses are #AC: CR0.AM and RFLAGS.AC at level 3 (Intel SDM vol. 3 section 6.15, interrupt 17).
     fn checks_alignment(&self) -> bool {
         self.cpl == 3 && self.cr0 & cr0::AM != 0 && self.rflags & rflags::AC != 0
@@ -648,69 +548,5 @@ impl Cpu {
 
     fn check_alignment(&mut self, va: u64, size: u64) -> Result<(), Trap> {
         if va & (size - 1) != 0 && self.checks_alignment() { Err(self.raise_code(vector::AC, 0)) } else { Ok(()) }
-    }
-
-    fn pcid(&self) -> usize {
-        if self.cr4 & cr4::PCIDE != 0 { (self.cr3 & 0xfff) as usize } else { 0 }
-    }
-
-    /// Forgets all translations.
-    pub fn flush_tlb(&mut self) {
-        self.tlb.clear();
-        self.update_translation();
-    }
-
-    /// Forgets the translations of the current PCID. Global pages go too, which the architecture allows.
-    pub fn flush_tlb_context(&mut self) {
-        let pcid = self.pcid();
-        self.tlb.context(pcid, true);
-        self.update_translation();
-    }
-
-    /// INVLPG.
-    pub fn invalidate_page(&mut self, va: u64) {
-        if self.tlb.large & 1 << (va >> 30 & 63) != 0 {
-            self.flush_tlb();
-            return;
-        }
-        let index = Tlb::index(va);
-        for at in Tlb::neighbours(index).into_iter().chain([index]) {
-            if self.tlb.entries[at].is_of(va) {
-                self.tlb.entries[at] = EMPTY;
-            }
-        }
-        self.tlb.fetch[(va >> 12) as usize & (FETCH_ENTRIES - 1)].tag = NO_TAG;
-        let (word, bit) = Tlb::fetched_bit(va);
-        if self.tlb.fetched[word] & bit != 0 {
-            self.tlb.new_epoch();
-        }
-    }
-
-    /// INVPCID, after its operands were checked (Intel SDM vol. 2).
-    pub fn invpcid(&mut self, kind: u64, pcid: u64, va: u64) {
-        match kind {
-            0 => self.invalidate_page(va),
-            1 => {
-                self.tlb.context((pcid & 0xfff) as usize, true);
-                self.update_translation();
-            }
-            _ => self.flush_tlb(),
-        }
-    }
-
-    /// MOV to CR3, after reserved bits were checked: bit 63 keeps the PCID's translations; PAE paging loads the PDPTEs.
-    pub fn load_cr3(&mut self, value: u64) -> Result<(), Trap> {
-        let keep = self.cr4 & cr4::PCIDE != 0 && value >> 63 != 0;
-        let value = value & !(1 << 63);
-        if self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && !self.long_mode() {
-            self.load_pdptes(value)?;
-        }
-        self.cr3 = value;
-        if keep {
-            self.update_translation();
-        } else {
-            self.flush_tlb_context();
-        }
-        Ok(())
     }
 }

@@ -20,6 +20,7 @@
 mod atomic;
 mod code;
 mod emit;
+mod flow;
 mod link;
 mod lower;
 mod window;
