@@ -228,10 +228,10 @@ impl BlockCache {
     }
 
     /// The handler of a block that is entered at `va` may be another than the jump cache has.
-    pub fn renew_jump(&mut self, va: u64, first: Cursor) {
+    pub fn renew_jump(&mut self, va: u64, number: u32) {
         let jump = &mut self.jumps[jump_index(va)];
-        if u64::from(jump.number) == first.imm {
-            jump.run = self.blocks[first.imm as usize].entry;
+        if jump.number == number {
+            jump.run = self.blocks[number as usize].entry;
         }
     }
 
@@ -357,6 +357,7 @@ impl Cpu {
             op.run = new.run;
         }
         self.translate_bytes(index, &bytes, false);
+        self.blocks.renew_jump(self.regs[RIP_BASE], self.blocks.running);
     }
 
     /// What a block was decoded from, if that has not changed.

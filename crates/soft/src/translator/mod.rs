@@ -116,7 +116,7 @@ pub(crate) extern "sysv64-unwind" fn warm(cpu: &mut Cpu, op: Cursor) -> Outcome 
         cpu.translate_block(op.imm as usize);
     }
     // Where the block was entered is its linear address, in 64-bit code.
-    cpu.blocks.renew_jump(cpu.regs[RIP_BASE], op);
+    cpu.blocks.renew_jump(cpu.regs[RIP_BASE], op.imm as u32);
     // The block's ops have changed: it is entered again.
     op.again(cpu)
 }
