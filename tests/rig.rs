@@ -45,11 +45,11 @@ fn debian_kernel_boots_on_the_kvm_backend() {
          echo vmctl status $?",
     );
     let output = rig.boot(&initrd, 1024, Duration::from_secs(900));
-    for wanted in
-        ["vmm0 at mainbus0: SVM/RVI", "Hypervisor detected: KVM", "INIT REACHED", "CLOCKSOURCE kvm-clock", "STEAL ", "vmctl status 0"]
-    {
-        assert!(output.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
-    }
+    assert_has(
+        &output,
+        &["vmm0 at mainbus0: SVM/RVI", "Hypervisor detected: KVM", "INIT REACHED", "CLOCKSOURCE kvm-clock", "STEAL ", "vmctl status 0"],
+        &output,
+    );
 }
 
 /// What KVM has of Hyper-V, as far as this KVM has it all: QEMU refuses to start with what it has not.
@@ -84,15 +84,17 @@ fn embedded_guest_uses_hyperv_of_kvm_and_qemu() {
 
     let hyperv = said_by("hyperv", &output);
     let tree = "mainbus0\n  pvbus0\n    pvclock0\n    hyperv0\n/dev/pvbus0: KVM, leaves 0x40000100 to 0x40000101\n";
-    for wanted in [
-        "pvbus0 at mainbus0: KVM, Hyper-V 10.0\npvclock0 at pvbus0\nhyperv0 at pvbus0: protocol 4.0, features 0x",
-        tree,
-        "/dev/pvbus1: Hyper-V, leaves 0x40000000 to 0x40000005, version 10.0, has a store\n",
-        "    shown by KVM, which is present too\n",
-        "machine hyperv ended with status 0\n",
-    ] {
-        assert!(hyperv.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
-    }
+    assert_has(
+        hyperv,
+        &[
+            "pvbus0 at mainbus0: KVM, Hyper-V 10.0\npvclock0 at pvbus0\nhyperv0 at pvbus0: protocol 4.0, features 0x",
+            tree,
+            "/dev/pvbus1: Hyper-V, leaves 0x40000000 to 0x40000005, version 10.0, has a store\n",
+            "    shown by KVM, which is present too\n",
+            "machine hyperv ended with status 0\n",
+        ],
+        &output,
+    );
     // At the start and after the reboot, and by what dmesg keeps of the latter.
     assert_eq!(hyperv.matches("hyperv0 at pvbus0: protocol 4.0").count(), 3, "{output}");
     assert!(value(hyperv, "upcall") > 0.0, "the synthetic interrupt controller interrupts:\n{output}");
@@ -123,33 +125,37 @@ fn embedded_guest_uses_hyperv_of_kvm_and_qemu() {
     assert_eq!(output.matches("KVM: kvm_hv_synic_set_irq: vcpu_id 0 sint 2 vector 49 ret 1\n").count(), 8, "{output}");
 
     let kvm = said_by("kvm", &output);
-    for wanted in
-        ["pvbus0 at mainbus0: KVM\npvclock0 at pvbus0\n", "/dev/pvbus0: KVM, leaves 0x40000000 to ", "machine kvm ended with status 0\n"]
-    {
-        assert!(kvm.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
-    }
+    assert_has(
+        kvm,
+        &["pvbus0 at mainbus0: KVM\npvclock0 at pvbus0\n", "/dev/pvbus0: KVM, leaves 0x40000000 to ", "machine kvm ended with status 0\n"],
+        &output,
+    );
     let [before, after] = clocks(kvm);
     assert_agree("time-stamp counter", after.uptime - before.uptime, after.pvclock - before.pvclock, &output);
 
     // As KVM shows itself, when QEMU does not give it Hyper-V's name.
     let renamed = said_by("renamed", &output);
-    for wanted in [
-        "pvbus0 at mainbus0: KVM, Linux KVM Hv\npvclock0 at pvbus0\nhyperv0 at pvbus0: protocol 4.0, features 0x",
-        "/dev/pvbus1: Linux KVM Hv, leaves 0x40000000 to ",
-        "machine renamed ended with status 0\n",
-    ] {
-        assert!(renamed.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
-    }
+    assert_has(
+        renamed,
+        &[
+            "pvbus0 at mainbus0: KVM, Linux KVM Hv\npvclock0 at pvbus0\nhyperv0 at pvbus0: protocol 4.0, features 0x",
+            "/dev/pvbus1: Linux KVM Hv, leaves 0x40000000 to ",
+            "machine renamed ended with status 0\n",
+        ],
+        &output,
+    );
 
     // As QEMU is started for Windows.
     let busless = said_by("busless", &output);
-    for wanted in [
-        "hyperv0 at pvbus0: not attached: the host has no VMBus behind this interface\n",
-        "mainbus0\n  pvbus0\n    pvclock0\n/dev/pvbus0: KVM, ",
-        "machine busless ended with status 0\n",
-    ] {
-        assert!(busless.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
-    }
+    assert_has(
+        busless,
+        &[
+            "hyperv0 at pvbus0: not attached: the host has no VMBus behind this interface\n",
+            "mainbus0\n  pvbus0\n    pvclock0\n/dev/pvbus0: KVM, ",
+            "machine busless ended with status 0\n",
+        ],
+        &output,
+    );
 
     // Nobody had to measure: the frequency is the one that the kernel of the rig has for its KVM.
     let rigs = output.lines().find(|line| line.contains("tsc: ")).map(|line| number_before(line, " MHz"));
@@ -157,6 +163,14 @@ fn embedded_guest_uses_hyperv_of_kvm_and_qemu() {
         let line = said.lines().find(|line| line.starts_with("cpu0 at mainbus0: ")).unwrap_or_else(|| panic!("{output}"));
         let hz = number_before(line, " MHz");
         assert!(rigs.is_some_and(|rigs| (rigs - hz).abs() < rigs / 1000.0), "{rigs:?} MHz in the rig, {hz} in its guest:\n{output}");
+    }
+}
+
+/// All of these are in what somebody said, which is a part of the rig's output.
+#[track_caller]
+fn assert_has(said: &str, all: &[&str], output: &str) {
+    for wanted in all {
+        assert!(said.contains(wanted), "`{wanted}` is not in what the rig said:\n{output}");
     }
 }
 
