@@ -183,7 +183,7 @@ tell() {{ echo \"RESULT $1,$2,$(traffic $3)\"; }}
 "
     );
     for bus in buses {
-        script.push_str(&format!("until [ -b {} ]; do usleep 50000; done\n", bus.disk));
+        script.push_str(&format!("await {}\n", bus.disk));
     }
     let mut round = String::new();
     for (name, arguments) in DISK {

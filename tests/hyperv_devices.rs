@@ -67,9 +67,9 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
     File::create(guest.path("second.raw")).unwrap().set_len(4 << 20).unwrap();
     // The first brings the controller, the second is a unit of it.
     assert_eq!(guest.vmctl(&["disk", "add", "first.raw,bus=hyperv"]), "disk0");
-    guest.shell("until [ -b /dev/sda ]; do usleep 50000; done");
+    guest.shell("await /dev/sda");
     assert_eq!(guest.vmctl(&["disk", "add", "second.raw,bus=hyperv"]), "disk1");
-    guest.shell("until [ -b /dev/sdb ]; do usleep 50000; done");
+    guest.shell("await /dev/sdb");
     guest.until("both are in use", |guest| guest.vmctl(&["disk", "ls"]).matches("in use").count() == 2);
     assert!(guest.shell("sha256sum /dev/sda").starts_with(&sum(&guest.path("first.raw"))));
     guest.shell("dd if=/dev/sda of=/dev/sdb bs=64k conv=fsync");
@@ -79,12 +79,12 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
     guest.shell("until [ ! -b /dev/sdb ]; do usleep 50000; done");
     assert_eq!(guest.try_vmctl(&["disk", "rm", "disk1"]).status, Some(2));
     assert_eq!(guest.vmctl(&["disk", "add", "second.raw,bus=hyperv,ro"]), "disk2");
-    assert_eq!(guest.shell("until [ -b /dev/sdb ]; do usleep 50000; done; cat /sys/block/sdb/ro"), "1");
+    assert_eq!(guest.shell("await /dev/sdb; cat /sys/block/sdb/ro"), "1");
 
     // What was added stays over a reboot.
     guest.machine.type_line("reboot -f");
     guest.machine.wait_for("READY", PATIENCE);
-    assert!(guest.shell("until [ -b /dev/sdb ]; do usleep 50000; done; sha256sum /dev/sda").starts_with(&sum(&guest.path("first.raw"))));
+    assert!(guest.shell("await /dev/sdb; sha256sum /dev/sda").starts_with(&sum(&guest.path("first.raw"))));
     guest.machine.type_line("poweroff -f");
     guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
 }
@@ -95,7 +95,7 @@ fn blocks_that_the_guest_gives_back_are_holes_in_the_image() {
     let image = work.path().join("disk.raw");
     write_pattern(&image, 16 << 20);
     let mut guest = Guest::start(&HYPERV, &["--disk", &format!("{},bus=hyperv", image.display())]);
-    let limits = guest.shell("until [ -b /dev/sda ]; do usleep 50000; done; cat /sys/block/sda/queue/discard_max_bytes");
+    let limits = guest.shell("await /dev/sda; cat /sys/block/sda/queue/discard_max_bytes");
     assert_eq!(limits, (1u64 << 30).to_string());
     guest.shell("blkdiscard -o 4194304 -l 8388608 /dev/sda");
     let used = run_host("du", &["-k", image.to_str().unwrap()]).output;
@@ -111,7 +111,7 @@ fn dvd_is_a_drive_with_something_in_it() {
     let image = work.path().join("dvd.iso");
     write_pattern(&image, 1 << 20);
     let mut guest = Guest::start(&HYPERV, &["--disk", &format!("{},bus=hyperv,dvd", image.display())]);
-    assert!(guest.shell("until [ -b /dev/sr0 ]; do usleep 50000; done; sha256sum /dev/sr0").starts_with(&sum(&image)));
+    assert!(guest.shell("await /dev/sr0; sha256sum /dev/sr0").starts_with(&sum(&image)));
     assert_ne!(guest.shell("dd if=/dev/zero of=/dev/sr0 count=1 2>/dev/null && echo written; cat /sys/block/sr0/ro"), "written");
     guest.machine.type_line("poweroff -f");
     guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
@@ -121,18 +121,14 @@ fn dvd_is_a_drive_with_something_in_it() {
 fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
     let mut guest = Guest::start(&HYPERV, &[]);
     assert_eq!(guest.vmctl(&["nic", "add", "user,bus=hyperv,mac=52:54:00:00:00:07"]), "nic0");
-    assert_eq!(
-        guest.shell("until [ -e /sys/class/net/eth0 ]; do usleep 50000; done; cat /sys/class/net/eth0/address"),
-        "52:54:00:00:00:07"
-    );
-    let lease = guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
-    assert!(lease.contains("lease of"), "{lease}");
+    assert_eq!(guest.shell("await eth0; cat /sys/class/net/eth0/address"), "52:54:00:00:00:07");
+    guest.gets_address("");
     // A longer MTU is a new beginning, with larger parts of the receive buffer.
-    let lease = guest.shell("ifconfig eth0 mtu 9000 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1; cat /sys/class/net/eth0/mtu");
-    assert!(lease.contains("lease of") && lease.ends_with("9000"), "{lease}");
+    guest.gets_address("mtu 9000");
+    assert_eq!(guest.shell("cat /sys/class/net/eth0/mtu"), "9000");
     // The driver asks for another address by a parameter of the card.
-    let lease = guest.shell("ifconfig eth0 down; ifconfig eth0 hw ether 02:00:00:00:00:08 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
-    assert!(lease.contains("lease of"), "{lease}");
+    guest.shell("ifconfig eth0 down");
+    guest.gets_address("hw ether 02:00:00:00:00:08");
     assert_eq!(guest.shell("cat /sys/class/net/eth0/address"), "02:00:00:00:00:08");
     guest.vmctl(&["nic", "rm", "nic0"]);
     guest.shell("until [ ! -e /sys/class/net/eth0 ]; do usleep 50000; done");
@@ -146,7 +142,7 @@ const LEASE: &str = r#"printf '#!/bin/busybox sh\n[ $1 = bound ] || exit 0\nifco
 fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
     let kind = Kind { initrd: "initrd-hyperv-daemons.gz", ..HYPERV };
     let mut guest = Guest::start(&kind, &["--nic", "user,bus=hyperv"]);
-    let features = guest.shell("ethtool -k eth0");
+    let features = guest.shell("await eth0; ethtool -k eth0");
     for feature in [
         "rx-checksumming: on",
         "tx-checksum-ipv4: on",
@@ -162,12 +158,11 @@ fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
         assert!(features.contains(feature), "{feature}: {features}");
     }
     // As many as processors, at most and in use.
-    let channels = guest.shell("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '");
-    assert_eq!(channels, "2 2");
+    guest.shell_until("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '", "2 2");
 
     let port = serve_traffic("127.0.0.1");
     guest.shell(LEASE);
-    guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/lease");
+    guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -t 20 -s /bin/lease");
     // Segments with a checksum that is not right would be lost, and nothing come to an end.
     for settings in ["tx on rx on", "tso off", "tx off rx off"] {
         guest.shell(&format!("ethtool -K eth0 {settings}"));
@@ -205,7 +200,7 @@ fn segments_are_cut_and_put_together_by_the_host_s_network() {
     };
     let kind = Kind { initrd: "initrd-hyperv-daemons.gz", ..HYPERV };
     let mut guest = Guest::start(&kind, &["--nic", &format!("tap:{},bus=hyperv", tap.0)]);
-    guest.shell("ifconfig eth0 198.51.100.6 netmask 255.255.255.252 up");
+    guest.shell("await eth0; ifconfig eth0 198.51.100.6 netmask 255.255.255.252 up");
     let port = serve_traffic("198.51.100.5");
     let count = |what: &str| -> u64 {
         std::fs::read_to_string(format!("/sys/class/net/{}/statistics/{what}", tap.0)).unwrap().trim().parse().unwrap()

@@ -71,7 +71,7 @@ fn linux_without_callback_vectors_runs_from_xvda_by_the_platform_devices_line() 
 const READER: &str = "busybox mount -t proc proc /proc
 busybox mount -t devtmpfs dev /dev
 busybox insmod /lib/modules/xen-blkfront.ko
-until [ -b /dev/xvda ]; do busybox usleep 50000; done
+/bin/await /dev/xvda
 busybox sha256sum /dev/xvda
 busybox grep -E 'xen-platform-pci|xenbus|blkif' /proc/interrupts
 busybox poweroff -f";
@@ -149,7 +149,7 @@ busybox --install -s /bin
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk xen-blkfront; do insmod /lib/modules/$m.ko; done
-until [ -b /dev/xvda1 ]; do usleep 50000; done
+await /dev/xvda1
 mkdir -p /mnt
 mount -t ext2 /dev/xvda1 /mnt
 cat /mnt/greeting

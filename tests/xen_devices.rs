@@ -33,7 +33,7 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
     // A name that says nothing of directories is the caller's, not the machine's.
     assert_eq!(guest.vmctl(&["disk", "add", "first.raw,bus=xen"]), "disk0");
     assert_eq!(guest.vmctl(&["disk", "add", "second.raw,bus=xen"]), "disk1");
-    guest.shell("until [ -b /dev/xvda -a -b /dev/xvdb ]; do usleep 50000; done");
+    guest.shell("await /dev/xvda /dev/xvdb");
     guest.until("both are in use", |guest| guest.vmctl(&["disk", "ls"]).matches("in use").count() == 2);
     assert!(guest.shell("sha256sum /dev/xvda").starts_with(&sum(&guest.path("first.raw"))));
     guest.shell("dd if=/dev/xvda of=/dev/xvdb bs=64k conv=fsync");
@@ -51,7 +51,7 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
 
     // It may come again, as a new device in the free place, and one that is used can be taken.
     assert_eq!(guest.vmctl(&["disk", "add", "second.raw,bus=xen,ro"]), "disk2");
-    guest.shell("until [ -b /dev/xvdb ]; do usleep 50000; done; exec 3</dev/xvdb");
+    guest.shell("await /dev/xvdb; exec 3</dev/xvdb");
     guest.until("it is in use", |guest| guest.vmctl(&["disk", "ls"]).matches("in use").count() == 2);
     guest.vmctl(&["disk", "rm", "--force", "disk2"]);
     guest.shell("until [ ! -b /dev/xvdb ]; do usleep 50000; done");
@@ -59,7 +59,7 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
     // What was added stays over a reboot.
     guest.vmctl(&["stop", "--reboot", "--via", "xen"]);
     guest.machine.wait_for("READY", PATIENCE);
-    assert!(guest.shell("until [ -b /dev/xvda ]; do usleep 50000; done; sha256sum /dev/xvda").starts_with(&sum(&guest.path("first.raw"))));
+    assert!(guest.shell("await /dev/xvda; sha256sum /dev/xvda").starts_with(&sum(&guest.path("first.raw"))));
     guest.vmctl(&["stop", "--via", "xen"]);
     guest.machine.end(PATIENCE).expect(&["reboot: Power down"]);
 }
@@ -68,12 +68,8 @@ fn disk_comes_is_read_and_written_and_goes_while_the_machine_runs() {
 fn network_card_comes_gets_an_address_and_goes_while_the_machine_runs() {
     let mut guest = Guest::start(&XEN, &[]);
     assert_eq!(guest.vmctl(&["nic", "add", "user,bus=xen,mac=52:54:00:00:00:07"]), "nic0");
-    assert_eq!(
-        guest.shell("until [ -e /sys/class/net/eth0 ]; do usleep 50000; done; cat /sys/class/net/eth0/address"),
-        "52:54:00:00:00:07"
-    );
-    let lease = guest.shell("ifconfig eth0 up; udhcpc -i eth0 -n -q -s /bin/true 2>&1");
-    assert!(lease.contains("lease of"), "{lease}");
+    assert_eq!(guest.shell("await eth0; cat /sys/class/net/eth0/address"), "52:54:00:00:00:07");
+    guest.gets_address("");
     guest.vmctl(&["nic", "rm", "nic0"]);
     assert_eq!(guest.shell("until [ ! -e /sys/class/net/eth0 ]; do usleep 50000; done; ls /sys/bus/xen/devices"), "");
     assert_eq!(guest.vmctl(&["nic", "ls"]), "");
@@ -85,7 +81,7 @@ const BLOCKS: u64 = 1 << 18;
 /// A machine whose guest writes and flushes until it has said that block `enough` is flushed.
 fn writing(image: &Path, enough: u64) -> Guest {
     let mut guest = Guest::start(&XEN, &["--disk", &format!("{},bus=xen", image.display())]);
-    guest.machine.type_line(&format!("until [ -b /dev/xvda ]; do usleep 50000; done; traffic flush /dev/xvda {BLOCKS}"));
+    guest.machine.type_line(&format!("await /dev/xvda; traffic flush /dev/xvda {BLOCKS}"));
     guest.machine.wait_for(&format!("FLUSHED {enough}."), PATIENCE);
     guest
 }
@@ -140,8 +136,7 @@ fn disk_has_what_was_written_after_heavy_writing() {
     let blocks = HEAVY / BLOCK as u64;
     File::create(&image).unwrap().set_len(HEAVY).unwrap();
     let mut guest = Guest::start(&XEN, &["--disk", &format!("{},bus=xen", image.display())]);
-    let written =
-        guest.shell(&format!("until [ -b /dev/xvda ]; do usleep 50000; done; traffic fill /dev/xvda {blocks} 4; sha256sum /dev/xvda"));
+    let written = guest.shell(&format!("await /dev/xvda; traffic fill /dev/xvda {blocks} 4; sha256sum /dev/xvda"));
     assert!(written.contains("FILLED"), "{written}");
     guest.vmctl(&["stop", "--force"]);
     guest.machine.end(PATIENCE);
@@ -164,8 +159,7 @@ fn linux_keeps_its_grants_and_reads_and_writes_right_with_and_without() {
         std::fs::write(&target, vec![0; 16 << 20]).unwrap();
         let kind = Kind { modules: "", ..XEN };
         let mut guest = Guest::start(&kind, &["--disk", &disks[0], "--disk", &disks[1]]);
-        guest
-            .shell(&format!("insmod /lib/modules/xen-blkfront.ko {option}; until [ -b /dev/xvda -a -b /dev/xvdb ]; do usleep 50000; done"));
+        guest.shell(&format!("insmod /lib/modules/xen-blkfront.ko {option}; await /dev/xvda /dev/xvdb"));
         let said = guest.shell("dmesg | grep 'blkfront: xvd'");
         assert_eq!(said.matches(&says).count(), 2, "{said}");
         // Past the page cache, in the largest requests, and twice, so that grants are used again.
@@ -183,7 +177,7 @@ fn guest_goes_on_after_a_suspend_that_is_refused() {
     let image = work.path().join("disk.raw");
     write_pattern(&image, 1 << 20);
     let mut guest = Guest::start(&XEN, &["--disk", &format!("{},bus=xen", image.display())]);
-    guest.shell("until [ -b /dev/xvda ]; do usleep 50000; done");
+    guest.shell("await /dev/xvda");
     guest.vmctl(&["kv", "set", "control/shutdown", "suspend"]);
     guest.until("the request is taken back", |guest| guest.vmctl(&["kv", "get", "/local/domain/1/control/shutdown"]).is_empty());
     let why = guest.vmctl(&["kv", "get", "/local/domain/1/error/control/shutdown/error"]);

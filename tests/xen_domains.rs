@@ -26,6 +26,7 @@ const PREPARE: &str = r#"
 kernel() { XENSTORED_PATH=/dev/xen/xenbus "$@"; }
 key() { until xenstore-read $1 2>/dev/null; do usleep 200000; done; }
 becomes() { until [ "$(xenstore-read $1 2>/dev/null)" = "$2" ]; do usleep 200000; done; }
+watch() { rm -f /events; timeout 100 "$@" > /events & until [ -s /events ]; do usleep 100000; done; }
 gone() { while xenstore-exists $1; do usleep 200000; done; }
 upgrade() { kill -USR2 $(cat /run/xenstored.pid); until [ $(grep -c 'took over' /log) = $1 ]; do usleep 100000; done; }
 xenstore-rm /local/domain/0/domid
@@ -63,13 +64,13 @@ END
 const COMMANDS: &[(&str, &str, i32)] = &[
     // The kernel's own ring.
     ("kernel xenstore-write data/x 'a b'; xenstore-read /local/domain/0/data/x; kernel xenstore-list data", "a b\nx", 0),
-    ("(sleep 1; xenstore-write /w/x 1) & kernel timeout 60 xenstore-watch -n 2 /w", "/w\n/w/x", 0),
+    ("watch env XENSTORED_PATH=/dev/xen/xenbus xenstore-watch -n 2 /w; xenstore-write /w/x 1; wait $!; cat /events", "/w\n/w/x", 0),
     // Our clients, by the kernel: transactions, watches, what is too long.
     ("xenstore-rig > /rig; grep -v ^PASS /rig; grep -c ^PASS /rig", "9", 0),
     ("upgrade 1; kernel xenstore-read data/x", "a b", 0),
     // A domain.
     (
-        "timeout 100 xenstore-watch -n 2 @introduceDomain > /introduced & sleep 1; xl create -e -q /domain.cfg; wait $!; cat /introduced",
+        "watch xenstore-watch -n 2 @introduceDomain; xl create -e -q /domain.cfg; wait $!; cat /events",
         "@introduceDomain\n@introduceDomain",
         0,
     ),
@@ -78,7 +79,7 @@ const COMMANDS: &[(&str, &str, i32)] = &[
     ("upgrade 2; xenstore-write /local/domain/1/data/ping two; becomes /local/domain/1/data/pong two", "", 0),
     // Nobody waits for its end but the server, which the hypervisor tells.
     (
-        "xenstore-watch -n 2 @releaseDomain > /released & sleep 1; xl destroy u; wait $!; cat /released; gone /local/domain/1",
+        "watch xenstore-watch -n 2 @releaseDomain; xl destroy u; wait $!; cat /events; gone /local/domain/1",
         "@releaseDomain\n@releaseDomain",
         0,
     ),

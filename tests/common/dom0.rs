@@ -11,8 +11,8 @@ use crate::common::{Run, guest, run};
 use crate::initrd::Initrd;
 use crate::script::script;
 
-/// Xen and dom0 are up after some 15 seconds when nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// Xen and dom0 are up after some 15 seconds when nothing else runs, and what is done with domains takes another minute or two.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// What dom0 begins with.
 pub const PLAIN: &[&str] = &["initrd-dom0.gz"];

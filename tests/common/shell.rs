@@ -59,12 +59,33 @@ impl Guest {
         self.work.path().join(name)
     }
 
-    /// Lets the guest's shell run `line`; what it prints.
+    /// Lets the guest's shell run `line`; what it prints, with plain ends of lines.
     #[track_caller]
     pub fn shell(&mut self, line: &str) -> String {
         self.machine.type_line(&format!("{line}; echo END$((1+1))"));
         let output = self.machine.wait_for("END2", PATIENCE);
-        output.trim_end_matches("END2").trim().to_owned()
+        output.trim_end_matches("END2").trim().replace('\r', "")
+    }
+
+    /// Lets the guest's shell run `line` again and again until it prints `text`.
+    #[track_caller]
+    pub fn shell_until(&mut self, line: &str, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let output = self.shell(line);
+            if output == text {
+                return;
+            }
+            assert!(Instant::now() < until, "{line}: «{output}» is not «{text}»");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Has the guest ask for an address for `eth0` once this is there, and brought up by `ifconfig eth0 settings`.
+    #[track_caller]
+    pub fn gets_address(&mut self, settings: &str) {
+        let said = self.shell(&format!("await eth0; ifconfig eth0 {settings} up; udhcpc -i eth0 -n -q -t 20 -s /bin/true 2>&1"));
+        assert!(said.contains("lease of"), "{said}");
     }
 
     /// `vmctl` on the machine; what it prints.
