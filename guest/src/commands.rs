@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
+use core::fmt::{self, Write};
 
 use abi::pci::{CAP_MSIX, CAP_VENDOR};
 use logic::calendar::DateTime;
@@ -127,35 +127,44 @@ fn list_interrupts(_: &mut Bus, _: &[String]) -> Result<(), Failure> {
 }
 
 fn clock(bus: &mut Bus, _: &[String]) -> Result<(), Failure> {
+    let mut text = String::new();
+    // A string takes everything.
+    let _ = tell_clocks(bus, &mut text);
+    print!("{text}");
+    Ok(())
+}
+
+/// Writes what all clocks say. The terminal takes its time, so it gets this when all have been read.
+fn tell_clocks(bus: &mut Bus, text: &mut String) -> fmt::Result {
     let now = time::now();
-    println!("uptime    {}.{:09} s by the time-stamp counter", now / SECOND, now % SECOND);
+    writeln!(text, "uptime    {}.{:09} s by the time-stamp counter", now / SECOND, now % SECOND)?;
     if let Some(clock) = bus.tree.clock() {
         match clock.now() {
-            Ok(now) => print!("pvclock0  {}.{:09} s by {}", now / SECOND, now % SECOND, clock.kind()),
-            Err(error) => print!("pvclock0  {error}"),
+            Ok(now) => write!(text, "pvclock0  {}.{:09} s by {}", now / SECOND, now % SECOND, clock.kind())?,
+            Err(error) => write!(text, "pvclock0  {error}")?,
         }
         match clock.time_of_day() {
-            Ok(time) => println!(", {}.{:09} UTC", DateTime::from_unix(time.seconds), time.nanoseconds),
-            Err(error) => println!(", no time of day: {error}"),
+            Ok(time) => writeln!(text, ", {}.{:09} UTC", DateTime::from_unix(time.seconds), time.nanoseconds)?,
+            Err(error) => writeln!(text, ", no time of day: {error}")?,
         }
     }
     if let Some(clock) = bus.tree.reference_clock() {
         // The register first: the page has the same scale, and so is never behind what the register has just said.
         match clock.by_counter() {
-            Ok(now) => print!("hyperv0   {}.{:09} s by the reference counter", now / SECOND, now % SECOND),
-            Err(error) => print!("hyperv0   {error}"),
+            Ok(now) => write!(text, "hyperv0   {}.{:09} s by the reference counter", now / SECOND, now % SECOND)?,
+            Err(error) => write!(text, "hyperv0   {error}")?,
         }
         match clock.by_page() {
-            Some(now) => println!(", {}.{:09} s by the TSC page", now / SECOND, now % SECOND),
-            None => println!(", no TSC page"),
+            Some(now) => writeln!(text, ", {}.{:09} s by the TSC page", now / SECOND, now % SECOND)?,
+            None => writeln!(text, ", no TSC page")?,
         }
     }
     for (told, seconds, nanoseconds) in bus.host_times() {
         let age = time::now().saturating_sub(told.read_at) / SECOND;
-        println!("{:9} {}.{nanoseconds:09} UTC, told {age} s ago", told.source.name(), DateTime::from_unix(seconds));
+        writeln!(text, "{:9} {}.{nanoseconds:09} UTC, told {age} s ago", told.source.name(), DateTime::from_unix(seconds))?;
     }
     if let Some(seconds) = bus.rtc_time() {
-        println!("rtc       {} UTC", DateTime::from_unix(seconds));
+        writeln!(text, "rtc       {} UTC", DateTime::from_unix(seconds))?;
     }
     Ok(())
 }

@@ -204,7 +204,7 @@ mod tests {
             let start = Instant::now();
             attention.set(KICK);
             waiting.join().unwrap();
-            assert!(start.elapsed() < Duration::from_millis(500));
+            assert!(start.elapsed() < Duration::from_secs(5));
         }
     }
 }
