@@ -26,7 +26,7 @@ const PREPARE: &str = r#"
 kernel() { XENSTORED_PATH=/dev/xen/xenbus "$@"; }
 key() { until xenstore-read $1 2>/dev/null; do usleep 200000; done; }
 becomes() { until [ "$(xenstore-read $1 2>/dev/null)" = "$2" ]; do usleep 200000; done; }
-watch() { rm -f /events; timeout 100 "$@" > /events & until [ -s /events ]; do usleep 100000; done; }
+watch() { rm -f /events; timeout 300 "$@" > /events & until [ -s /events ]; do usleep 100000; done; }
 gone() { while xenstore-exists $1; do usleep 200000; done; }
 upgrade() { kill -USR2 $(cat /run/xenstored.pid); until [ $(grep -c 'took over' /log) = $1 ]; do usleep 100000; done; }
 xenstore-rm /local/domain/0/domid
