@@ -158,7 +158,7 @@ fn offloads_and_channels_are_there_and_traffic_flows_with_and_without() {
         assert!(features.contains(feature), "{feature}: {features}");
     }
     // As many as processors, at most and in use.
-    guest.shell_until("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '", "2 2");
+    guest.shell_until("ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' ' '", |said| said == "2 2");
 
     let port = serve_traffic("127.0.0.1");
     guest.shell(LEASE);

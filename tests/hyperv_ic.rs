@@ -37,21 +37,15 @@ const DEVICES: [(&str, &str); 7] = [
     ("f8615163-df3e-46c5-913f-f2d2f965ed0e", "hv_netvsc"),
 ];
 
-/// Prints the keys and values of the daemon's pool with this number, in one line.
-fn pool(guest: &mut Guest, number: u32) -> String {
-    guest.shell(&format!("cat /var/lib/hyperv/.kvp_pool_{number} 2>/dev/null | tr -s '\\0' ' '"))
+/// What prints the keys and values of the daemon's pool with this number, in one line.
+fn pool(number: u32) -> String {
+    format!("cat /var/lib/hyperv/.kvp_pool_{number} 2>/dev/null | tr -s '\\0' ' '")
 }
 
 /// Waits until the daemon's pool holds `text`.
 #[track_caller]
 fn wait_for_pool(guest: &mut Guest, number: u32, text: &str) {
-    for _ in 0..60 {
-        if pool(guest, number).contains(text) {
-            return;
-        }
-        guest.shell("sleep 1");
-    }
-    panic!("pool {number} has no «{text}»: {}", pool(guest, number));
+    guest.shell_until(&pool(number), |pool| pool.contains(text));
 }
 
 fn has_key(guest: &Guest, path: &str, value: &str) -> bool {
@@ -77,7 +71,7 @@ fn image(directory: &Path, content: &Path) -> PathBuf {
 fn wait_for_devices(guest: &mut Guest, devices: &[(&str, &str)]) {
     let list = "for d in /sys/bus/vmbus/devices/*; do echo $(cat $d/class_id) $(basename \"$(readlink $d/driver)\"); done | sort";
     let wanted: Vec<String> = devices.iter().map(|(class, driver)| format!("{{{class}}} {driver}").trim_end().to_owned()).collect();
-    guest.shell_until(list, &wanted.join("\n"));
+    guest.shell_until(list, |said| said == wanted.join("\n"));
 }
 
 #[test]
@@ -90,7 +84,7 @@ fn every_device_has_its_driver_and_the_heart_beats() {
     // A controller and a card have a channel for each processor.
     for driver in ["hv_storvsc", "hv_netvsc"] {
         let count = format!("ls -d /sys/bus/vmbus/drivers/{driver}/*/channels/* | wc -l");
-        guest.shell_until(&count, "2");
+        guest.shell_until(&count, |said| said == "2");
     }
     for processor in [1, 2] {
         assert!(
@@ -113,14 +107,14 @@ fn daemon_has_the_host_s_keys_and_the_store_has_the_guest_s() {
     wait_for_pool(&mut guest, 0, "a.b deep hostname web1");
     wait_for_pool(&mut guest, 3, "VirtualMachineName machine");
     let host = run_host("uname", &["-n"]).output;
-    assert!(pool(&mut guest, 3).contains(&format!("HostName {}", host.trim())), "{host}");
+    assert!(guest.shell(&pool(3)).contains(&format!("HostName {}", host.trim())), "{host}");
     guest.until("the daemon tells what it runs on", |guest| has_key(guest, "data/hyperv/Auto/OSName", "Linux"));
     guest.until("the host sees the guest's key", |guest| has_key(guest, "data/hyperv/Guest/said/by-guest", "hello host"));
 
     guest.vmctl(&["kv", "set", "hostname", "web2"]);
     guest.vmctl(&["kv", "rm", "a.b"]);
     wait_for_pool(&mut guest, 0, "hostname web2");
-    assert!(!pool(&mut guest, 0).contains("deep"));
+    assert!(!guest.shell(&pool(0)).contains("deep"));
     guest.shell(": > /var/lib/hyperv/.kvp_pool_1");
     guest.until("the guest's key is gone", |guest| guest.try_vmctl(&["kv", "get", "data/hyperv/Guest/said/by-guest"]).status == Some(2));
 }
@@ -176,7 +170,7 @@ fn hostctl_reads_and_writes_the_pools_and_tells_what_is_missing_before_the_daemo
     assert_eq!(hostctl(&mut guest, "rm Guest/late"), done(""));
     guest.until("the late key is gone", |guest| guest.try_vmctl(&["kv", "get", "data/hyperv/Guest/late"]).status == Some(2));
     guest.vmctl(&["kv", "set", "hostname", "web2"]);
-    assert_eq!(guest.shell("until [ \"$(hostctl External/hostname)\" = web2 ]; do usleep 50000; done; hostctl External/hostname"), "web2");
+    guest.shell_until("hostctl External/hostname", |said| said == "web2");
 }
 
 #[test]

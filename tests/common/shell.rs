@@ -67,16 +67,16 @@ impl Guest {
         output.trim_end_matches("END2").trim().replace('\r', "")
     }
 
-    /// Lets the guest's shell run `line` again and again until it prints `text`.
+    /// Lets the guest's shell run `line` again and again until it prints what is wanted.
     #[track_caller]
-    pub fn shell_until(&mut self, line: &str, text: &str) {
+    pub fn shell_until(&mut self, line: &str, is_wanted: impl Fn(&str) -> bool) {
         let until = Instant::now() + PATIENCE;
         loop {
             let output = self.shell(line);
-            if output == text {
+            if is_wanted(&output) {
                 return;
             }
-            assert!(Instant::now() < until, "{line}: «{output}» is not «{text}»");
+            assert!(Instant::now() < until, "{line} still prints:\n{output}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
